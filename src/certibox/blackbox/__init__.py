@@ -1,0 +1,110 @@
+"""Black boxes: what can be asked, and one adapter a kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from torch import nn
+
+from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, check_outputs, differentiable
+from certibox.blackbox.function import FunctionBox
+from certibox.blackbox.onnx import OnnxBox
+from certibox.blackbox.sklearn import SklearnBox
+from certibox.blackbox.torch_module import TorchBox
+from certibox.errors import InvalidInput
+
+__all__ = [
+    "OUTPUTS",
+    "BlackBox",
+    "BoxSpec",
+    "FunctionBox",
+    "OnnxBox",
+    "SklearnBox",
+    "TorchBox",
+    "as_blackbox",
+    "check_outputs",
+    "differentiable",
+]
+
+_ESTIMATOR_METHODS = ("predict_proba", "decision_function", "predict")
+
+
+def as_blackbox(
+    model: Any,
+    outputs: str | None = None,
+    *,
+    num_classes: int | None = None,
+    input_range: tuple[float, float] = (0.0, 1.0),
+    clip: bool = False,
+    levels: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    batch_size: int | None = None,
+    max_batch: int | None = None,
+    name: str | None = None,
+    output_name: str | None = None,
+) -> BlackBox:
+    """A model as a black box that takes float pixels in [0, 1] (n, c, h, w). Nothing is asked of the model here.
+
+    model: a torch module, a function on numpy float32 (n, c, h, w), a fitted scikit-learn estimator, the path of an
+    ONNX file, or a black box, which comes back as it is. outputs: "logits", "probabilities", "labels" or "values".
+    output_name: which output of an ONNX file. The others declare the model; see `BoxSpec`, whose defaults an adapter
+    improves where it knows better (the name, the batch size, the classes of an estimator, the shapes of a file).
+
+    Raises InvalidInput for another kind of model or a declaration that cannot hold, UnreadableFile for a broken file.
+    """
+    given = {
+        "num_classes": num_classes,
+        "input_range": None if input_range == (0, 1) else input_range,
+        "clip": clip or None,
+        "levels": levels,
+        "mean": mean,
+        "std": std,
+        "image_shape": image_shape,
+        "batch_size": batch_size,
+        "max_batch": max_batch,
+        "name": name,
+        "output_name": output_name,
+    }
+    declared = {field: value for field, value in given.items() if value is not None}
+    if _is_blackbox(model):
+        refused = [*declared, *(["outputs"] if outputs not in (None, model.spec.outputs) else [])]
+        if refused:
+            raise InvalidInput(
+                f"{', '.join(refused)} given for box {model.spec.name}, which has a spec; leave that out"
+            )
+        return model
+    adapter = _adapter(model)
+    if outputs is None:
+        raise InvalidInput(f"outputs was not given; say what the model answers: {', '.join(OUTPUTS)}")
+    if output_name is not None and adapter is not OnnxBox:
+        raise InvalidInput(
+            f"output_name={output_name!r} was given for a {type(model).__name__}; only ONNX files have it"
+        )
+    return adapter(model, outputs, **declared)
+
+
+def _is_blackbox(model: object) -> TypeGuard[BlackBox]:
+    return callable(model) and isinstance(getattr(model, "spec", None), BoxSpec)
+
+
+def _adapter(model: object) -> Callable[..., BlackBox]:
+    """The adapter for a kind of model. Raises InvalidInput where there is none."""
+    if isinstance(model, type):
+        raise InvalidInput(f"model is the class {model.__name__}; give an instance of it")
+    if isinstance(model, nn.Module):
+        return TorchBox
+    if isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx":
+        return OnnxBox
+    if hasattr(model, "get_params") and any(hasattr(model, method) for method in _ESTIMATOR_METHODS):
+        return SklearnBox
+    if callable(model):
+        return FunctionBox
+    shown = " ".join(repr(model).split())[:80]
+    raise InvalidInput(
+        f"model is {shown}; give a torch module, a function on numpy float32 (n, c, h, w), a fitted scikit-learn "
+        "estimator, or the path of an .onnx file"
+    )

@@ -1,0 +1,90 @@
+"""A fitted scikit-learn estimator as a black box."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from certibox.blackbox.base import BoxSpec, to_outputs
+from certibox.errors import InvalidImages, InvalidInput
+
+_METHODS = {"logits": "decision_function", "probabilities": "predict_proba", "labels": "predict", "values": "predict"}
+
+
+class SklearnBox:
+    """A fitted estimator on flattened images (n, c * h * w), float64.
+
+    Logits come from `decision_function` (a binary score s becomes the columns 0, s), probabilities from
+    `predict_proba`, labels (as positions in `classes_`) and the values of a regressor from `predict`.
+    outputs, declared: the fields of `BoxSpec`; `num_classes` is read from the estimator. Raises InvalidInput for an
+    estimator that is not fitted, lacks the method or votes one against one.
+    """
+
+    def __init__(self, estimator: Any, outputs: str, **declared: Any) -> None:
+        name = type(estimator).__name__
+        self._classes = _classes(estimator)
+        offered = _offered(estimator, self._classes)
+        if outputs not in offered:
+            kinds = ", ".join(offered) or "none (is it fitted?)"
+            raise InvalidInput(f"outputs is {outputs!r}; this {name} offers {kinds}")
+        if self._classes is not None:
+            num_classes = len(self._classes)
+            if declared.get("num_classes") not in (None, num_classes):
+                raise InvalidInput(
+                    f"num_classes is {declared['num_classes']}; {name} was fitted to {num_classes} classes"
+                )
+            declared["num_classes"] = num_classes
+            if outputs == "logits" and num_classes > 2 and _votes_one_vs_one(estimator):
+                raise InvalidInput(f"{name} has decision_function_shape='ovo', a score a pair; make it 'ovr'")
+        declared.setdefault("name", name)
+        self.spec = BoxSpec(outputs, **declared)
+        self.estimator = estimator
+
+    def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
+        images = self.spec.prepare(x.detach())
+        features = math.prod(images.shape[1:])
+        wanted = getattr(self.estimator, "n_features_in_", features)
+        if features != wanted:
+            shape = tuple(x.shape[1:])
+            raise InvalidImages(f"images {shape} have {features} pixels; box {self.spec.name} takes {wanted}")
+        flat = images.cpu().numpy().reshape(len(images), features).astype(np.float64)
+        answer = getattr(self.estimator, _METHODS[self.spec.outputs])(flat)
+        return to_outputs(self._in_columns(answer), self.spec, x.device)
+
+    def _in_columns(self, answer: Any) -> Any:
+        """The estimator's answer in terms of columns 0 ... K - 1 of `classes_`."""
+        if self.spec.outputs == "logits" and np.ndim(answer) == 1:
+            return np.stack([np.zeros_like(answer), answer], axis=1)
+        if self.spec.outputs == "labels":
+            found = np.asarray(answer)[:, None] == self._classes  # (n, K)
+            return np.where(found.any(axis=1), found.argmax(axis=1), -1)  # -1 breaks the range of labels
+        return answer
+
+
+def _classes(estimator: Any) -> np.ndarray | None:
+    """The class of each column, None for a regressor or an estimator that is not fitted."""
+    classes = getattr(estimator, "classes_", None)
+    if isinstance(classes, list):
+        raise InvalidInput(f"{type(estimator).__name__} predicts {len(classes)} labels an image; give one of one label")
+    return None if classes is None else np.asarray(classes)
+
+
+def _offered(estimator: Any, classes: np.ndarray | None) -> list[str]:
+    """The kinds of outputs that the estimator can give: values for a regressor, the others for a classifier."""
+    kinds = ("values",) if classes is None else ("logits", "probabilities", "labels")
+    fitted = hasattr(estimator, "n_features_in_") or classes is not None
+    return [kind for kind in kinds if fitted and hasattr(estimator, _METHODS[kind])]
+
+
+def _votes_one_vs_one(estimator: Any) -> bool:
+    """Whether the decision function has a column a pair of classes, here or in the last step of a pipeline."""
+    while True:
+        if hasattr(estimator, "steps"):
+            estimator = estimator.steps[-1][1]
+        elif hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        else:
+            return getattr(estimator, "decision_function_shape", None) == "ovo"

@@ -1,0 +1,193 @@
+"""Certify a data set: one row an image, appended as it is earned; resumable to the batch; shards that merge.
+
+Beside `certificates.jsonl` lies `certificates.jsonl.votes`, the votes of the image under way, written batch by batch.
+Rows and votes are flushed before the next query is sent, so a killed run pays again for the batch in flight only.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from certibox import confidence
+from certibox.config import require_same
+from certibox.data import Images
+from certibox.errors import InvalidInput, UnreadableFile
+from certibox.records import CertificateRow, append_row, read_rows, truncate_partial_line, write_text_atomic
+from certibox.smoothing import SmoothedClassifier, image_digest, require_certifiable
+from certibox.version import VERSION
+
+Progress = Callable[[int, int, str], None]  # images done, images in all, what is going on
+SETTINGS = ("n0", "n", "alpha", "sigma", "seed", "model")  # what all rows of one file share
+
+
+def certify_dataset(
+    smoothed: SmoothedClassifier,
+    images: Images,
+    *,
+    n0: int,
+    n: int,
+    alpha: float,
+    seed: int,
+    out: str | Path | None = None,
+    model: str = "base classifier",
+    shard: tuple[int, int] = (0, 1),
+    batch_size: int = 1000,
+    progress: Progress | None = None,
+) -> list[CertificateRow]:
+    """Certify every image of a shard and return all its rows, those of earlier runs included.
+
+    Image i of `images` belongs to shard i % k of (index, k). out: a JSON-lines file to append to and resume from; it
+    must hold rows of the same n0, n, alpha, sigma, seed and model, or `ConfigMismatch` is raised and nothing touched.
+    The noise of an image depends on its pixels and `seed` alone: not on shards, batches or interruptions. Errors
+    of the base classifier (`BudgetExceeded` among them) pass through; rows and votes so far are kept.
+    """
+    index, shards = shard
+    if not 0 <= index < shards:
+        raise InvalidInput(f"shard is {index} of {shards}; wanted an index from 0 to {shards - 1}")
+    require_certifiable(n, alpha)
+    if images.num_classes is not None and images.num_classes > smoothed.num_classes:
+        came = f"labels go up to {images.num_classes - 1} but the classifier has {smoothed.num_classes} classes"
+        raise InvalidInput(f"{came}; wanted labels below {smoothed.num_classes}")
+    settings = {"n0": n0, "n": n, "alpha": alpha, "sigma": smoothed.sigma, "seed": seed, "model": model}
+    path = Path(out) if out is not None else None
+    rows = _resume(path, settings, images)
+    mine = range(index, len(images), shards)
+    todo = [i for i in mine if i not in rows]
+    votes = _VoteFile(path, settings) if path else None
+    for done, i in enumerate(todo, start=len(mine) - len(todo)):
+        if progress:
+            progress(done, len(mine), f"image {i}")
+        started = time.perf_counter()
+        x = images.floats([i])[0]
+        journal = votes.of(image_digest(x)) if votes else None
+        certificate = smoothed.certify(x, n0=n0, n=n, alpha=alpha, seed=seed, batch_size=batch_size, journal=journal)
+        label = int(images.labels[i]) if images.labels is not None else None
+        facts = {key: value for key, value in certificate.as_dict().items() if key != "label"}
+        row = CertificateRow(
+            idx=i,
+            label=label,
+            predict=certificate.label,
+            correct=None if label is None else certificate.label == label,
+            seconds=time.perf_counter() - started,
+            model=model,
+            version=VERSION,
+            **facts,  # pyright: ignore[reportArgumentType]
+        )
+        rows[i] = row
+        if path:
+            with path.open("a", encoding="utf-8") as file:
+                append_row(file, row)
+    if votes:
+        votes.discard()
+    if progress:
+        progress(len(mine), len(mine), "done")
+    return [rows[i] for i in sorted(rows)]
+
+
+def at_alpha(rows: Iterable[CertificateRow], alpha: float) -> list[CertificateRow]:
+    """The rows that the same votes give at another alpha (fixed n only); no query is spent."""
+    replayed = []
+    for row in rows:
+        require_certifiable(row.n, alpha)
+        p_lower = confidence.lower_confidence_bound(row.counts[row.selected], row.n, alpha)
+        radius = confidence.radius(p_lower, row.sigma)
+        predict = row.selected if radius > 0 else None
+        correct = None if row.label is None else predict == row.label
+        replayed.append(replace(row, alpha=alpha, p_lower=p_lower, radius=radius, predict=predict, correct=correct))
+    return replayed
+
+
+def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
+    """Merge the files of shards into one, in order of images.
+
+    Errors: `ConfigMismatch` if their settings differ; `InvalidInput` if two files disagree about an image. A row that
+    is in two files alike is kept once.
+    """
+    if not parts:
+        raise InvalidInput("there is nothing to merge; wanted the certificate files of some shards")
+    merged: dict[int, CertificateRow] = {}
+    first: dict[str, object] | None = None
+    for part in parts:
+        for row in read_rows(part):
+            settings = {key: getattr(row, key) for key in SETTINGS}
+            first = first or settings
+            require_same(settings, first, str(part))
+            known = merged.setdefault(row.idx, row)
+            if replace(known, seconds=0.0) != replace(row, seconds=0.0):
+                raise InvalidInput(
+                    f"{part} disagrees with an earlier file on image {row.idx}; wanted shards of one run"
+                )
+    rows = [merged[i] for i in sorted(merged)]
+    text = io.StringIO()
+    for row in rows:
+        append_row(text, row)
+    write_text_atomic(out, text.getvalue())
+    return rows
+
+
+def _resume(path: Path | None, settings: dict[str, object], images: Images) -> dict[int, CertificateRow]:
+    """Rows of earlier runs by image, after checking that they are of this configuration and these images."""
+    if path is None:
+        return {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return {}
+    rows = {row.idx: row for row in read_rows(path)}
+    for row in rows.values():
+        require_same({key: getattr(row, key) for key in SETTINGS}, settings, str(path))
+        if row.idx >= len(images) or row.image != image_digest(images.floats([row.idx])[0]):
+            raise InvalidInput(
+                f"{path} holds a certificate of another image {row.idx}; wanted the same images or a new file"
+            )
+    truncate_partial_line(path)
+    return rows
+
+
+class _VoteFile:
+    """Votes of the image under way: one JSON line a batch, kept only until the next image begins."""
+
+    def __init__(self, path: Path, settings: dict[str, object]) -> None:
+        self.path, self._settings = path.with_name(path.name + ".votes"), settings
+        self._image = ""
+        self._streams: dict[str, tuple[int, np.ndarray]] = {}
+        if self.path.exists():
+            truncate_partial_line(self.path)  # the line that a kill cut short
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                self._take(line)
+
+    def of(self, image: str) -> _VoteFile:
+        """The journal of one image: what an interrupted run left of it, else empty."""
+        if image != self._image:
+            self._image, self._streams = image, {}
+            self.discard()
+        return self
+
+    def recall(self, stream: str) -> tuple[int, np.ndarray | None]:
+        return self._streams.get(stream, (0, None))
+
+    def note(self, stream: str, done: int, votes: np.ndarray) -> None:
+        entry = {"image": self._image, "settings": self._settings, "stream": stream}
+        line = json.dumps({**entry, "done": done, "votes": votes.tolist()})
+        with self.path.open("a", encoding="utf-8") as file:  # closed, so flushed, before the next query
+            file.write(line + "\n")
+
+    def discard(self) -> None:
+        """Forget the file: its votes are in a row, or of no use here."""
+        self.path.unlink(missing_ok=True)
+
+    def _take(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+            settings, image, stream = entry["settings"], entry["image"], entry["stream"]
+            done, votes = entry["done"], np.array(entry["votes"], dtype=np.int64)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnreadableFile(f"{self.path}: {line[:60]!r} is no line of votes; delete the file") from error
+        if settings == self._settings:
+            self._image, self._streams[stream] = image, (done, votes)

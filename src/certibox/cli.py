@@ -1,0 +1,363 @@
+"""The command line: argv → options → one call. Exit status: 0 done, 2 bad input, 3 budget spent (work kept)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from certibox import certification, demo, query_cost, report
+from certibox.config import one_cycle
+from certibox.data import Images
+from certibox.errors import CertiboxError, InvalidInput
+from certibox.networks import Autoencoder
+from certibox.options import (
+    BoxOptions,
+    DataOptions,
+    EstimatorOptions,
+    ScheduleOptions,
+    option,
+    untrained_autoencoder,
+)
+from certibox.pipeline import Defense, load_defense
+from certibox.progress import bar
+from certibox.query import QueryClient
+from certibox.records import read_rows, write_tsv
+from certibox.smoothing import SmoothedClassifier
+from certibox.training import METHODS, pretrain_autoencoder, train
+from certibox.version import VERSION
+
+OUT = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
+    """Train a defense in front of a black box. Interrupted runs resume from --out and pay for nothing twice."""
+
+    out: str = option("directory of the run: checkpoints, rows, ledger and the saved defense")
+    method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option("defense of the paper; DS spends no query", "ZO-AE-DS")
+    sigma: float = option("standard deviation of the noise, in pixels on [0, 1]")
+    gamma: float | None = option("weight of the stability term", None)
+    denoise_weight: float = option("weight of the denoising term; 0 trains stability alone", 1.0)
+    reconstruction_weight: float = option("weight of the free term that keeps decoded images near the clean ones", 0.0)
+    scheme: Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"] = option("what trains", "denoiser+encoder")
+    denoiser: Literal["dncnn", "dncnn-wide", "unet"] = option("denoising network", "dncnn")
+    autoencoder: str = option("fitting (with --d-z), or ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-1152", "fitting")
+    d_z: int | None = option("dimension of a fitting autoencoder's embedding", None)
+    autoencoder_epochs: int = option("epochs of its query-free pre-training on clean images", 50)
+    targets: Literal["hard", "soft"] = option("compare with the box's label, or with its probabilities", "hard")
+    augmentation: Literal["none", "flip", "flips", "crop-flip"] = option("augmentation of training images", "none")
+    validation: float = option("share of the images held out to select the best epoch", 0.1)
+    validation_votes: int = option("noisy votes on each of them", 4)
+    skip_dead: bool = option("spend no query on embedding coordinates without an upstream gradient", True)
+    fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
+    seed: int = option("seed of every random draw", 0)
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Noise, votes and confidence of the smoothed classifier."""
+
+    defense: str | None = option("directory of a saved defense; without it the bare box is smoothed", None)
+    sigma: float | None = option("standard deviation of the noise, in pixels on [0, 1]; by default the defense's", None)
+    alpha: float = option("probability that one certificate is false", 0.001)
+    seed: int = option("seed of the noise", 0)
+    noise_batch_size: int = option("noisy copies at a time", 1000)
+    check_box: bool = option("first ask the canaries of the defense's fingerprint, and stop if the box has changed", False)
+    ledger: str | None = option("ledger of queries; by default in the output's directory", None)
+
+
+@dataclass(frozen=True)
+class Certify(BoxOptions, DataOptions, Smoothing):
+    """Certify images: one row each, appended as earned. Interrupted runs resume from --out."""
+
+    split: str = option("split of the data", "test")
+    n0: int = option("votes that pick a class", 100)
+    n: int = option("votes that bound its probability", 10_000)
+    shard: str = option("this part of the images, as i/k with i from 1 to k; `merge` joins the parts", "1/1")
+    out: str = option("directory for certificates.jsonl and certificates.tsv")
+
+
+@dataclass(frozen=True)
+class Predict(BoxOptions, DataOptions, Smoothing):
+    """Predict with the smoothed classifier, the one that certificates speak of; prints one JSON line an image."""
+
+    split: str = option("split of the data", "test")
+    n: int = option("votes an image", 1000)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Merge the certificate files of shards into one."""
+
+    files: list[str] = option("certificate files of the shards")
+    out: str = option("the merged file", "certificates.jsonl")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Compare certified runs: a table, CA curves and one self-contained HTML page."""
+
+    files: list[str] = option("certificate files, each as NAME=FILE or FILE")
+    radii: list[float] = option("l2 radii of the table, as [0, 0.25, ...]", (0.0, 0.25, 0.5, 0.75))
+    alpha: float | None = option("replay the stored votes at another alpha; costs no query", None)
+    title: str = option("title of the page", "Certified accuracy")
+    out: str = option("directory for report.html, ca_curve.png and the TSV files", "report")
+
+
+def run_train(options: Train) -> None:
+    """`certibox train`."""
+    out = Path(options.out)
+    images = options.images()
+    client = options.client(out / "ledger.sqlite")
+    estimator = options.build_estimator() if METHODS[options.method].order == 0 else None
+    autoencoder = _autoencoder(options, images, out) if METHODS[options.method].bottleneck else None
+    with bar(f"training {options.method}", client) as progress:
+        defense = train(
+            client,
+            images,
+            method=options.method,
+            sigma=options.sigma,
+            schedule=options.build_schedule(),
+            seed=options.seed,
+            estimator=estimator,
+            gamma=options.gamma,
+            denoise_weight=options.denoise_weight,
+            reconstruction_weight=options.reconstruction_weight,
+            scheme=options.scheme,
+            denoiser=options.denoiser,
+            autoencoder=autoencoder,
+            targets=options.targets,
+            augmentation=options.augmentation,
+            validation=options.validation,
+            validation_votes=options.validation_votes,
+            skip_dead=options.skip_dead,
+            fingerprint=options.fingerprint,
+            out=out / "training",
+            progress=progress,
+        )
+    defense.save(out / "defense")
+    OUT.print(f"saved {out / 'defense'}; queries spent: {_spent(client)}")
+
+
+def run_certify(options: Certify) -> None:
+    """`certibox certify`."""
+    index, shards = _shard(options.shard)
+    out = Path(options.out)
+    name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
+    images = options.images()
+    client, smoothed, model = _smoothed(options, images, Path(options.ledger or out / "ledger.sqlite"))
+    with client.phase("certify"), bar("certifying", client) as progress:
+        rows = certification.certify_dataset(
+            smoothed,
+            images,
+            n0=options.n0,
+            n=options.n,
+            alpha=options.alpha,
+            seed=options.seed,
+            out=out / name,
+            model=model,
+            shard=(index, shards),
+            batch_size=options.noise_batch_size,
+            progress=progress,
+        )
+    if images.labels is not None:
+        write_tsv(rows, (out / name).with_suffix(".tsv"))
+    run = report.Run(out.name, rows, client.spent)
+    OUT.print(report.render_table([run], [0.0, smoothed.sigma / 2, smoothed.sigma, 2 * smoothed.sigma]))
+    OUT.print(f"saved {out / name}; queries spent: {_spent(client)}")
+
+
+def run_predict(options: Predict) -> None:
+    """`certibox predict`."""
+    images = options.images()
+    ledger = Path(options.ledger) if options.ledger else None
+    client, smoothed, _ = _smoothed(options, images, ledger)
+    with client.phase("predict"):
+        for i in range(len(images)):
+            x = images.floats([i])[0]
+            made = smoothed.predict(x, n=options.n, alpha=options.alpha, seed=options.seed, batch_size=options.noise_batch_size)
+            print(json.dumps({"idx": i, "predict": made.label, "p_value": made.p_value, "counts": made.counts}), flush=True)
+
+
+def run_merge(options: Merge) -> None:
+    """`certibox merge`."""
+    rows = certification.merge(options.files, options.out)
+    OUT.print(f"saved {options.out}: {len(rows)} certificates")
+
+
+def run_report(options: Report) -> None:
+    """`certibox report`."""
+    out, runs = Path(options.out), []
+    for entry in options.files:
+        name, _, file = entry.rpartition("=")
+        rows = read_rows(file)
+        rows = certification.at_alpha(rows, options.alpha) if options.alpha is not None else rows
+        runs.append(report.Run(name or Path(file).parent.name or Path(file).stem, rows, {}))
+    page = report.write_report(out, runs, list(options.radii), title=options.title, facts=_shared_facts(runs))
+    for run in runs:
+        if all(row.label is not None for row in run.rows):
+            write_tsv(run.rows, out / f"{run.name.replace('/', '_')}.tsv")
+    OUT.print(report.render_table(runs, list(options.radii)))
+    OUT.print(f"saved {page}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its options and what runs them."""
+
+    options: type
+    run: Callable[[Any], None]
+
+
+COMMANDS = {
+    "demo": Command(demo.Demo, demo.run),
+    "train": Command(Train, run_train),
+    "certify": Command(Certify, run_certify),
+    "predict": Command(Predict, run_predict),
+    "merge": Command(Merge, run_merge),
+    "report": Command(Report, run_report),
+    "query-cost": Command(query_cost.QueryCost, query_cost.run),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. Every deliberate error is one line on standard error."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"certibox {VERSION}")
+        return 0
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            raise InvalidInput(f"there is no command {name!r}; wanted one of {', '.join(COMMANDS)}")
+        command = COMMANDS[name]
+        command.run(parse(name, command.options, rest))
+    except CertiboxError as error:
+        print(f"certibox {name}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f"certibox {name}: interrupted; work so far is kept, run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def usage() -> str:
+    """What `certibox --help` prints."""
+    lines = [f"  {name:<12}{(command.options.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: certibox COMMAND [OPTIONS]    (certibox COMMAND --help explains one)",
+            "",
+            "Certified adversarial robustness for models that can only be queried.",
+            "",
+            *lines,
+            "",
+            "Options may come from a YAML file: --config run.yaml; flags override it.",
+        ]
+    )
+
+
+def parse(name: str, options: type, arguments: list[str]) -> Any:
+    """Options of one command from a YAML file and flags over it; `InvalidInput` names what is wrong."""
+    parser = ArgumentParser(prog=f"certibox {name}", description=options.__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    hints = get_type_hints(options)
+    for item in fields(options):
+        settings: dict[str, Any] = {"type": hints[item.name], "help": item.metadata["help"]}
+        if item.name == "files":
+            parser.add_argument("files", nargs="+", type=str, help=item.metadata["help"])
+            continue
+        if item.default is MISSING:
+            settings["required"] = True
+        else:
+            settings["default"] = list(item.default) if isinstance(item.default, tuple) else item.default
+        parser.add_argument(f"--{item.name.replace('_', '-')}", **settings)
+    try:
+        parsed = parser.parse_args(arguments)
+    except ArgumentError as error:
+        text = " ".join(str(error).split())
+        raise InvalidInput(f"{text}; see certibox {name} --help") from error
+    values = {key: value for key, value in parsed.as_dict().items() if key != "config"}
+    return options(**values)
+
+
+def _autoencoder(options: Train, images: Images, out: Path) -> Autoencoder:
+    """The autoencoder of a run: stage 1, resumed if it was interrupted."""
+    fresh = untrained_autoencoder(options.autoencoder, images.shape, options.d_z)
+    with bar("autoencoder") as progress:
+        return pretrain_autoencoder(
+            images,
+            fresh,
+            schedule=one_cycle(options.autoencoder_epochs, 3e-3, options.train_batch_size),
+            seed=options.seed,
+            augmentation=options.augmentation,
+            validation=options.validation,
+            out=out / "autoencoder",
+            progress=progress,
+        )
+
+
+def _smoothed(
+    options: Certify | Predict, images: Images, ledger: Path | None
+) -> tuple[QueryClient, SmoothedClassifier, str]:
+    """The smoothed classifier of the options: a defense, or the bare box."""
+    client = QueryClient(options.box(), budget=options.budget, ledger=ledger)
+    if client.spec.outputs == "values":
+        raise InvalidInput("outputs is 'values'; wanted a classifier (logits, probabilities or labels) to smooth")
+    defense = load_defense(options.defense, client) if options.defense else None
+    sigma = options.sigma if options.sigma is not None else defense.sigma if defense else None
+    if sigma is None:
+        raise InvalidInput("sigma is not given; wanted the noise's standard deviation in pixels on [0, 1], such as --sigma 0.25")
+    if defense and defense.image_shape != images.shape:
+        raise InvalidInput(f"the defense takes images {defense.image_shape}, the data has {images.shape}; wanted the same")
+    if options.check_box:
+        _check_box(defense, client)
+    classes = client.spec.num_classes or (defense.num_classes if defense else None) or images.num_classes
+    if classes is None:
+        raise InvalidInput("the number of classes is unknown; wanted --num-classes K")
+    if defense:
+        return client, SmoothedClassifier(defense.outputs, classes, sigma), defense.model_id
+    return client, SmoothedClassifier(client, classes, sigma), f"bare:{client.spec.name}"
+
+
+def _check_box(defense: Defense | None, client: QueryClient) -> None:
+    if defense is None or defense.fingerprint is None:
+        raise InvalidInput("there is no fingerprint to check the box by; wanted a defense trained with --fingerprint true")
+    defense.fingerprint.check(client)
+    OUT.print("the box answers its canaries as it did when the defense was trained")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, shards = text.partition("/")
+    if not (index.isdigit() and shards.isdigit() and 1 <= int(index) <= int(shards)):
+        raise InvalidInput(f"shard is {text!r}; wanted i/k with i from 1 to k, such as 1/4")
+    return int(index) - 1, int(shards)
+
+
+def _spent(client: QueryClient) -> str:
+    parts = ", ".join(f"{phase} {count:,}" for phase, count in client.spent.items())
+    return f"{client.queries:,} ({parts})" if parts else "0"
+
+
+def _shared_facts(runs: list[report.Run]) -> dict[str, str]:
+    """Settings that all rows share, for the head of the page."""
+    facts = {}
+    for key in ("sigma", "n0", "n", "alpha", "seed"):
+        values = {getattr(row, key) for run in runs for row in run.rows}
+        facts[key] = ", ".join(str(value) for value in sorted(values))
+    return facts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""The one training loop: steps of a schedule, checkpoints, rows, selection, and resuming to the very step.
+
+Every draw of a step comes from a seed that names the step, so the state to keep is only weights, optimizer, counters
+and where the rows and the journal stood. What happened after the last checkpoint is done again on resuming, with the
+journal of the query client replaying the answers that were already paid for.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certibox import checkpoints, seeds
+from certibox.config import Phase, Schedule, digest, require_same
+from certibox.errors import CertiboxError
+from certibox.query import Journal, QueryClient
+from certibox.records import read_json, write_json_atomic
+
+Progress = Callable[[int, int, str], None]  # done, total, what is going on
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: which images it takes, and where it stands. number, epoch: counted over all phases, from 0."""
+
+    number: int
+    epoch: int
+    phase: Phase
+    index: Tensor
+    lr: float
+    starts_phase: bool
+    ends_epoch: bool
+
+
+def steps(schedule: Schedule, images: int, seed: int, start: int) -> Iterator[Step]:
+    """The steps of `schedule` over `images` from number `start` on; each epoch is a permutation of its own seed."""
+    per_epoch, number, epoch = schedule.steps_per_epoch(images), 0, 0
+    for phase in schedule.phases:
+        for phase_epoch in range(phase.epochs):
+            if number + per_epoch > start:
+                order = torch.randperm(images, generator=seeds.generator(seed, "order", epoch))
+                for i in range(max(0, start - number), per_epoch):
+                    index = order[i * schedule.batch_size : (i + 1) * schedule.batch_size]
+                    lr = phase.learning_rate(phase_epoch * per_epoch + i, per_epoch)
+                    first, last = phase_epoch == 0 and i == 0, i == per_epoch - 1
+                    yield Step(number + i, epoch, phase, index, lr, first, last)
+            number, epoch = number + per_epoch, epoch + 1
+
+
+class RunDirectory:
+    """Where a training run keeps `config.json`, `rows.jsonl`, `checkpoint.safetensors` and TensorBoard's files.
+
+    Opening it with another configuration raises `ConfigMismatch` and touches nothing.
+    """
+
+    def __init__(self, directory: str | Path, config: dict[str, Any]) -> None:
+        self.path, self.scope = Path(directory), f"train/{digest(config)}"
+        self.checkpoint, self._rows, self._config = (
+            self.path / name for name in ("checkpoint.safetensors", "rows.jsonl", "config.json")
+        )
+        plain = json.loads(json.dumps(config))
+        if self._config.exists():
+            require_same(read_json(self._config), plain, str(self.path))
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(self._config, plain)
+        self._board = _summary_writer(self.path / "tensorboard")
+
+    def rewind(self, offset: int) -> None:
+        """Forget rows that were written after the checkpoint: they will be written again."""
+        if self._rows.exists():
+            with self._rows.open("r+b") as file:
+                file.truncate(offset)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row and flush it."""
+        with self._rows.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, row["step"])
+            self._board.flush()
+
+    @property
+    def offset(self) -> int:
+        """Bytes of rows so far."""
+        return self._rows.stat().st_size if self._rows.exists() else 0
+
+
+@dataclass
+class State:
+    """What a checkpoint holds beside tensors: counters, sums of the epoch under way, and the best score so far."""
+
+    step: int = 0
+    offset: int = 0
+    journal: int = 0
+    queries: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to train: the stateful module, the trainable parameters, and the terms of a step's loss.
+
+    terms(step) -> named scalars, of which `loss` is minimised. score() -> a validation score, higher is better, or None
+    to keep the last weights. constants: tensors fetched before the first step and kept with the checkpoint.
+    """
+
+    module: nn.Module
+    parameters: list[nn.Parameter]
+    terms: Callable[[Step], dict[str, Tensor]]
+    score: Callable[[], float] | None
+    scored: Callable[[Phase], bool]
+    constants: dict[str, Tensor]
+
+
+def run(
+    prepare: Callable[[dict[str, Tensor]], Task],
+    images: int,
+    schedule: Schedule,
+    seed: int,
+    *,
+    client: QueryClient | None = None,
+    directory: RunDirectory | None = None,
+    checkpoint_every: int = 200,
+    progress: Progress | None = None,
+) -> Task:
+    """Train to the end of `schedule` and leave the selected weights in the task's module.
+
+    prepare: builds the task, given the constants of an earlier checkpoint (none at first). With a directory, resumes
+    from its checkpoint; with a client that has a ledger, answers paid for since then are replayed.
+    """
+    tensors, state = _restore(directory)
+    replaying = client.journal(directory.scope, state.journal) if client and directory else nullcontext()
+    with replaying as journal:
+        task = prepare(tensors["constants"])
+        loop = _Loop(task, schedule, state, tensors, client, directory, journal, progress)
+        return loop.go(images, seed, checkpoint_every)
+
+
+class _Loop:
+    """The moving parts of `run`."""
+
+    def __init__(
+        self,
+        task: Task,
+        schedule: Schedule,
+        state: State,
+        tensors: dict[str, checkpoints.Tensors],
+        client: QueryClient | None,
+        directory: RunDirectory | None,
+        journal: Journal | None,
+        progress: Progress | None,
+    ) -> None:
+        self.task, self.schedule, self.state = task, schedule, state
+        self.client, self.directory, self.journal, self.progress = client, directory, journal, progress
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer_tensors, self.best = tensors["optimizer"], tensors["best"]
+        if tensors["module"]:
+            checkpoints.load_module(task.module, tensors["module"], "checkpoint")
+        self._delivered = client.delivered if client else 0
+
+    def go(self, images: int, seed: int, checkpoint_every: int) -> Task:
+        if self.directory and not self.directory.checkpoint.exists():
+            self._save()
+        total = self.schedule.epochs * self.schedule.steps_per_epoch(images)
+        for step in steps(self.schedule, images, seed, self.state.step):
+            if step.starts_phase or self.optimizer is None:
+                self._begin(step)
+            self._advance(step)
+            if step.ends_epoch:
+                self._end_epoch(step)
+            if step.ends_epoch or step.number % checkpoint_every == checkpoint_every - 1:
+                self._save()
+            if self.progress:
+                self.progress(step.number + 1, total, f"epoch {step.epoch + 1}/{self.schedule.epochs}")
+        if self.best:
+            checkpoints.load_module(self.task.module, self.best, "selected weights")
+        self.task.module.eval()
+        return self.task
+
+    def _begin(self, step: Step) -> None:
+        """A fresh optimizer for a phase, or the one of the checkpoint in the middle of a phase."""
+        if step.starts_phase and self.state.best is None and self.task.score and self.task.scored(step.phase):
+            self._select(self.task.score(), None)  # the start is a candidate too: training must not end below it
+        settings = {"lr": step.lr, "weight_decay": step.phase.weight_decay}
+        if step.phase.optimizer == "adam":
+            self.optimizer = torch.optim.Adam(self.task.parameters, **settings)
+        else:
+            self.optimizer = torch.optim.SGD(self.task.parameters, momentum=0.9, **settings)
+        if self.optimizer_tensors and not step.starts_phase:
+            checkpoints.load_optimizer(self.optimizer, self.optimizer_tensors)
+        self.optimizer_tensors = {}
+
+    def _advance(self, step: Step) -> None:
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = step.lr
+        terms = self.task.terms(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        self.optimizer.step()
+        for name, value in terms.items():
+            self.state.sums[name] = self.state.sums.get(name, 0.0) + float(value.detach())
+        self.state.count, self.state.step = self.state.count + 1, step.number + 1
+        if not math.isfinite(self.state.sums["loss"]):
+            raise CertiboxError(f"training diverged at step {step.number}: the loss is not finite; lower the learning rate or gamma")
+
+    def _end_epoch(self, step: Step) -> None:
+        state = self.state
+        means = {name: value / state.count for name, value in state.sums.items()}
+        score = self.task.score() if self.task.score and self.task.scored(step.phase) else None
+        if score is not None:
+            self._select(score, step.epoch)
+        row = {"epoch": step.epoch, "step": state.step, "objective": step.phase.objective, "lr": step.lr, **means}
+        row |= {"validation": score, "queries": state.queries + self._fresh()}
+        if self.directory:
+            self.directory.append(row)
+        state.sums, state.count = {}, 0
+
+    def _select(self, score: float, epoch: int | None) -> None:
+        if self.state.best is None or score > self.state.best:
+            self.state.best, self.state.best_epoch = score, epoch
+            self.best = copy.deepcopy(self.task.module.state_dict())
+
+    def _fresh(self) -> int:
+        """Answers delivered since the last save, bought or replayed."""
+        return self.client.delivered - self._delivered if self.client else 0
+
+    def _save(self) -> None:
+        if self.directory is None:
+            return
+        self.state.queries += self._fresh()
+        self._delivered = self.client.delivered if self.client else 0
+        self.state.offset = self.directory.offset
+        self.state.journal = self.journal.position if self.journal else 0
+        optimizer = checkpoints.optimizer_tensors(self.optimizer) if self.optimizer else {}
+        parts = {"module": self.task.module.state_dict(), "best": self.best, "optimizer": optimizer, "constants": self.task.constants}
+        flat = {key: value for prefix, part in parts.items() for key, value in checkpoints.prefixed(prefix, part).items()}
+        checkpoints.write(self.directory.checkpoint, flat, vars(self.state))
+        if self.journal:
+            self.journal.trim()  # only now: the checkpoint covers these answers
+
+
+def _restore(directory: RunDirectory | None) -> tuple[dict[str, checkpoints.Tensors], State]:
+    names = ("module", "best", "optimizer", "constants")
+    if directory is None or not directory.checkpoint.exists():
+        if directory:
+            directory.rewind(0)
+        return {name: {} for name in names}, State()
+    flat, facts = checkpoints.read(directory.checkpoint)
+    state = State(**facts)
+    directory.rewind(state.offset)
+    return {name: checkpoints.under(name, flat) for name in names}, state
+
+
+def _summary_writer(directory: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory))

@@ -1,0 +1,158 @@
+"""What the command line understands: frozen dataclasses of options, and the objects that they describe.
+
+One field is one flag and one key of a YAML file. Options stop here: everything below takes plain objects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from certibox.blackbox import BlackBox, as_blackbox
+from certibox.config import Schedule, one_cycle, paper_finetune, paper_scratch
+from certibox.data import Images, load_images
+from certibox.errors import CertiboxError, InvalidInput, UnreadableFile
+from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal
+from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder
+from certibox.query import QueryClient
+
+
+def option(text: str, default: Any = MISSING) -> Any:
+    """A field with its help text; without a default it is required."""
+    return field(default=default, metadata={"help": text}, kw_only=True)
+
+
+@dataclass(frozen=True)
+class BoxOptions:
+    """The black box and its meter."""
+
+    model: str = option("the box: file.py:function, package.module:function or model.onnx")
+    outputs: Literal["logits", "probabilities", "labels", "values"] = option("what the box answers with")
+    num_classes: int | None = option("number of classes K; wanted for labels", None)
+    input_range: list[float] = option("pixel range the box expects, as [low, high]; certibox itself keeps to [0, 1]", (0.0, 1.0))
+    clip: bool = option("clip pixels to [0, 1] inside the box", False)
+    levels: int | None = option("grey levels the box rounds to, such as 256 for an 8-bit endpoint", None)
+    max_batch: int | None = option("most images the box takes at a time", None)
+    batch_size: int | None = option("images sent to the box at a time", None)
+    budget: int | None = option("most queries that may ever be spent from this ledger", None)
+
+    def box(self) -> BlackBox:
+        """The adapter around the model."""
+        if len(self.input_range) != 2:
+            raise InvalidInput(f"input_range is {list(self.input_range)}; wanted two numbers, such as [0, 255]")
+        low, high = self.input_range
+        return as_blackbox(
+            load_model(self.model),
+            outputs=self.outputs,
+            num_classes=self.num_classes,
+            input_range=(low, high),
+            clip=self.clip,
+            levels=self.levels,
+            max_batch=self.max_batch,
+            batch_size=self.batch_size,
+            name=self.model,
+        )
+
+    def client(self, ledger: Path) -> QueryClient:
+        """The meter around the box, which goes on from what `ledger` holds."""
+        return QueryClient(self.box(), budget=self.budget, ledger=ledger)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The images."""
+
+    data: str = option("digits, a Hugging Face name or folder, an image folder, or an .npz file")
+    split: str = option("split of the data", "train")
+    limit: int | None = option("use the first images only", None)
+
+    def images(self) -> Images:
+        """The images, checked."""
+        return load_images(self.data, self.split, limit=self.limit)
+
+
+@dataclass(frozen=True)
+class EstimatorOptions:
+    """How a gradient is estimated from queries."""
+
+    estimator: Literal["cge", "rge", "orthogonal"] = option("zeroth-order estimator, for ZO methods", "cge")
+    q: int = option("directions of rge and orthogonal", 20)
+    mu: float | None = option("step of the differences, in units of the embedding; the paper's is 0.005", None)
+    central: bool = option("central differences: two queries a direction, error of order mu squared", False)
+
+    def build_estimator(self) -> GradientEstimator:
+        """The estimator; mu has no default, because it depends on the box."""
+        if self.mu is None:
+            raise InvalidInput("mu is not given; wanted the step of the differences, such as --mu 0.05 (the paper's is 0.005)")
+        if self.estimator == "cge":
+            return CGE(self.mu, self.central)
+        return {"rge": RGE, "orthogonal": Orthogonal}[self.estimator](self.q, self.mu, self.central)
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """How long and how fast to train."""
+
+    schedule: Literal["one-cycle", "paper-scratch", "paper-finetune"] = option("one-cycle, or a schedule of the paper", "one-cycle")
+    epochs: int = option("epochs of one-cycle on the full objective", 20)
+    denoise_epochs: int = option("query-free epochs of one-cycle before them", 0)
+    lr: float | None = option("peak learning rate; each schedule has its own default", None)
+    train_batch_size: int = option("images a step", 64)
+
+    def build_schedule(self) -> Schedule:
+        """The schedule of the defense."""
+        if self.schedule == "one-cycle":
+            return one_cycle(self.epochs, self.lr or 1e-3, self.train_batch_size, self.denoise_epochs)
+        if self.schedule == "paper-scratch":
+            return paper_scratch(self.lr or 1e-3, self.train_batch_size)
+        return paper_finetune(self.lr or 1e-5, self.train_batch_size)
+
+
+def untrained_autoencoder(name: str, image_shape: tuple[int, int, int], d_z: int | None) -> Autoencoder:
+    """One of the paper's autoencoders by name, or `fitting`: one of d_z dimensions for these images."""
+    if name == "fitting":
+        if d_z is None:
+            raise InvalidInput("d_z is not given; wanted the dimension of the embedding, such as --d-z 64, or an --autoencoder by name")
+        return fitting_autoencoder(image_shape, d_z)
+    if name not in AUTOENCODERS:
+        raise InvalidInput(f"autoencoder is {name!r}; wanted fitting or one of {', '.join(AUTOENCODERS)}")
+    return AUTOENCODERS[name]()
+
+
+def load_model(model: str) -> Any:
+    """What `file.py:name`, `package.module:name` or `model.onnx` stands for. No pickle is ever loaded."""
+    if model.endswith(".onnx"):
+        return model
+    place, _, name = model.rpartition(":")
+    if not place or not name.isidentifier():
+        raise InvalidInput(f"model is {model!r}; wanted file.py:function, package.module:function or model.onnx")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import(lambda: importlib.import_module(place), place)
+    if not hasattr(module, name):
+        raise InvalidInput(f"{place} has no {name!r}; wanted the name of a function or model that it defines")
+    return getattr(module, name)
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UnreadableFile(f"there is no file {path}; wanted the Python file that defines the model")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
+    sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours, as a script can
+    _import(lambda: loader.exec_module(module), str(path))
+    return module
+
+
+def _import(load: Any, place: str) -> Any:
+    try:
+        return load()
+    except CertiboxError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise InvalidInput(f"{place} cannot be imported: {type(error).__name__}: {text}") from error

@@ -1,0 +1,251 @@
+"""QueryClient: the one door to a black box. It counts, bounds, batches, checks and remembers every answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from certibox import seeds
+from certibox.blackbox import BlackBox, BoxSpec, check_outputs, differentiable
+from certibox.errors import BadOutput, BoxChanged, BoxFailed, BudgetExceeded, CertiboxError, InvalidImages, InvalidInput
+from certibox.ledger import Ledger
+
+
+class Journal:
+    """Answers kept between two checkpoints of one piece of work, in the order in which they were asked for."""
+
+    def __init__(self, ledger: Ledger, scope: str, position: int) -> None:
+        self._ledger, self.scope, self.position = ledger, scope, position
+
+    def recall(self, inputs: str) -> np.ndarray | None:
+        """The answers already paid for at this position, moving on; None when they must be asked for."""
+        answers = self._ledger.recall(self.scope, self.position, inputs)
+        if answers is not None:
+            self.position += 1
+        return answers
+
+    def entry(self, inputs: str, answers: np.ndarray) -> tuple[str, int, str, np.ndarray]:
+        """What the ledger stores for answers just bought, moving on."""
+        self.position += 1
+        return self.scope, self.position - 1, inputs, answers
+
+    def trim(self) -> None:
+        """Forget what a checkpoint now covers."""
+        self._ledger.forget(self.scope, self.position)
+
+
+class QueryClient:
+    """A black box with a meter: call it with images (n, c, h, w), pay n queries, get its checked answers.
+
+    box: from `certibox.as_blackbox`. budget: the most queries that may ever be spent, over all runs that share the
+    ledger. ledger: an SQLite file that survives the process. batch_size: images sent at a time, default the box's own.
+    Nothing is sent unless it is called.
+    """
+
+    def __init__(
+        self, box: BlackBox, budget: int | None = None, ledger: str | Path | None = None, batch_size: int | None = None
+    ) -> None:
+        if not isinstance(getattr(box, "spec", None), BoxSpec):
+            raise InvalidInput(f"QueryClient got a {type(box).__name__}; wanted a box from certibox.as_blackbox(...)")
+        if budget is not None and budget < 0:
+            raise InvalidInput(f"budget is {budget}; wanted a number of queries >= 0, or None for no limit")
+        wanted = box.spec.batch_size if batch_size is None else batch_size
+        if wanted < 1:
+            raise InvalidInput(f"batch_size is {wanted}; wanted at least 1")
+        self.box, self.budget = box, budget
+        self.batch_size = min(wanted, box.spec.max_batch or wanted)
+        self.ledger = Ledger(ledger) if ledger is not None else None
+        self.queries, self.attempts, self.lost = self.ledger.totals() if self.ledger else (0, 0, 0)
+        self.delivered = 0  # answers handed to callers by this client, replayed ones included
+        self.white_passes = 0  # forward passes of a differentiable box by first-order methods: not queries
+        self._phase, self._spent = "query", self.ledger.by_phase() if self.ledger else {}
+        self._journal: Journal | None = None
+        self._answer_shape: tuple[int, ...] | None = None
+        self._batches = 0
+
+    @property
+    def spec(self) -> BoxSpec:
+        """What was declared of the box."""
+        return self.box.spec
+
+    @property
+    def left(self) -> int | None:
+        """Queries that the budget still allows; None without a budget. Lost ones may have been paid for, and count."""
+        return None if self.budget is None else max(0, self.budget - self.queries - self.lost)
+
+    @property
+    def spent(self) -> dict[str, int]:
+        """Answers paid for, by phase."""
+        return dict(self._spent)
+
+    @property
+    def num_outputs(self) -> int | None:
+        """K of the answers so far; None before the first answer and for labels."""
+        return self._answer_shape[0] if self._answer_shape else None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Book what is spent inside under `name`."""
+        previous, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._phase = previous
+
+    @contextmanager
+    def journal(self, scope: str, position: int) -> Iterator[Journal | None]:
+        """Journal answers inside, replaying those that `scope` already paid for from `position` on.
+
+        None without a ledger: then nothing is journalled.
+        """
+        if self.ledger is None:
+            yield None
+            return
+        previous, self._journal = self._journal, Journal(self.ledger, scope, position)
+        try:
+            yield self._journal
+        finally:
+            self._journal = previous
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Answers to x: (n, c, h, w) float on [0, 1] -> (n, K), (n,) labels or (n, ...) values; costs n queries.
+
+        Errors: `BudgetExceeded` before the first query that the budget cannot pay, with the rest of the call unsent;
+        `BoxFailed`, `BadOutput`, `InvalidImages`.
+        """
+        self.spec.check_images(x)
+        if len(x) == 0:
+            raise InvalidImages(f"a query has shape {tuple(x.shape)}; wanted at least one image")
+        answers = []
+        for start in range(0, len(x), self.batch_size):
+            answers.append(self._answer(x[start : start + self.batch_size], wanted=len(x) - start))
+        self.delivered += len(x)
+        return torch.cat(answers) if len(answers) != 1 else answers[0]
+
+    def white(self, x: Tensor) -> Tensor:
+        """The box's outputs with gradients, for first-order methods; a white-box pass is not a query.
+
+        Errors: `NotDifferentiable` if the box gives none.
+        """
+        outputs = differentiable(self.box)(x)
+        self.white_passes += len(x)
+        return outputs
+
+    def _answer(self, batch: Tensor, wanted: int) -> Tensor:
+        """One batch at the transport: replay it, or book, ask and settle it."""
+        digest = _digest(batch) if self._journal else ""
+        if self._journal and (stored := self._journal.recall(digest)) is not None:
+            self._answer_shape = stored.shape[1:]  # a resumed run knows K just as an uninterrupted one does
+            return torch.from_numpy(stored).to(batch.device)
+        if self.left is not None and wanted > self.left:
+            raise BudgetExceeded(wanted, self.left)
+        row = self.ledger.send(self._phase, len(batch)) if self.ledger else 0
+        answer = self._ask(batch, row)
+        self._answer_shape = tuple(answer.shape[1:])
+        self._settle(row, len(batch), self._journal.entry(digest, answer.cpu().numpy()) if self._journal else None)
+        return answer
+
+    def _ask(self, batch: Tensor, row: int) -> Tensor:
+        """The box's checked answer to a batch that is booked in `row`; without one, the row is settled here."""
+        n = len(batch)
+        name = f"batch {self._batches} ({n} image{'s' if n != 1 else ''})"
+        self._batches += 1
+        self.attempts += n
+        try:
+            return check_outputs(self.box(batch), n, self.spec, self._answer_shape, name)
+        except BadOutput:
+            self._settle(row, n)  # a wrong answer is paid for all the same
+            raise
+        except CertiboxError:
+            self._settle(row, 0)
+            raise
+        except Exception as error:
+            self._settle(row, 0)
+            what = f"{type(error).__name__} on {name}: {' '.join(str(error).split())[:300]}"
+            raise BoxFailed(f"the box raised {what}; {self.queries} answers so far are kept") from error
+        except BaseException:
+            self.lost += n  # interrupted: the row stays unsettled, and counts as it will when the ledger is reopened
+            raise
+
+    def _settle(self, row: int, answered: int, entry: tuple[str, int, str, np.ndarray] | None = None) -> None:
+        if self.ledger:
+            self.ledger.settle(row, answered, entry)
+        self.queries += answered
+        if answered:
+            self._spent[self._phase] = self._spent.get(self._phase, 0) + answered
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A box's answers to a few fixed canary images, to tell later whether it is still the same box.
+
+    image_shape: (c, h, w). answers: one flat list a canary.
+    """
+
+    image_shape: tuple[int, int, int]
+    answers: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def take(cls, client: QueryClient, image_shape: tuple[int, int, int], canaries: int = 8) -> Fingerprint:
+        """Ask the box about `canaries` fixed images, which costs that many queries (phase `fingerprint`)."""
+        with client.phase("fingerprint"):
+            answers = client(canary_images(image_shape, canaries)).double().reshape(canaries, -1)
+        c, h, w = image_shape
+        return cls((c, h, w), tuple(tuple(row) for row in answers.tolist()))
+
+    def check(self, client: QueryClient, tolerance: float = 1e-3) -> None:
+        """Ask again, and raise `BoxChanged` if an answer moved by more than `tolerance` of the answers' range.
+
+        Labels must be identical. The tolerance forgives rounding of another machine or batch size.
+        """
+        now = Fingerprint.take(client, self.image_shape, len(self.answers))
+        then, here = np.array(self.answers), np.array(now.answers)
+        if then.shape != here.shape:
+            raise BoxChanged(
+                f"the box has changed: it answers the canaries with shape {here.shape}, where it gave {then.shape}; "
+                "its certificates no longer hold: certify again"
+            )
+        allowed = 0.0 if client.spec.outputs == "labels" else tolerance * float(np.ptp(then))
+        moved = np.abs(here - then).max(axis=1)
+        if (moved > allowed).any():
+            worst = int(moved.argmax())
+            raise BoxChanged(
+                f"the box has changed: {int((moved > allowed).sum())} of {len(moved)} canaries moved, canary {worst} "
+                f"by {moved[worst]:.3g} (at most {allowed:.3g} allowed); its certificates no longer hold: certify again"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"image_shape": list(self.image_shape), "answers": [list(row) for row in self.answers]}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Fingerprint:
+        """The inverse of `as_dict`."""
+        c, h, w = stored["image_shape"]
+        return cls((c, h, w), tuple(tuple(row) for row in stored["answers"]))
+
+
+def canary_images(image_shape: tuple[int, int, int], count: int) -> Tensor:
+    """Fixed images (count, c, h, w) on [0, 1], half of them white noise and half smooth, the same on every machine."""
+    c, h, w = image_shape
+    noise = torch.rand((count, c, h, w), generator=seeds.generator(0, "canary", c, h, w))
+    coarse = torch.rand((count, c, 3, 3), generator=seeds.generator(1, "canary", c, h, w))
+    smooth = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear", align_corners=True)
+    odd = torch.arange(count).reshape(-1, 1, 1, 1) % 2 == 1
+    # Interpolation may round differently elsewhere; an 8-bit grid makes the canaries identical.
+    return (torch.where(odd, smooth, noise) * 255).round() / 255
+
+
+def _digest(batch: Tensor) -> str:
+    """128 bits of SHA-256 over type, shape and pixels; processors have instructions for it, so it beats BLAKE2."""
+    total = hashlib.sha256(f"{batch.dtype}/{tuple(batch.shape)}".encode())
+    total.update(batch.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return total.hexdigest()[:32]

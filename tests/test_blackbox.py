@@ -1,0 +1,744 @@
+"""One linear map behind every adapter, and every way in which a declaration or an answer can be wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from torch import Tensor, nn
+
+from certibox.blackbox import OUTPUTS, BoxSpec, as_blackbox, check_outputs, differentiable
+from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable, UnreadableFile
+from doubles import CountingBox, LinearBox, QuadraticBox
+
+SHAPE = (2, 3, 4)
+PIXELS, CLASSES = 24, 5
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(7, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def linear_map(classes: int = CLASSES) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(classes, PIXELS, generator=generator), torch.randn(classes, generator=generator)
+
+
+def answers(logits: Any, outputs: str) -> Any:
+    """What a model of this kind answers for these logits (n, K), in torch."""
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {
+        "probabilities": lambda logits: logits.softmax(1),
+        "labels": lambda logits: logits.argmax(1),
+    }
+    return kinds.get(outputs, lambda logits: logits)(logits)
+
+
+# The same linear map as a model of each kind. (outputs, folder) -> model
+
+
+class LinearModule(nn.Module):
+    def __init__(self, outputs: str) -> None:
+        super().__init__()
+        weight, bias = linear_map()
+        self.weight, self.bias, self.outputs = nn.Parameter(weight), nn.Parameter(bias), outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return answers(x.flatten(1) @ self.weight.T + self.bias, self.outputs)
+
+
+def linear_function(outputs: str) -> Callable[[np.ndarray], np.ndarray]:
+    weight, bias = (part.numpy() for part in linear_map())
+
+    def function(images: np.ndarray) -> np.ndarray:
+        logits = torch.from_numpy(images.reshape(len(images), -1) @ weight.T + bias)
+        return answers(logits, outputs).numpy()
+
+    return function
+
+
+def linear_classifier(classes: int = CLASSES, names: list[Any] | None = None) -> LogisticRegression:
+    """A fitted LogisticRegression whose coefficients are then the linear map (two classes: logit 1 minus logit 0)."""
+    weight, bias = (part.double().numpy() for part in linear_map(classes))
+    targets = names or list(range(classes))
+    model = LogisticRegression().fit(np.eye(len(targets), PIXELS), targets)
+    model.coef_, model.intercept_ = (weight, bias) if classes > 2 else (weight[1:] - weight[:1], bias[1:] - bias[:1])
+    return model
+
+
+def linear_estimator(outputs: str) -> Any:
+    if outputs != "values":
+        return linear_classifier()
+    weight, bias = (part.double().numpy() for part in linear_map())
+    model = LinearRegression().fit(np.eye(PIXELS), np.zeros((PIXELS, CLASSES)))
+    model.coef_, model.intercept_ = weight, bias
+    return model
+
+
+def linear_onnx(
+    path: Path,
+    outputs: tuple[str, ...] = ("logits",),
+    batch: int | str = "n",
+    shape: tuple[int | str, ...] = SHAPE,
+    dtype: int = TensorProto.FLOAT,
+) -> Path:
+    """Writes the linear map as an ONNX file whose outputs are named by their kinds."""
+    weight, bias = linear_map()
+    initializers = [
+        helper.make_tensor("weight", TensorProto.FLOAT, [PIXELS, CLASSES], weight.T.flatten().tolist()),
+        helper.make_tensor("bias", TensorProto.FLOAT, [CLASSES], bias.tolist()),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["logits"], ["labels"], axis=1, keepdims=0),
+        helper.make_node("Identity", ["logits"], ["values"]),
+    ]
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, [batch])
+        if name == "labels"
+        else helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, CLASSES])
+        for name in outputs
+    ]
+    image = helper.make_tensor_value_info("x", dtype, [batch, *shape])
+    graph = helper.make_graph(nodes, "linear", [image], infos, initializers)
+    # Opset and IR of 2021, which every supported onnxruntime reads.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+MODELS: dict[str, Callable[[str, Path], Any]] = {
+    "torch": lambda outputs, folder: LinearModule(outputs),
+    "function": lambda outputs, folder: linear_function(outputs),
+    "sklearn": lambda outputs, folder: linear_estimator(outputs),
+    "onnx": lambda outputs, folder: linear_onnx(folder / "m.onnx", (outputs,)),
+    "onnx, batch of 8": lambda outputs, folder: linear_onnx(folder / "m.onnx", (outputs,), batch=8),
+}
+
+
+def num_classes(outputs: str) -> int | None:
+    return CLASSES if outputs == "labels" else None
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_adapter_gives_the_outputs_of_the_linear_map(kind: str, outputs: str, x: Tensor, tmp_path: Path) -> None:
+    box = as_blackbox(MODELS[kind](outputs, tmp_path), outputs, num_classes=num_classes(outputs))
+    weight, bias = linear_map()
+    expected = answers(x.flatten(1) @ weight.T + bias, outputs)
+
+    answer = box(x.requires_grad_())
+
+    torch.testing.assert_close(answer, expected.detach(), atol=1e-5, rtol=1e-5, check_dtype=False)
+    assert answer.dtype == torch.int64 if outputs == "labels" else answer.dtype in (torch.float32, torch.float64)
+    assert not answer.requires_grad
+    assert not answer.is_inference()
+    assert check_outputs(answer, 7, box.spec, expected.shape[1:]) is not None
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_adapter_applies_the_declaration(kind: str, x: Tensor, tmp_path: Path) -> None:
+    box = as_blackbox(
+        MODELS[kind]("logits", tmp_path), "logits", input_range=(-1, 3), levels=5, mean=(0.5, 1), std=(2, 4)
+    )
+    weight, bias = linear_map()
+    wild = 3 * x - 1
+    grid = (wild.clamp(0, 1) * 4).round() / 4
+    prepared = (4 * grid - 1 - torch.tensor([0.5, 1]).view(2, 1, 1)) / torch.tensor([2.0, 4]).view(2, 1, 1)
+
+    torch.testing.assert_close(
+        box(wild), prepared.flatten(1) @ weight.T + bias, atol=1e-5, rtol=1e-5, check_dtype=False
+    )
+
+
+# BoxSpec
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prepare_keeps_dtype_and_returns_x_itself_when_nothing_is_declared(x: Tensor, dtype: torch.dtype) -> None:
+    x = x.to(dtype)
+    assert BoxSpec("logits").prepare(x) is x
+    declared = BoxSpec("logits", input_range=(-1, 1), levels=16, mean=(0.1, 0.2), std=(0.3, 0.4))
+    assert declared.prepare(x).dtype == dtype
+
+
+def test_prepare_maps_the_ends_of_the_pixel_range_to_the_ends_of_the_input_range() -> None:
+    ends = torch.tensor([0.0, 0.5, 1.0]).reshape(3, 1, 1, 1)
+    assert BoxSpec("logits", input_range=(-2, 6)).prepare(ends).flatten().tolist() == [-2, 2, 6]
+
+
+def test_prepare_clips_only_when_declared() -> None:
+    wild = torch.tensor([-0.5, 0.25, 1.5]).reshape(1, 1, 1, 3)
+    assert BoxSpec("logits", clip=True).prepare(wild).flatten().tolist() == [0, 0.25, 1]
+    assert BoxSpec("logits", input_range=(0, 2)).prepare(wild).flatten().tolist() == [-1, 0.5, 3]
+
+
+@pytest.mark.parametrize("levels", [2, 7, 256])
+def test_prepare_rounds_to_the_nearest_of_the_levels(levels: int) -> None:
+    x = torch.linspace(-0.2, 1.2, 999, dtype=torch.float64).reshape(1, 1, 27, 37)
+    grid = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+    rounded = BoxSpec("logits", levels=levels).prepare(x)
+
+    assert torch.isin(rounded, grid).all()
+    assert torch.equal(BoxSpec("logits", levels=levels).prepare(rounded), rounded)
+    nearest = (x.clamp(0, 1).flatten()[:, None] - grid).abs().amin(1)
+    torch.testing.assert_close((rounded - x.clamp(0, 1)).abs().flatten(), nearest, atol=1e-15, rtol=0)
+
+
+def test_all_256_levels_arrive_as_exact_integers_on_0_to_255() -> None:
+    """A model that truncates to uint8 must not lose one where a product with 255 falls short of an integer."""
+    levels = torch.arange(256, dtype=torch.float32)
+    prepared = BoxSpec("logits", levels=256, input_range=(0, 255)).prepare((levels / 255).reshape(1, 1, 16, 16))
+    assert torch.equal(prepared.flatten(), levels)
+
+
+def test_normalisation_follows_the_range_in_its_units_and_is_per_channel() -> None:
+    x = torch.full((1, 2, 1, 1), 0.5, dtype=torch.float64)
+    prepared = BoxSpec("logits", input_range=(0, 200), mean=(90, 130), std=(10, 3)).prepare(x)
+    assert prepared.flatten().tolist() == [1, -10]
+    assert BoxSpec("logits", mean=(1, 2)).prepare(x).flatten().tolist() == [-0.5, -1.5]
+    assert BoxSpec("logits", std=(0.5, 0.25)).prepare(x).flatten().tolist() == [1, 2]
+
+
+def test_spec_from_json_equals_its_source_and_provenance_leaves_out_batch_sizes() -> None:
+    spec = BoxSpec("labels", num_classes=3, input_range=(-1, 1), levels=256, mean=(0.5,), image_shape=(1, 8, 8))
+    stored = json.loads(json.dumps(spec.provenance()))
+    assert BoxSpec(**stored) == spec
+    assert stored == spec.provenance()
+    assert BoxSpec("labels", num_classes=3, batch_size=1).provenance() == BoxSpec("labels", num_classes=3).provenance()
+
+
+def test_levels_imply_clip_and_max_batch_bounds_batch_size() -> None:
+    assert BoxSpec("logits", levels=2) == BoxSpec("logits", levels=2, clip=True)
+    assert BoxSpec("logits", max_batch=3).batch_size == 3
+    assert BoxSpec("logits", max_batch=300, batch_size=20).batch_size == 20
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"outputs": "scores"}, "outputs is 'scores'; give one of logits, probabilities, labels, values"),
+        ({"outputs": "labels"}, "without num_classes"),
+        ({"num_classes": 1}, "num_classes is 1; give an integer of at least 2"),
+        ({"num_classes": 2.5}, "num_classes is 2.5"),
+        ({"levels": 1}, "levels is 1; give an integer of at least 2"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_batch": True}, "max_batch is True"),
+        ({"input_range": (1, 1)}, r"input_range is \(1.0, 1.0\); give \(lo, hi\) with lo < hi"),
+        ({"input_range": (0, 1, 2)}, r"input_range is \(0.0, 1.0, 2.0\)"),
+        ({"input_range": 255}, "input_range is 255; give a sequence"),
+        ({"input_range": (0, float("inf"))}, r"input_range is \(0, inf\); give a sequence of finite numbers"),
+        ({"mean": 0.5}, "mean is 0.5; give a sequence"),
+        ({"mean": ()}, r"mean is \(\)"),
+        ({"std": (1, 0)}, r"std is \(1.0, 0.0\); every entry must be above 0"),
+        ({"mean": (1, 2), "std": (1,)}, "mean has 2 channels and std 1"),
+        ({"image_shape": (3, 0, 4)}, r"image_shape is \(3, 0, 4\)"),
+        ({"image_shape": (3, 4)}, r"image_shape is \(3, 4\)"),
+        ({"image_shape": (3, 4, 4), "mean": (1, 2)}, r"2 channels, image_shape is \(3, 4, 4\)"),
+    ],
+)
+def test_a_declaration_that_cannot_hold_is_refused(declared: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        BoxSpec(declared.pop("outputs", "logits"), **declared)
+
+
+@pytest.mark.parametrize(
+    ("declared", "images", "message"),
+    [
+        ({}, torch.zeros(1, 2, 3, 4, dtype=torch.uint8), "images are torch.uint8; give floats"),
+        ({}, torch.zeros(2, 3, 4), r"images have shape \(2, 3, 4\); give a batch"),
+        ({"image_shape": (2, 3, 4)}, torch.zeros(1, 2, 4, 3), r"shape \(2, 4, 3\); box digits takes \(2, 3, 4\)"),
+        ({"mean": (1, 2, 3)}, torch.zeros(1, 2, 3, 4), "images have 2 channels; mean or std of box digits has 3"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(declared: dict[str, Any], images: Tensor, message: str) -> None:
+    with pytest.raises(InvalidImages, match=message):
+        BoxSpec("logits", name="digits", **declared).prepare(images)
+
+
+# check_outputs
+
+
+@pytest.mark.parametrize(
+    ("outputs", "answer", "num_outputs", "message"),
+    [
+        ("logits", torch.zeros(2), None, r"logits must be \(n, K\), got shape \(2,\)"),
+        ("logits", torch.zeros(2, 3, 1), None, r"got shape \(2, 3, 1\)"),
+        ("labels", torch.zeros(2, 1), None, r"labels must be \(n,\), got shape \(2, 1\)"),
+        ("values", torch.tensor(1.0), None, r"values must be \(n, ...\), got shape \(\)"),
+        ("logits", torch.zeros(3, 3), None, "2 images need 2 answers, got 3"),
+        ("logits", torch.zeros(2, 1), None, "at least 2 classes, got 1"),
+        ("logits", torch.zeros(2, 4), None, "num_classes = 3, got 4"),
+        ("logits", torch.zeros(2, 3), (5,), r"earlier images had shape \(5,\), these have \(3,\)"),
+        ("values", torch.zeros(2, 3), (4, 4), r"earlier images had shape \(4, 4\), these have \(3,\)"),
+        ("logits", torch.tensor([[0, 1, float("nan")], [float("inf"), 0, 0]]), None, r"finite, got nan \(2 such"),
+        ("values", torch.tensor([0, -float("inf")]), None, "finite, got -inf"),
+        ("labels", torch.tensor([0, float("inf")]), None, "finite, got inf"),
+        ("values", torch.zeros(2, dtype=torch.complex64), None, "real numbers, got torch.complex64"),
+        ("labels", torch.tensor([0, 3]), None, "labels must be in 0..2, got 3"),
+        ("labels", torch.tensor([-1, 2]), None, "labels must be in 0..2, got -1"),
+        ("labels", torch.tensor([1, 1.25]), None, "labels must be integers, got 1.25"),
+        ("probabilities", torch.tensor([[0.5, 0.5, 0], [1.1, 0, -0.1]]), None, r"in \[0, 1\], got -0.1"),
+        ("probabilities", torch.tensor([[0.5, 0.5, 0], [1.25, 0, 0]]), None, r"in \[0, 1\], got 1.25"),
+        ("probabilities", torch.tensor([[0.5, 0.5, 0], [0.5, 0.25, 0]]), None, "sum to 1, got 0.75"),
+        ("logits", [[1, 2, 3]], None, "logits must be a tensor, got list"),
+    ],
+)
+def test_an_answer_that_breaks_a_rule_is_named(
+    outputs: str, answer: Any, num_outputs: tuple[int, ...] | None, message: str
+) -> None:
+    with pytest.raises(BadOutput, match=f"^batch 3: .*{message}") as error:
+        check_outputs(answer, 2, BoxSpec(outputs, num_classes=3), num_outputs, "batch 3")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "answer", "dtype"),
+    [
+        ("labels", torch.tensor([0.0, 2.0]), torch.int64),
+        ("labels", torch.tensor([0, 2], dtype=torch.uint8), torch.int64),
+        ("labels", torch.tensor([False, True]), torch.int64),
+        ("logits", torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.float32),
+        ("logits", torch.tensor([[1, 2, 3], [4, 5, 6]]).half(), torch.float32),
+        ("values", torch.tensor([[1.0], [2.0]], dtype=torch.float64), torch.float64),
+        ("probabilities", torch.tensor([[1.00009, -0.00009, 0], [0.33, 0.33, 0.335]]), torch.float32),
+    ],
+)
+def test_good_answers_keep_their_values_in_the_type_of_their_kind(
+    outputs: str, answer: Tensor, dtype: torch.dtype
+) -> None:
+    checked = check_outputs(answer, 2, BoxSpec(outputs, num_classes=3), answer.shape[1:], "batch 1")
+    assert checked.dtype == dtype
+    assert torch.equal(checked, answer.to(dtype))
+
+
+def test_checked_outputs_carry_no_gradient() -> None:
+    assert not check_outputs(torch.zeros(2, 3, requires_grad=True), 2, BoxSpec("logits")).requires_grad
+
+
+# as_blackbox
+
+
+def test_a_black_box_comes_back_as_it_is_and_takes_no_second_declaration() -> None:
+    box = LinearBox(*linear_map())
+    assert as_blackbox(box) is box
+    assert as_blackbox(box, "logits") is box
+    with pytest.raises(InvalidInput, match="clip, outputs given for box linear"):
+        as_blackbox(box, "values", clip=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (LinearModule("logits"), {}, "outputs was not given; .* logits, probabilities, labels, values"),
+        (LinearModule("logits"), {"outputs": "scores"}, "outputs is 'scores'"),
+        (LinearModule("logits"), {"outputs": "logits", "output_name": "y"}, "output_name='y' .* LinearModule"),
+        (LinearModule, {"outputs": "logits"}, "model is the class LinearModule; give an instance"),
+        (3, {"outputs": "logits"}, "model is 3; give a torch module"),
+        (np.eye(2), {"outputs": "logits"}, r"model is array\(\[\[1., 0.\], \[0., 1.\]\]\); give a torch module"),
+        ("model.pt", {"outputs": "logits"}, "model is 'model.pt'; give .* the path of an .onnx file"),
+    ],
+)
+def test_what_cannot_be_a_black_box_is_refused(model: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        as_blackbox(model, **arguments)
+
+
+def test_every_declaration_reaches_the_spec() -> None:
+    declared: dict[str, Any] = {
+        "num_classes": 3,
+        "input_range": (0.0, 2.0),
+        "clip": True,
+        "levels": 9,
+        "mean": (1.0,),
+        "std": (2.0,),
+        "image_shape": (1, 2, 2),
+        "batch_size": 5,
+        "max_batch": 6,
+        "name": "mine",
+    }
+    assert as_blackbox(len, "logits", **declared).spec == BoxSpec("logits", **declared)
+    assert as_blackbox(len, "logits").spec == BoxSpec("logits", name="len")
+
+
+@pytest.mark.parametrize("kind", ["torch", "function", "sklearn"])
+def test_an_error_of_the_model_passes_unchanged(kind: str, x: Tensor) -> None:
+    error = ZeroDivisionError("the user's own")
+
+    def fail(*_: object) -> Any:
+        raise error
+
+    model = MODELS[kind]("logits", Path())
+    setattr(model, {"torch": "forward", "sklearn": "decision_function"}.get(kind, "__doc__"), fail)
+    box = as_blackbox(fail if kind == "function" else model, "logits")
+    with pytest.raises(ZeroDivisionError) as raised:
+        box(x)
+    assert raised.value is error
+
+
+# Torch modules
+
+
+class ConvNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.dropout, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.Dropout(0.5), nn.Linear(48, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.dropout(self.conv(x).relu())
+        return self.head(self.flatten(features))
+
+    def flatten(self, features: Tensor) -> Tensor:
+        return features.flatten(1)
+
+
+class ViewConvNet(ConvNet):
+    def flatten(self, features: Tensor) -> Tensor:
+        return features.view(len(features), -1)
+
+
+@pytest.mark.parametrize("network", [ConvNet, ViewConvNet])
+def test_a_convolutional_module_answers_as_in_eval_mode_whatever_its_memory_layout(
+    network: type[ConvNet], x: Tensor
+) -> None:
+    module = network()
+    with torch.no_grad():
+        expected = module.eval()(x)
+    box = as_blackbox(module.train(), "logits")
+    torch.testing.assert_close(box(x), expected)
+    torch.testing.assert_close(box(x), expected)
+    torch.testing.assert_close(differentiable(box)(x), expected, check_stride=False)
+
+
+def test_the_gradient_of_a_torch_box_is_the_closed_form(x: Tensor) -> None:
+    module = LinearModule("logits")
+    box = as_blackbox(module, "logits", input_range=(-1, 1), std=(0.5, 2.0))
+    target = box(x)
+    x.requires_grad_()
+
+    (differentiable(box)(x) * target).sum().backward()
+
+    scale = torch.tensor([4.0, 1.0]).view(2, 1, 1)  # (hi - lo) / std
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, (target @ module.weight).reshape(x.shape) * scale)
+    assert module.weight.requires_grad
+
+
+def test_a_torch_box_takes_the_precision_of_its_module_and_a_module_without_numbers_takes_any(x: Tensor) -> None:
+    weight, bias = linear_map()
+    answer = as_blackbox(LinearModule("logits").double(), "logits")(x)
+    assert torch.equal(answer, x.double().flatten(1) @ weight.double().T + bias.double())
+    assert torch.equal(as_blackbox(nn.Flatten(), "values")(x.double()), x.double().flatten(1))
+
+
+def test_answers_do_not_alias_the_images_or_a_buffer_of_the_model(x: Tensor) -> None:
+    buffer = np.zeros((7, 2), dtype=np.float32)
+
+    def reuse(images: np.ndarray) -> np.ndarray:
+        buffer[:] = images[:, :, 0, 0]
+        return buffer
+
+    for box in (as_blackbox(nn.Identity(), "values"), as_blackbox(reuse, "values")):
+        before, first = x.clone(), box(x)
+        copy = first.clone()
+        box(x + 1)
+        assert torch.equal(first, copy)
+        first.zero_()
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("layers", [[], [nn.Conv2d(2, 2, 1)]])
+def test_a_module_that_works_in_place_does_not_change_the_images(layers: list[nn.Module], x: Tensor) -> None:
+    box = as_blackbox(nn.Sequential(nn.ReLU(inplace=True), *layers), "values")
+    x -= 0.5
+    before = x.clone()
+    first = box(x)
+    assert torch.equal(x, before)
+    assert torch.equal(differentiable(box)(x), first)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (as_blackbox(LinearModule("labels"), "labels", num_classes=CLASSES), "LinearModule answers with labels"),
+        (as_blackbox(LinearModule("logits"), "logits", levels=256), "LinearModule rounds its input to 256 levels"),
+        (as_blackbox(len, "logits"), "len gives none; use a zeroth-order method"),
+        (CountingBox(LinearBox(*linear_map())), "linear gives none"),
+    ],
+)
+def test_a_box_without_useful_gradients_is_not_differentiable(box: Any, reason: str) -> None:
+    with pytest.raises(NotDifferentiable, match=f"a first-order method needs gradients; box {reason}"):
+        differentiable(box)
+
+
+# Functions
+
+
+def test_a_function_gets_a_float32_array_of_its_own(x: Tensor) -> None:
+    seen: list[np.ndarray] = []
+
+    def spoil(images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        images *= 0
+        return images[:, 0, 0, :2]
+
+    strided, before = x.double().transpose(2, 3), x.clone()
+    for images in (x, strided):
+        as_blackbox(spoil, "logits")(images)
+    assert torch.equal(x, before)
+    assert torch.equal(strided, before.double().transpose(2, 3))
+    assert all(images.dtype == np.float32 and images.flags.c_contiguous for images in seen)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        np.asarray,
+        torch.tensor,
+        list,
+        lambda rows: np.array(rows)[::-1][::-1],
+        lambda rows: np.array(rows, dtype=np.float16),
+        lambda rows: torch.tensor(rows, requires_grad=True),
+    ],
+)
+def test_a_function_may_return_arrays_tensors_or_lists(wrap: Callable[[Any], Any], x: Tensor) -> None:
+    rows = [[0.5, i / 4] for i in range(7)]
+    answer = as_blackbox(lambda images: wrap(rows), "logits")(x)
+    assert torch.equal(answer.double(), torch.tensor(rows, dtype=torch.float64))
+    assert not answer.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [("cat", "str"), ([[1.0], [1.0, 2.0]], "list"), (None, "NoneType"), ({"a": 1}, "dict")]
+)
+def test_an_answer_without_numbers_is_named(answer: Any, kind: str, x: Tensor) -> None:
+    with pytest.raises(BadOutput, match=f"box talk answered a {kind}; return one array of numbers"):
+        as_blackbox(lambda images: answer, "logits", name="talk")(x)
+
+
+# scikit-learn
+
+
+def test_a_binary_score_becomes_the_columns_0_and_s(x: Tensor) -> None:
+    weight, bias = linear_map(2)
+    logits = as_blackbox(linear_classifier(2), "logits")(x)
+    score = x.flatten(1) @ (weight[1] - weight[0]) + bias[1] - bias[0]
+    torch.testing.assert_close(logits, torch.stack([torch.zeros(7), score], 1).double(), atol=1e-5, rtol=1e-5)
+    probabilities = as_blackbox(linear_classifier(2), "probabilities")(x)
+    torch.testing.assert_close(logits.softmax(1), probabilities)
+
+
+@pytest.mark.parametrize("names", [["ant", "bee", "cat", "dog", "eel"], [-3, 2, 5, 70, 900]])
+def test_predicted_labels_are_positions_in_classes(names: list[Any], x: Tensor) -> None:
+    model = linear_classifier(names=names)
+    labels = as_blackbox(model, "labels")(x)
+    assert torch.equal(labels, as_blackbox(model, "logits")(x).argmax(1))
+    assert [names[label] for label in labels] == list(model.predict(x.flatten(1).double().numpy()))
+
+
+def test_a_class_that_the_estimator_was_not_fitted_to_breaks_the_range_of_labels(x: Tensor) -> None:
+    model = linear_classifier()
+    model.predict = lambda images: np.full(len(images), 17)  # pyright: ignore[reportAttributeAccessIssue]
+    box = as_blackbox(model, "labels")
+    with pytest.raises(BadOutput, match=r"labels must be in 0..4, got -1"):
+        check_outputs(box(x), 7, box.spec)
+
+
+def one_vs_one() -> SVC:
+    return SVC(decision_function_shape="ovo")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        one_vs_one(),
+        make_pipeline(StandardScaler(), one_vs_one()),
+        GridSearchCV(make_pipeline(one_vs_one()), {"svc__C": [1.0]}, cv=2),
+    ],
+)
+def test_one_vs_one_scores_are_refused_but_their_labels_are_not(model: Any) -> None:
+    images, targets = np.tile(np.eye(3, PIXELS), (2, 1)), [0, 1, 2, 0, 1, 2]
+    model.fit(images, targets)
+    with pytest.raises(InvalidInput, match="decision_function_shape='ovo'"):
+        as_blackbox(model, "logits")
+    labels = as_blackbox(model, "labels")(torch.from_numpy(images).reshape(-1, *SHAPE))
+    assert labels.tolist() == targets
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (SVC().fit(np.eye(3), [0, 1, 2]), {"outputs": "probabilities"}, "this SVC offers logits, labels"),
+        (linear_classifier(), {"outputs": "values"}, "LogisticRegression offers logits, probabilities, labels"),
+        (linear_estimator("values"), {"outputs": "labels"}, "LinearRegression offers values"),
+        (LogisticRegression(), {"outputs": "logits"}, r"LogisticRegression offers none \(is it fitted\?\)"),
+        (linear_classifier(), {"outputs": "logits", "num_classes": 3}, "num_classes is 3; .* fitted to 5 classes"),
+    ],
+)
+def test_an_estimator_that_cannot_give_the_outputs_says_which_it_can(
+    model: Any, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        as_blackbox(model, **arguments)
+
+
+def test_images_with_another_number_of_pixels_than_the_estimator_are_refused() -> None:
+    box = as_blackbox(linear_classifier(), "logits")
+    with pytest.raises(InvalidImages, match=r"images \(1, 5, 5\) have 25 pixels; box LogisticRegression takes 24"):
+        box(torch.zeros(2, 1, 5, 5))
+
+
+# ONNX
+
+
+def test_a_file_declares_what_it_fixes(tmp_path: Path) -> None:
+    dynamic = linear_onnx(tmp_path / "dynamic.onnx", shape=(2, "h", "w"))
+    assert as_blackbox(str(dynamic), "logits").spec == BoxSpec("logits", num_classes=CLASSES, name="dynamic.onnx")
+    fixed = linear_onnx(tmp_path / "fixed.onnx", batch=4)
+    spec = as_blackbox(fixed, "logits").spec
+    assert (spec.image_shape, spec.num_classes, spec.max_batch, spec.batch_size) == (SHAPE, CLASSES, 4, 4)
+    assert as_blackbox(fixed, "logits", max_batch=2).spec.max_batch == 2
+    for field, value in {"image_shape": (2, 4, 3), "num_classes": 4}.items():
+        with pytest.raises(InvalidInput, match=f"{field} is .*; .*fixed.onnx fixes it to"):
+            as_blackbox(fixed, "logits", **{field: value})
+
+
+def test_a_fixed_batch_is_padded_up_to_and_refused_beyond_its_size(x: Tensor, tmp_path: Path) -> None:
+    box = as_blackbox(linear_onnx(tmp_path / "m.onnx", batch=4), "logits")
+    full = box(x[:4])
+    for n in (1, 2, 3):
+        assert torch.equal(box(x[:n]), full[:n])
+    with pytest.raises(InvalidImages, match=r"5 images in one call; box m.onnx takes 4"):
+        box(x[:5])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(TensorProto.DOUBLE, 1e-5), (TensorProto.FLOAT16, 2e-2), (TensorProto.UINT8, 1e-3)]
+)
+def test_the_input_type_of_a_file_is_honoured(dtype: int, tolerance: float, x: Tensor, tmp_path: Path) -> None:
+    box = as_blackbox(linear_onnx(tmp_path / "m.onnx", dtype=dtype), "logits")
+    weight, bias = linear_map()
+    pixels = (3 * x - 1).clamp(0, 1).mul(255).round() if dtype == TensorProto.UINT8 else 3 * x - 1
+    expected = pixels.flatten(1) @ weight.T + bias
+    torch.testing.assert_close(box(3 * x - 1), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_a_uint8_input_is_256_levels_on_0_to_255(tmp_path: Path) -> None:
+    path = linear_onnx(tmp_path / "m.onnx", dtype=TensorProto.UINT8)
+    spec = as_blackbox(path, "logits").spec
+    assert (spec.input_range, spec.levels, spec.clip) == ((0, 255), 256, True)
+    assert as_blackbox(path, "logits", levels=16).spec.levels == 16
+    with pytest.raises(InvalidInput, match=r"input_range is \(-1, 1\); .* fixes it to \(0.0, 255.0\)"):
+        as_blackbox(path, "logits", input_range=(-1, 1))
+    with pytest.raises(InvalidInput, match=r"mean or std was given, but .* uint8"):
+        as_blackbox(path, "logits", mean=(1.0, 1.0))
+
+
+def test_the_output_that_fits_the_kind_is_chosen_and_doubt_is_refused(x: Tensor, tmp_path: Path) -> None:
+    path = linear_onnx(tmp_path / "m.onnx", ("labels", "probabilities"))
+    scores = as_blackbox(path, "probabilities")(x)
+    assert torch.equal(as_blackbox(path, "labels", num_classes=CLASSES)(x), scores.argmax(1))
+
+    doubtful = linear_onnx(tmp_path / "d.onnx", ("logits", "probabilities"))
+    with pytest.raises(InvalidInput, match="the outputs logits, probabilities, 2 of which fit probabilities"):
+        as_blackbox(doubtful, "probabilities")
+    named = as_blackbox(doubtful, "probabilities", output_name="probabilities")
+    assert torch.equal(named(x), scores)
+    with pytest.raises(InvalidInput, match=r"output_name is 'y'; .*d.onnx has logits, probabilities"):
+        as_blackbox(doubtful, "logits", output_name="y")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match=r"no file .*missing.onnx"):
+        as_blackbox(tmp_path / "missing.onnx", "logits")
+    whole = linear_onnx(tmp_path / "m.onnx").read_bytes()
+    for name, content in {"cut.onnx": whole[: len(whole) // 2], "text.onnx": b"not a model", "empty.onnx": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnreadableFile, match=f"{name} is no ONNX model") as error:
+            as_blackbox(tmp_path / name, "logits")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "message"),
+    [
+        (
+            TensorProto.FLOAT,
+            [None, PIXELS],
+            r"input x of .* is tensor\(float\) \[None, 24\]; give one of float or uint8",
+        ),
+        (TensorProto.INT64, [None, *SHAPE], r"tensor\(int64\)"),
+    ],
+)
+def test_an_input_that_holds_no_images_is_refused(
+    dtype: int, shape: list[int | None], message: str, tmp_path: Path
+) -> None:
+    image = helper.make_tensor_value_info("x", dtype, shape)
+    answer = helper.make_tensor_value_info("y", dtype, shape)
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [image], [answer])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(InvalidInput, match=message):
+        as_blackbox(tmp_path / "m.onnx", "values")
+
+
+def test_a_file_with_two_inputs_is_refused(tmp_path: Path) -> None:
+    a, b, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *SHAPE]) for name in "aby")
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "g", [a, b], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(InvalidInput, match="has the inputs a, b; give a model with one"):
+        as_blackbox(tmp_path / "m.onnx", "values")
+
+
+def test_without_onnxruntime_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InvalidInput, match=r"pip install 'certibox\[onnx\]'"):
+        as_blackbox(linear_onnx(tmp_path / "m.onnx"), "logits")
+
+
+# The doubles of other tests
+
+
+def test_the_radius_of_a_linear_box_is_where_its_label_changes(x: Tensor) -> None:
+    weight, bias = (part.double() for part in linear_map())
+    box = LinearBox(weight, bias, "labels")
+    radius, labels, logits = box.radius(x), box(x), LinearBox(weight, bias)(x)
+    for image, r, label, scores in zip(x.double(), radius, labels, logits, strict=True):
+        rivals = [k for k in range(CLASSES) if k != label]
+        rows = weight[label] - weight[rivals]  # (K - 1, d)
+        nearest = ((scores[label] - scores[rivals]) / rows.norm(dim=1)).argmin()
+        step = (-rows[nearest] / rows[nearest].norm()).reshape(SHAPE)
+        assert box((image + 0.999 * r * step)[None]) == label
+        assert box((image + 1.001 * r * step)[None]) == rivals[nearest]
+
+
+def test_the_gradient_of_a_quadratic_box_is_that_of_autograd(x: Tensor) -> None:
+    root = torch.randn(PIXELS, PIXELS, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    box = QuadraticBox(root + root.T, root[0])
+    x = x.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(differentiable(box)(x).sum(), x)
+    torch.testing.assert_close(gradient, box.gradient(x.detach()))
+
+
+def test_a_counting_box_answers_as_its_box_and_counts_images(x: Tensor) -> None:
+    box = LinearBox(*linear_map())
+    counted = CountingBox(box)
+    assert torch.equal(torch.cat([counted(x[:5]), counted(x[5:])]), box(x))
+    assert (counted.calls, counted.images, counted.batch_sizes) == (2, 7, [5, 2])

@@ -1,0 +1,261 @@
+"""Rows survive the disk exactly; torn, corrupt and missing files are told apart; the TSV is the field's own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certibox.errors import InvalidInput, UnreadableFile
+from certibox.records import (
+    TSV_HEADER,
+    CertificateRow,
+    PublishedRow,
+    append_row,
+    read_json,
+    read_rows,
+    read_tsv,
+    truncate_partial_line,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+    write_tsv,
+)
+
+ROW = CertificateRow(
+    idx=0,
+    label=1,
+    predict=1,
+    radius=0.1 + 0.2,
+    correct=True,
+    seconds=15.25,
+    selected=1,
+    p_lower=0.9,
+    counts=(3, 97, 0),
+    n0=10,
+    n=100,
+    alpha=0.001,
+    sigma=0.25,
+    seed=7,
+    queries=110,
+    image="ab" * 32,
+    model="digits-svc",
+    version="0.1.0",
+)
+ABSTENTION = replace(ROW, idx=1, predict=None, radius=0.0, correct=False, p_lower=0.4, counts=(50, 50, 0))
+UNLABELLED = replace(ROW, idx=2, label=None, correct=None)
+ROWS = [ROW, ABSTENTION, UNLABELLED]
+
+
+def written(path: Path, rows: list[CertificateRow] = ROWS) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            append_row(file, row)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"counts": (3, 96, 0)},
+        {"radius": -0.1},
+        {"radius": float("nan")},
+        {"radius": float("inf")},
+        {"predict": None, "correct": False},  # a radius on an abstention
+        {"predict": 0, "correct": False},  # not the selected class
+        {"correct": False},
+        {"correct": None},
+        {"label": None},
+        {"selected": 3, "predict": 3, "label": 3},
+        {"p_lower": 1.5},
+    ],
+)
+def test_contradicting_fields_are_refused(change):
+    with pytest.raises(InvalidInput, match="row of image 0"):
+        replace(ROW, **change)
+
+
+def test_rows_read_back_as_they_were_written(tmp_path):
+    assert read_rows(written(tmp_path / "rows.jsonl")) == ROWS
+
+
+def test_each_row_is_on_disk_as_soon_as_it_is_appended(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        for count, row in enumerate(ROWS, 1):
+            append_row(file, row)
+            assert read_rows(path) == ROWS[:count]
+
+
+def test_a_row_that_json_cannot_hold_leaves_the_file_untouched():
+    file = io.StringIO()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        append_row(file, replace(ROW, seconds=float("nan")))
+    assert file.getvalue() == ""
+
+
+def test_a_crash_at_any_byte_costs_at_most_the_line_being_written(tmp_path):
+    content = written(tmp_path / "rows.jsonl").read_bytes()
+    ends = [number for number, byte in enumerate(content) if byte == ord("\n")]
+    torn = tmp_path / "torn.jsonl"
+    for cut in range(len(content) + 1):
+        torn.write_bytes(content[:cut])
+        whole = sum(cut >= end for end in ends)  # a line that lacks only its newline is whole
+        assert read_rows(torn) == ROWS[:whole]
+        truncate_partial_line(torn)
+        assert torn.read_bytes() == written(tmp_path / "whole.jsonl", ROWS[:whole]).read_bytes()
+
+
+def test_appending_after_the_cut_completes_the_file(tmp_path):
+    path = written(tmp_path / "rows.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] + b"\x00\xff")  # what a power failure can leave
+    truncate_partial_line(path)
+    with path.open("a", encoding="utf-8") as file:
+        append_row(file, UNLABELLED)
+    assert path.read_bytes() == whole
+
+
+def test_truncating_a_missing_file_does_not_create_it(tmp_path):
+    truncate_partial_line(tmp_path / "none.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def corrupted(**change: object) -> str:
+    return json.dumps({**asdict(ROW), **change})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        '{"idx": 0, "lab',
+        "[]",
+        "{}",
+        corrupted(extra=1),
+        corrupted(idx="0"),
+        corrupted(idx=True),
+        corrupted(radius=None),
+        corrupted(n=99),
+        corrupted(counts=[3, 98, -1]),
+        corrupted(counts=[3.0, 97, 0]),
+        corrupted(counts=100),
+    ],
+)
+def test_a_corrupt_line_before_the_last_is_an_error_that_names_it(tmp_path, line):
+    path = written(tmp_path / "rows.jsonl", [ABSTENTION, UNLABELLED])
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{line}\n{second}\n")
+    with pytest.raises(UnreadableFile, match=r"rows\.jsonl, line 2: "):
+        read_rows(path)
+
+
+def test_an_image_certified_twice_is_an_error(tmp_path):
+    path = written(tmp_path / "rows.jsonl", [ROW, ABSTENTION, ROW])
+    with pytest.raises(UnreadableFile, match=r"line 3: image 0 is already on line 1"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("read", [read_rows, read_tsv, read_json])
+def test_a_missing_file_is_named(tmp_path, read):
+    with pytest.raises(UnreadableFile, match=r"none\.file: No such file"):
+        read(tmp_path / "none.file")
+
+
+def test_the_tsv_is_the_fields_own_to_the_byte(tmp_path):
+    slow = replace(ROW, idx=20, seconds=25 * 3600 + 61.000001)
+    write_tsv([ROW, ABSTENTION, slow], tmp_path / "rows.tsv")
+    assert (tmp_path / "rows.tsv").read_bytes() == (
+        b"idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+        b"0\t1\t1\t0.300000\t1\t0:00:15.250000\n"
+        b"1\t1\t-1\t0.000000\t0\t0:00:15.250000\n"
+        b"20\t1\t1\t0.300000\t1\t25:01:01.000001\n"
+    )
+
+
+@given(st.floats(0, 10))
+def test_the_tsv_never_rounds_a_radius_up(tmp_path_factory, radius):
+    path = tmp_path_factory.getbasetemp() / "radius.tsv"
+    write_tsv([replace(ROW, radius=radius)], path)
+    (read,) = read_tsv(path)
+    assert radius - 1.000001e-6 <= read.radius <= radius
+
+
+def test_the_tsv_reads_back(tmp_path):
+    path = tmp_path / "rows.tsv"
+    published = [PublishedRow(0, 3, 3, 0.378, True, 15.4), PublishedRow(20, 7, None, 0.0, False, 90061.5)]
+    write_tsv(published, path)
+    assert read_tsv(path) == published
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"), [("15.4", 15.4), ("0:00:15.4", 15.4), ("0:02:03", 123.0), ("1 day, 2:00:00.5", 93600.5)]
+)
+def test_every_published_way_to_write_a_time_is_read(tmp_path, time, seconds):
+    (tmp_path / "rows.tsv").write_text(f"{TSV_HEADER}\n0\t3\t3\t0.378\t1\t{time}\n")
+    assert read_tsv(tmp_path / "rows.tsv")[0].seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1\t7\t7\t0.1\t1",  # no time
+        "1\t7\tx\t0.1\t1\t1.0",
+        "1\t7\t7\t0.1\t2\t1.0",
+        "1\t7\t-1\t0.1\t0\t1.0",  # a radius on an abstention
+        "",
+        "0\t1\t1\t.1\t1\t1",  # image 0 again
+    ],
+)
+def test_a_corrupt_tsv_line_is_named(tmp_path, line):
+    (tmp_path / "rows.tsv").write_text(f"{TSV_HEADER}\n0\t3\t3\t0.378\t1\t15.4\n{line}\n")
+    with pytest.raises(UnreadableFile, match=r"rows\.tsv, line 3: "):
+        read_tsv(tmp_path / "rows.tsv")
+
+
+@pytest.mark.parametrize("content", ["", "idx,label\n"])
+def test_another_header_is_not_a_tsv(tmp_path, content):
+    (tmp_path / "rows.tsv").write_text(content)
+    with pytest.raises(UnreadableFile, match="line 1: wanted the header"):
+        read_tsv(tmp_path / "rows.tsv")
+
+
+def test_the_tsv_refuses_rows_without_labels_and_writes_nothing(tmp_path):
+    with pytest.raises(InvalidInput, match="row of image 2 has no label"):
+        write_tsv(ROWS, tmp_path / "rows.tsv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_reads_back_and_text_is_utf8_with_plain_newlines(tmp_path):
+    value = {"σ": 0.25, "runs": [1, None, "ℓ2"]}
+    write_json_atomic(tmp_path / "new" / "value.json", value)
+    assert read_json(tmp_path / "new" / "value.json") == value
+    write_text_atomic(tmp_path / "text", "σ\n")
+    assert (tmp_path / "text").read_bytes() == b"\xcf\x83\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
+def test_what_is_not_json_is_named(tmp_path, content):
+    (tmp_path / "value.json").write_bytes(content)
+    with pytest.raises(UnreadableFile, match=r"value\.json: not JSON"):
+        read_json(tmp_path / "value.json")
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_bytes_atomic(path, b"old")
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write_bytes_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,394 @@
+"""Certificates against the closed form of linear classifiers; noise and votes that nothing but the seed decides."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom, kstest, norm
+from torch import Tensor
+
+from certibox import confidence, seeds
+from certibox.errors import BadOutput, InvalidImages, InvalidInput
+from certibox.smoothing import BLOCK, BaseClassifier, Certificate, SmoothedClassifier, image_digest, noisy_batches
+from doubles import CountingBox, LinearBox
+
+PATH = (7, "image", "stream")
+SIGMA = 0.25
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def picture(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def linear_box(num_classes: int = 3, d: int = 12, outputs: str = "logits") -> LinearBox:
+    return LinearBox(drawn(num_classes, d, seed=1), drawn(num_classes, seed=2) / 4, outputs)
+
+
+def half_space(w: Tensor, b: float) -> BaseClassifier:
+    """Class 0 where w·x + b >= 0; sums, since a matrix product wakes threads for each of thousands of tiny batches."""
+    return lambda x: (x.flatten(1).mul(w).sum(1) + b < 0).long()
+
+
+def alternating(x: Tensor) -> Tensor:  # p_A is 1/2, exactly
+    return torch.arange(len(x)) % 2
+
+
+def certified(smoothed: SmoothedClassifier, x: Tensor, seed: int = 0, batch_size: int = 1000) -> Certificate:
+    return smoothed.certify(x, n0=20, n=300, alpha=0.01, seed=seed, batch_size=batch_size)
+
+
+# ------------------------------------------------------------------------------------------------ certificates hold
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_no_certificate_of_a_linear_classifier_reaches_beyond_its_boundary(num_classes: int) -> None:
+    box = linear_box(num_classes, d=4)
+    smoothed = SmoothedClassifier(box, num_classes, SIGMA)
+    for seed in range(20):
+        x = picture(1, 2, 2, seed=seed)
+        certificate = smoothed.certify(x, n0=100, n=2000, alpha=1e-6, seed=seed)
+        if certificate.label is not None:
+            assert certificate.label == int(box(x[None]).argmax())
+            assert certificate.radius <= box.radius(x[None]).item()
+
+
+def test_the_radius_approaches_the_distance_to_the_boundary() -> None:
+    w, b, n = drawn(4, seed=3), 0.1, 200_000
+    smoothed = SmoothedClassifier(LinearBox(torch.stack([w, -w]) / 2, torch.tensor([b, -b]) / 2), 2, SIGMA)
+    x = 0.1 * w.view(1, 2, 2) / w.norm()
+    distance = abs((w @ x.flatten()).item() + b) / w.norm().item()
+    certificate = smoothed.certify(x, n0=100, n=n, alpha=0.001, seed=0, batch_size=20_000)
+    p = norm.cdf(distance / SIGMA)
+    slope = SIGMA / norm.pdf(norm.ppf(p))  # of the radius in p
+    assert certificate.label == 0
+    assert distance - 8 * slope * math.sqrt(p * (1 - p) / n) <= certificate.radius <= distance
+
+
+def false_share(distance: float, n0: int, n: int, alpha: float) -> float:
+    """Exact probability of a false certificate at `distance` (in sigmas) from the boundary of two classes; n0 odd."""
+    p = norm.cdf(distance)
+    radii = np.array([confidence.radius(confidence.lower_confidence_bound(k, n, alpha), 1.0) for k in range(n + 1)])
+    votes = binom.pmf(np.arange(n + 1), n, p)  # for the right class
+    selected = binom.sf(n0 // 2, n0, p)
+    return float(selected * votes[radii > distance].sum() + (1 - selected) * votes[::-1][radii > 0].sum())
+
+
+def test_certificates_near_the_boundary_are_false_as_often_as_alpha_allows() -> None:
+    w, b, n0, n, alpha, trials = drawn(4, seed=4), 0.3, 21, 200, 0.05, 2000
+    w = w / w.norm()
+    smoothed = SmoothedClassifier(half_space(w, b), 2, SIGMA)
+    distances = np.tile(np.array([0.1, 0.25, 0.5, 0.75, 1.0]), trials // 5)
+    false = 0
+    for seed, distance in enumerate(distances):
+        x = ((distance * SIGMA - b) * w).view(1, 2, 2)
+        certificate = smoothed.certify(x, n0=n0, n=n, alpha=alpha, seed=seed)
+        false += certificate.radius > distance * SIGMA or certificate.label == 1
+    assert binom.sf(false - 1, trials, alpha) >= 1e-4
+    exact = np.array(
+        [false_share(distance, n0, n, alpha) for distance in distances[:5]]
+    )  # below alpha: votes are whole
+    assert (exact <= alpha).all()
+    assert abs(false - trials * exact.mean()) <= 4 * math.sqrt(trials * (exact * (1 - exact)).mean())
+
+
+def test_certify_abstains_where_the_top_class_has_half_the_votes() -> None:
+    certificate = certified(SmoothedClassifier(alternating, 2, SIGMA), picture(1, 2, 2))
+    assert (certificate.label, certificate.radius, certificate.counts) == (None, 0.0, (150, 150))
+    assert certificate.p_lower < 0.5
+
+
+# ------------------------------------------------------------------------------------------------------------- noise
+
+
+def batches(x: Tensor, start: int, stop: int, batch_size: int, path: tuple[int, str, str] = PATH) -> Tensor:
+    return torch.cat(list(noisy_batches(x, SIGMA, start, stop, batch_size, path)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (3, 7, 7)])  # the last fills its blocks in threads
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_do_not_depend_on_the_batches(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = picture(*shape, dtype=dtype)
+    whole = batches(x, 0, 1050, 1050)
+    assert whole.dtype == dtype
+    for batch_size in (1, 7, 100, 333, 1000):
+        assert torch.equal(batches(x, 0, 1050, batch_size), whole)
+        assert torch.equal(batches(x, 0, 640, batch_size), whole[:640])
+        for start in (BLOCK - 1, BLOCK, 350, 1049):
+            assert torch.equal(batches(x, start, 1050, batch_size), whole[start:])
+
+
+def test_batches_have_the_size_asked_for() -> None:
+    sizes = [len(batch) for batch in noisy_batches(picture(1, 2, 2), SIGMA, 30, 1000, 333, PATH)]
+    assert sizes == [333, 333, 304]
+    assert list(noisy_batches(picture(1, 2, 2), SIGMA, 1000, 1000, 333, PATH)) == []
+
+
+def test_noise_is_gaussian_with_the_given_sigma() -> None:
+    x = picture(1, 3, 4, dtype=torch.float64)
+    noise = (batches(x, 0, 20_000, 1000) - x).flatten()
+    n = len(noise)
+    assert abs(noise.mean().item()) <= 4 * SIGMA / math.sqrt(n)
+    assert abs(noise.var().item() - SIGMA**2) <= 4 * SIGMA**2 * math.sqrt(2 / n)
+    assert kstest(noise.numpy() / SIGMA, "norm").pvalue > 1e-4
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_noise_does_not_depend_on_the_number_of_threads() -> None:
+    x, samples = picture(3, 8, 8), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        samples.append(batches(x, 50, 1000, 470))
+    assert torch.equal(samples[0], samples[1])
+    assert torch.equal(samples[0], samples[2])
+
+
+def test_images_seeds_streams_and_blocks_have_independent_noise() -> None:
+    seen: list[Tensor] = []
+
+    def watching(x: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return torch.zeros(len(x), dtype=torch.int64)
+
+    smoothed = SmoothedClassifier(watching, 2, SIGMA)
+    noises = []
+    for value, seed in ((0.5, 0), (0.25, 0), (0.5, 1)):  # dyadic, so that x + δ − x loses little
+        x = torch.full((1, 10, 10), value)
+        smoothed.certify(x, n0=BLOCK, n=2 * BLOCK, alpha=0.01, seed=seed, batch_size=BLOCK)
+        smoothed.predict(x, n=BLOCK, alpha=0.01, seed=seed)
+        noises += [(noisy - x).flatten() for noisy in seen]
+        seen.clear()
+    assert len(noises) == 12  # three runs of one selection block, two estimation blocks and one prediction block
+    for a, b in combinations(noises, 2):
+        correlation = torch.corrcoef(torch.stack([a, b]))[0, 1].item()
+        assert abs(correlation) <= 5 / math.sqrt(len(a))
+
+
+# ------------------------------------------------------------------------------------------------------------- votes
+
+
+def test_counts_are_the_estimation_votes_without_the_selection_votes() -> None:
+    x, box = picture(1, 3, 4), CountingBox(linear_box())
+    certificate = certified(SmoothedClassifier(box, 3, SIGMA), x, seed=5)
+    votes = {
+        stream: box.box(batches(x, 0, n, n, (5, image_digest(x), stream))).argmax(1).bincount(minlength=3).tolist()
+        for stream, n in (("select", 20), ("estimate", 300))
+    }
+    assert certificate.counts == tuple(votes["estimate"])
+    assert certificate.selected == int(np.argmax(votes["select"]))
+    assert sum(certificate.counts) == certificate.n == 300
+    assert certificate.queries == box.images == 320
+    assert certificate.image == image_digest(x)
+
+
+def test_certificates_do_not_depend_on_the_batch_size() -> None:
+    smoothed = SmoothedClassifier(linear_box(), 3, SIGMA)
+    certificates = {certified(smoothed, picture(1, 3, 4), batch_size=size) for size in (1, 7, 100, 333, 1000)}
+    assert len(certificates) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_labels_and_scores_give_the_same_certificate(dtype: torch.dtype) -> None:
+    scores, labels = linear_box(), linear_box(outputs="labels")
+    by_labels = SmoothedClassifier(lambda x: labels(x).to(dtype), 3, SIGMA)
+    x = picture(1, 3, 4)
+    assert certified(by_labels, x) == certified(SmoothedClassifier(scores, 3, SIGMA), x)
+    assert sorted(certified(by_labels, x).counts)[1] > 0  # the votes are split
+
+
+@pytest.mark.parametrize(
+    ("answer", "came"),
+    [
+        (lambda n: torch.full((n, 3), math.nan), "the score nan"),
+        (lambda n: torch.full((n, 3), math.inf), "the score inf"),
+        (lambda n: torch.zeros(n, 4), r"torch.float32 of shape \(20, 4\).*\(20, 3\)"),
+        (lambda n: torch.zeros(n + 1, 3), r"shape \(21, 3\)"),
+        (lambda n: torch.zeros(n), r"torch.float32 of shape \(20,\)"),
+        (lambda n: torch.zeros(n, 3, dtype=torch.complex64), "torch.complex64"),
+        (lambda n: torch.zeros(n - 1, dtype=torch.int64), r"shape \(19,\)"),
+        (lambda n: torch.arange(n) % 4, "label 3; wanted 0 to 2"),
+        (lambda n: torch.arange(n) % 4 - 1, "label -1; wanted 0 to 2"),
+        (lambda n: np.zeros((n, 3), dtype=np.float32), "ndarray"),
+    ],
+)
+def test_bad_outputs_are_named(answer, came: str) -> None:
+    smoothed = SmoothedClassifier(lambda x: answer(len(x)), 3, SIGMA)
+    if came == "label 3; wanted 0 to 2":
+        assert answer(20).max() == 3
+    with pytest.raises(BadOutput, match=came) as error:
+        certified(smoothed, picture(1, 2, 2))
+    assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------------- bad inputs
+
+
+@pytest.mark.parametrize("sigma", [0.0, -0.25, math.nan, math.inf])
+def test_sigma_must_be_positive(sigma: float) -> None:
+    with pytest.raises(InvalidInput, match="sigma is"):
+        SmoothedClassifier(linear_box(), 3, sigma)
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="num_classes is 1"):
+        SmoothedClassifier(linear_box(), 1, SIGMA)
+
+
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        ({"alpha": 0.0}, "alpha is 0.0"),
+        ({"alpha": 1.0}, "alpha is 1.0"),
+        ({"alpha": math.nan}, "alpha is nan"),
+        ({"n0": 0}, "n0 is 0"),
+        ({"n": 9}, "n = 9 .* smallest n is 10"),
+        ({"n": 0}, "n = 0 .* smallest n is 10"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_bad_settings_of_certify_are_refused_before_any_query(change: dict, came: str) -> None:
+    box = CountingBox(linear_box())
+    settings = {"n0": 10, "n": 10, "alpha": 0.001, "seed": 0, **change}
+    with pytest.raises(InvalidInput, match=came):
+        SmoothedClassifier(box, 3, SIGMA).certify(picture(1, 3, 4), **settings)
+    assert box.calls == 0
+
+
+@pytest.mark.parametrize(("change", "came"), [({"alpha": 1.0}, "alpha is 1.0"), ({"n": 0}, "n is 0")])
+def test_bad_settings_of_predict_are_refused_before_any_query(change: dict, came: str) -> None:
+    box = CountingBox(linear_box())
+    with pytest.raises(InvalidInput, match=came):
+        SmoothedClassifier(box, 3, SIGMA).predict(picture(1, 3, 4), **{"n": 10, "alpha": 0.001, "seed": 0, **change})
+    assert box.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "came"),
+    [
+        (torch.full((1, 3, 4), math.nan), "NaN"),
+        (torch.full((1, 3, 4), -math.inf), "infinite"),
+        (torch.zeros(1, 1, 3, 4), r"shape \(1, 1, 3, 4\)"),
+        (torch.zeros(1, 3, 4, dtype=torch.uint8), "torch.uint8"),
+        (np.zeros((1, 3, 4), dtype=np.float32), "ndarray"),
+    ],
+)
+def test_what_is_no_image_is_refused(image, came: str) -> None:
+    smoothed = SmoothedClassifier(linear_box(), 3, SIGMA)
+    with pytest.raises(InvalidImages, match=came):
+        certified(smoothed, image)
+    with pytest.raises(InvalidImages, match=came):
+        smoothed.predict(image, n=10, alpha=0.01, seed=0)
+
+
+# ------------------------------------------------------------------------------------------------------ other alphas
+
+
+def test_at_alpha_is_certifying_at_that_alpha_without_a_query() -> None:
+    box, alphas = CountingBox(linear_box()), (0.3, 0.05, 0.01, 0.001, 1e-6)
+    smoothed = SmoothedClassifier(box, 3, SIGMA)
+    labels = set()
+    for seed in range(10):
+        x = picture(1, 3, 4, seed=seed)
+        afresh = [smoothed.certify(x, n0=20, n=300, alpha=alpha, seed=seed) for alpha in alphas]
+        calls = box.calls
+        for certificate in afresh:
+            replayed = [certificate.at_alpha(alpha) for alpha in alphas]
+            assert replayed == afresh
+            assert sorted((c.radius for c in replayed), reverse=True) == [c.radius for c in replayed]
+            assert sorted((c.p_lower for c in replayed), reverse=True) == [c.p_lower for c in replayed]
+        assert box.calls == calls
+        labels |= {certificate.label is None for certificate in afresh}
+    assert labels == {True, False}  # both certificates and abstentions were replayed
+
+
+def test_at_alpha_refuses_what_the_votes_cannot_show() -> None:
+    certificate = SmoothedClassifier(linear_box(), 3, SIGMA).certify(picture(1, 3, 4), n0=1, n=10, alpha=0.001, seed=0)
+    with pytest.raises(InvalidInput, match=r"n = 10 .* alpha = 1e-06.* smallest n is 20"):
+        certificate.at_alpha(1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- predict
+
+
+def p_value(a: int, b: int) -> float:
+    """Two-sided, from integers: twice the tail of a fair coin."""
+    tail = sum(math.comb(a + b, k) for k in range(max(a, b), a + b + 1))
+    return min(1.0, 2 * tail / 2 ** (a + b))
+
+
+def test_predict_is_the_exact_binomial_test_of_the_top_two() -> None:
+    box, alpha = CountingBox(linear_box()), 0.05
+    smoothed = SmoothedClassifier(box, 3, SIGMA)
+    abstained = 0
+    for seed in range(30):
+        prediction = smoothed.predict(picture(1, 3, 4, seed=seed), n=60, alpha=alpha, seed=seed, batch_size=25)
+        first, second = sorted(prediction.counts, reverse=True)[:2]
+        assert sum(prediction.counts) == prediction.queries == 60
+        assert prediction.p_value == pytest.approx(p_value(first, second), rel=1e-9)
+        assert (prediction.label is None) == (p_value(first, second) > alpha)
+        assert prediction.label in (None, int(np.argmax(prediction.counts)))
+        abstained += prediction.label is None
+    assert 0 < abstained < 30
+    assert box.images == 30 * 60
+    assert max(box.batch_sizes) == 25
+
+
+def test_predict_abstains_on_a_tie() -> None:
+    prediction = SmoothedClassifier(alternating, 2, SIGMA).predict(picture(1, 2, 2), n=200, alpha=0.999, seed=0)
+    assert (prediction.label, prediction.p_value, prediction.counts) == (None, 1.0, (100, 100))
+
+
+def test_predict_is_wrong_no_more_often_than_alpha() -> None:
+    w, alpha, trials = torch.tensor([1.0, 0.0]), 0.1, 1000
+    smoothed = SmoothedClassifier(half_space(w, 0.0), 2, SIGMA)
+    x = torch.tensor([0.01 * SIGMA, 0.0]).view(1, 1, 2)  # hardly on the side of class 0
+    wrong = sum(smoothed.predict(x, n=100, alpha=alpha, seed=seed).label == 1 for seed in range(trials))
+    assert wrong > 0
+    assert binom.sf(wrong - 1, trials, alpha) >= 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+def test_noise_is_drawn_as_it_is_asked_for() -> None:
+    stream = noisy_batches(picture(1, 2, 2), SIGMA, 0, 10**15, 100, PATH)
+    for _ in range(3):
+        batch = next(stream)
+        kept = weakref.ref(batch)
+        del batch
+        assert kept() is None
+
+
+def test_certify_holds_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    box, given, alive = CountingBox(linear_box()), [], []
+
+    def watching(x: Tensor) -> Tensor:
+        given.append(weakref.ref(x))
+        return box(x)
+
+    def generator(seed: int, *path: int | str, device: torch.device) -> torch.Generator:
+        alive.append(sum(batch() is not None for batch in given))  # batches that live while the next is drawn
+        return seeds_generator(seed, *path, device=device)
+
+    seeds_generator = seeds.generator
+    monkeypatch.setattr(seeds, "generator", generator)
+    certified(SmoothedClassifier(watching, 3, SIGMA), picture(1, 3, 4), batch_size=64)
+    assert max(box.batch_sizes) == 64
+    assert len(given) == 6  # 20 = 1 batch, 300 = 5 batches
+    assert set(alive) == {0}
