@@ -142,19 +142,21 @@ def test_relative_squared_error_on_linear_functions(d: int, q: int) -> None:
         assert_mean((estimate - slope).square().sum(1) / slope.square().sum(), error)
 
 
-def test_sphere_directions_have_unit_length_and_no_favoured_sign() -> None:
+@pytest.mark.parametrize("estimator", [RGE(3, 1.0), Orthogonal(3, 1.0)])
+def test_directions_have_unit_length_and_no_favoured_sign(estimator: RGE | Orthogonal) -> None:
     spy = Spy(waves)
-    RGE(6, 1.0).estimate(spy, torch.zeros(2_000, 4, dtype=torch.float64), generator())
-    directions = torch.cat(spy.points[1:]).flatten(0, 1)
-    torch.testing.assert_close(directions.norm(dim=1), torch.ones(12_000, dtype=torch.float64), rtol=1e-12, atol=0)
-    assert_mean(directions, 0.0)
+    estimator.estimate(spy, torch.zeros(5_000, 4, dtype=torch.float64), generator())
+    directions = torch.cat(spy.points[1:])  # (q, b, d): at z = 0 and μ = 1 points are directions
+    torch.testing.assert_close(directions.norm(dim=2), torch.ones(3, 5_000, dtype=torch.float64), rtol=1e-12, atol=0)
+    for direction in directions:
+        assert_mean(direction, 0.0)
 
 
 @pytest.mark.parametrize(("d", "q"), [(1, 1), (7, 3), (7, 7), (64, 20), (193, 193)])
 def test_orthogonal_directions_are_orthonormal(d: int, q: int) -> None:
     spy = Spy(waves)
     Orthogonal(q, 1.0).estimate(spy, torch.zeros(3, d, dtype=torch.float64), generator())
-    rows = torch.cat(spy.points[1:]).transpose(0, 1)  # (b, q, d): at z = 0 and μ = 1 points are directions
+    rows = torch.cat(spy.points[1:]).transpose(0, 1)  # (b, q, d)
     assert (rows @ rows.mT - torch.eye(q, dtype=torch.float64)).abs().max() < 1e-12
     if d > 1:
         assert not torch.equal(rows[0], rows[1]), "samples draw their own rows"

@@ -211,15 +211,24 @@ def test_a_tenth_of_the_energy_must_survive(pixels: int, survives: float) -> Non
     assert surviving_share(RobustPipeline(None), x, OneStep(), 256, torch.Generator()) == survives
 
 
+def scaling(factor: float) -> nn.Module:
+    layer = nn.Conv2d(2, 2, 1, groups=2, bias=False).double()
+    layer.weight.data.fill_(factor)
+    return layer
+
+
 def test_the_share_is_of_what_the_decoder_returns() -> None:
     """A decoder that divides steps by 100 needs a step 100 times larger."""
-    keep, shrink = (nn.Conv2d(2, 2, 1, groups=2, bias=False).double() for _ in range(2))
-    keep.weight.data.fill_(1.0)
-    shrink.weight.data.fill_(0.01)
-    pipeline = RobustPipeline(None, Autoencoder(keep, shrink, SHAPE))
+    pipeline = RobustPipeline(None, Autoencoder(scaling(1.0), scaling(0.01), SHAPE))
     x = 100 * on_the_grid(2, 253)
     for mu, expected in ((49 / 255, 0.0), (51 / 255, 1.0)):
         assert surviving_share(pipeline, x, CGE(mu), 256, torch.Generator()) == expected
+
+
+def test_steps_start_at_the_denoised_image() -> None:
+    twice_white = torch.full((2, *SHAPE), 2.0, dtype=torch.float64)
+    for denoiser, expected in ((scaling(0.5), 0.0), (scaling(0.25), 1.0)):
+        assert surviving_share(RobustPipeline(denoiser), twice_white, CGE(0.1), 256, torch.Generator()) == expected
 
 
 def test_measuring_the_share_leaves_statistics_and_gradients_alone() -> None:

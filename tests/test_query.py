@@ -416,12 +416,15 @@ def test_only_answers_inside_are_journalled_and_none_without_a_ledger(tmp_path: 
         client(BATCHES[0])
     client(BATCHES[0])
     assert box.calls == 3
+    with client.journal("train", 1):
+        client(BATCHES[0])
+    assert box.calls == 4
     client = QueryClient(box)
     for _ in range(2):
         with client.journal("train", 0) as journal:
             client(BATCHES[0])
         assert journal is None
-    assert box.calls == 5
+    assert box.calls == 6
 
 
 def test_a_call_that_broke_off_is_resumed_at_its_next_batch(tmp_path: Path) -> None:

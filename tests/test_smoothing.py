@@ -197,6 +197,17 @@ def test_counts_are_the_estimation_votes_without_the_selection_votes() -> None:
     assert certificate.image == image_digest(x)
 
 
+def test_only_the_selection_votes_select() -> None:
+    answers = iter([0, 1])  # class 0 for all n0 votes, class 1 for all n votes
+
+    def fickle(x: Tensor) -> Tensor:
+        return torch.full((len(x),), next(answers))
+
+    certificate = certified(SmoothedClassifier(fickle, 2, SIGMA), picture(1, 2, 2))
+    assert (certificate.selected, certificate.counts) == (0, (0, 300))
+    assert (certificate.label, certificate.radius, certificate.p_lower) == (None, 0.0, 0.0)
+
+
 def test_certificates_do_not_depend_on_the_batch_size() -> None:
     smoothed = SmoothedClassifier(linear_box(), 3, SIGMA)
     certificates = {certified(smoothed, picture(1, 3, 4), batch_size=size) for size in (1, 7, 100, 333, 1000)}

@@ -42,7 +42,9 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     """Train a defense in front of a black box. Interrupted runs resume from --out and pay for nothing twice."""
 
     out: str = option("directory of the run: checkpoints, rows, ledger and the saved defense")
-    method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option("defense of the paper; DS spends no query", "ZO-AE-DS")
+    method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option(
+        "defense of the paper; DS spends no query", "ZO-AE-DS"
+    )
     sigma: float = option("standard deviation of the noise, in pixels on [0, 1]")
     gamma: float | None = option("weight of the stability term", None)
     denoise_weight: float = option("weight of the denoising term; 0 trains stability alone", 1.0)
@@ -70,7 +72,9 @@ class Smoothing:
     alpha: float = option("probability that one certificate is false", 0.001)
     seed: int = option("seed of the noise", 0)
     noise_batch_size: int = option("noisy copies at a time", 1000)
-    check_box: bool = option("first ask the canaries of the defense's fingerprint, and stop if the box has changed", False)
+    check_box: bool = option(
+        "first ask the canaries of the defense's fingerprint, and stop if the box has changed", False
+    )
     ledger: str | None = option("ledger of queries; by default in the output's directory", None)
 
 
@@ -183,8 +187,13 @@ def run_predict(options: Predict) -> None:
     with client.phase("predict"):
         for i in range(len(images)):
             x = images.floats([i])[0]
-            made = smoothed.predict(x, n=options.n, alpha=options.alpha, seed=options.seed, batch_size=options.noise_batch_size)
-            print(json.dumps({"idx": i, "predict": made.label, "p_value": made.p_value, "counts": made.counts}), flush=True)
+            made = smoothed.predict(
+                x, n=options.n, alpha=options.alpha, seed=options.seed, batch_size=options.noise_batch_size
+            )
+            print(
+                json.dumps({"idx": i, "predict": made.label, "p_value": made.p_value, "counts": made.counts}),
+                flush=True,
+            )
 
 
 def run_merge(options: Merge) -> None:
@@ -318,9 +327,13 @@ def _smoothed(
     defense = load_defense(options.defense, client) if options.defense else None
     sigma = options.sigma if options.sigma is not None else defense.sigma if defense else None
     if sigma is None:
-        raise InvalidInput("sigma is not given; wanted the noise's standard deviation in pixels on [0, 1], such as --sigma 0.25")
+        raise InvalidInput(
+            "sigma is not given; wanted the noise's standard deviation in pixels on [0, 1], such as --sigma 0.25"
+        )
     if defense and defense.image_shape != images.shape:
-        raise InvalidInput(f"the defense takes images {defense.image_shape}, the data has {images.shape}; wanted the same")
+        raise InvalidInput(
+            f"the defense takes images {defense.image_shape}, the data has {images.shape}; wanted the same"
+        )
     if options.check_box:
         _check_box(defense, client)
     classes = client.spec.num_classes or (defense.num_classes if defense else None) or images.num_classes
@@ -333,7 +346,9 @@ def _smoothed(
 
 def _check_box(defense: Defense | None, client: QueryClient) -> None:
     if defense is None or defense.fingerprint is None:
-        raise InvalidInput("there is no fingerprint to check the box by; wanted a defense trained with --fingerprint true")
+        raise InvalidInput(
+            "there is no fingerprint to check the box by; wanted a defense trained with --fingerprint true"
+        )
     defense.fingerprint.check(client)
     OUT.print("the box answers its canaries as it did when the defense was trained")
 

@@ -76,7 +76,10 @@ def train_box(shown: Images, validation: Images):
     assert y is not None
     assert labels is not None
     grid = [(hidden, penalty) for hidden in ((64,), (128,), (128, 64)) for penalty in (1e-4, 1e-1)]
-    models = [MLPClassifier(hidden, alpha=penalty, max_iter=1000, random_state=0).fit(x, y.numpy()) for hidden, penalty in grid]
+    models = [
+        MLPClassifier(hidden, alpha=penalty, max_iter=1000, random_state=0).fit(x, y.numpy())
+        for hidden, penalty in grid
+    ]
     scores = [float(model.score(held, labels.numpy())) for model in models]
     best = int(np.argmax(scores))
     return models[best], scores[best]
@@ -87,7 +90,9 @@ def train_stage1(s: Settings, shown: Images, validation: Images, seed: int) -> A
     fresh = fitting_autoencoder(shown.shape, s.d_z)
     with bar("autoencoder") as progress:
         schedule = one_cycle(s.autoencoder_epochs, 3e-3, 64)
-        return pretrain_autoencoder(shown, fresh, schedule=schedule, seed=seed, validation=validation, progress=progress)
+        return pretrain_autoencoder(
+            shown, fresh, schedule=schedule, seed=seed, validation=validation, progress=progress
+        )
 
 
 def train_denoiser(s: Settings, client: QueryClient, shown: Images, validation: Images, seed: int) -> Defense:
@@ -140,12 +145,19 @@ def train_queries(
 
 def run(options: Demo) -> None:
     """`certibox demo`."""
-    started, console, s, out = time.perf_counter(), Console(soft_wrap=True, highlight=False), settings(), Path(options.out)
+    started, console, s, out = (
+        time.perf_counter(),
+        Console(soft_wrap=True, highlight=False),
+        settings(),
+        Path(options.out),
+    )
     shown, validation = load_images("digits", "train"), load_images("digits", "validation")
     test = load_images("digits", "test").select(slice(0, options.images))
     model, accuracy = train_box(shown, validation)
     hidden = "-".join(map(str, model.hidden_layer_sizes))
-    console.print(f"the box: a scikit-learn MLP ({hidden}) that gives no gradients, {accuracy:.1%} right on clean validation digits")
+    console.print(
+        f"the box: a scikit-learn MLP ({hidden}) that gives no gradients, {accuracy:.1%} right on clean validation digits"
+    )
 
     box = as_blackbox(model, outputs="probabilities", name=f"sklearn-mlp-{hidden}")
     client = QueryClient(box, ledger=out / "ledger.sqlite")
@@ -191,7 +203,9 @@ def run(options: Demo) -> None:
     console.print(report.render_table(runs, radii(s)))
     for note in notes:
         console.print(note)
-    console.print(f"{time.perf_counter() - started:.0f} seconds, {client.queries:,} queries; the report is {out / 'report.html'}")
+    console.print(
+        f"{time.perf_counter() - started:.0f} seconds, {client.queries:,} queries; the report is {out / 'report.html'}"
+    )
 
 
 def radii(s: Settings) -> list[float]:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from certibox.errors import UnreadableFile
+from certibox.errors import BudgetExceeded, UnreadableFile
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS spend (
     id INTEGER PRIMARY KEY, phase TEXT NOT NULL, sent_at TEXT NOT NULL,
     attempted INTEGER NOT NULL, answered INTEGER);
+CREATE TABLE IF NOT EXISTS committed (queries INTEGER NOT NULL);
+INSERT INTO committed SELECT 0 WHERE NOT EXISTS (SELECT * FROM committed);
 CREATE TABLE IF NOT EXISTS journal (
     scope TEXT NOT NULL, position INTEGER NOT NULL, inputs TEXT NOT NULL,
     dtype TEXT NOT NULL, shape TEXT NOT NULL, answers BLOB NOT NULL, PRIMARY KEY (scope, position));
@@ -41,24 +43,40 @@ class Ledger:
             what = f"the ledger {path} cannot be opened ({error})"
             raise UnreadableFile(f"{what}; wanted a certibox ledger or a new path") from error
 
-    def send(self, phase: str, n: int) -> int:
-        """Note that n queries are about to be sent; returns the row to settle."""
+    def send(self, phase: str, n: int, wanted: int | None = None, budget: int | None = None) -> int:
+        """Book n queries that are about to be sent; returns the row to settle.
+
+        Raises `BudgetExceeded`, booking nothing, unless `wanted` more queries (n by default) fit the budget. Check and booking
+        are one transaction, so clients that share a ledger cannot overspend together.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        insert = "INSERT INTO spend (phase, sent_at, attempted) VALUES (?, ?, ?)"
-        row = self._db.execute(insert, (phase, now, n)).lastrowid
+        wanted = n if wanted is None else wanted
+        with self._db:  # commits, or rolls back when it raises
+            self._db.execute("BEGIN IMMEDIATE")
+            if budget is not None and wanted > budget - self.committed():
+                raise BudgetExceeded(wanted, max(0, budget - self.committed()))
+            self._db.execute("UPDATE committed SET queries = queries + ?", (n,))
+            insert = "INSERT INTO spend (phase, sent_at, attempted) VALUES (?, ?, ?)"
+            row = self._db.execute(insert, (phase, now, n)).lastrowid
         assert row is not None
         return row
 
     def settle(self, row: int, answered: int, entry: tuple[str, int, str, np.ndarray] | None = None) -> None:
         """Note that `answered` of a row's queries were answered and, with `entry`, journal the answers."""
-        with self._db:  # commits, or rolls back when it is interrupted
-            self._db.execute("BEGIN")
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            refused = "(SELECT attempted FROM spend WHERE id = ?) - ?"
+            self._db.execute(f"UPDATE committed SET queries = queries - ({refused})", (row, answered))
             self._db.execute("UPDATE spend SET answered = ? WHERE id = ?", (answered, row))
             if entry:
                 scope, position, inputs, answers = entry
                 shape = ",".join(map(str, answers.shape))
                 values = (scope, position, inputs, answers.dtype.str, shape, answers.tobytes())
                 self._db.execute("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def committed(self) -> int:
+        """Queries that count against a budget: answered, in flight, or lost; not those that the box refused."""
+        return self._db.execute("SELECT queries FROM committed").fetchone()[0]
 
     def recall(self, scope: str, position: int, inputs: str) -> np.ndarray | None:
         """The journalled answers at `position`, if they answer these `inputs` (a digest)."""

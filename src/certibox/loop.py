@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from certibox import checkpoints, seeds
 from certibox.config import Phase, Schedule, digest, require_same
-from certibox.errors import CertiboxError
+from certibox.errors import CertiboxError, InvalidInput
 from certibox.query import Journal, QueryClient
 from certibox.records import read_json, write_json_atomic
 
@@ -63,7 +63,7 @@ class RunDirectory:
     """
 
     def __init__(self, directory: str | Path, config: dict[str, Any]) -> None:
-        self.path, self.scope = Path(directory), f"train/{digest(config)}"
+        self.path = Path(directory)
         self.checkpoint, self._rows, self._config = (
             self.path / name for name in ("checkpoint.safetensors", "rows.jsonl", "config.json")
         )
@@ -73,6 +73,7 @@ class RunDirectory:
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json_atomic(self._config, plain)
+        self.scope = f"train/{digest(read_json(self._config))}"  # as stored: 1 and 1.0 are the same setting
         self._board = _summary_writer(self.path / "tensorboard")
 
     def rewind(self, offset: int) -> None:
@@ -143,11 +144,14 @@ def run(
     prepare: builds the task, given the constants of an earlier checkpoint (none at first). With a directory, resumes
     from its checkpoint; with a client that has a ledger, answers paid for since then are replayed.
     """
+    if schedule.epochs and not schedule.steps_per_epoch(images):
+        raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")
     tensors, state = _restore(directory)
+    delivered = client.delivered if client else 0
     replaying = client.journal(directory.scope, state.journal) if client and directory else nullcontext()
     with replaying as journal:
         task = prepare(tensors["constants"])
-        loop = _Loop(task, schedule, state, tensors, client, directory, journal, progress)
+        loop = _Loop(task, schedule, state, tensors, client, delivered, directory, journal, progress)
         return loop.go(images, seed, checkpoint_every)
 
 
@@ -161,6 +165,7 @@ class _Loop:
         state: State,
         tensors: dict[str, checkpoints.Tensors],
         client: QueryClient | None,
+        delivered: int,
         directory: RunDirectory | None,
         journal: Journal | None,
         progress: Progress | None,
@@ -171,7 +176,7 @@ class _Loop:
         self.optimizer_tensors, self.best = tensors["optimizer"], tensors["best"]
         if tensors["module"]:
             checkpoints.load_module(task.module, tensors["module"], "checkpoint")
-        self._delivered = client.delivered if client else 0
+        self._delivered = delivered
 
     def go(self, images: int, seed: int, checkpoint_every: int) -> Task:
         if self.directory and not self.directory.checkpoint.exists():
@@ -217,7 +222,9 @@ class _Loop:
             self.state.sums[name] = self.state.sums.get(name, 0.0) + float(value.detach())
         self.state.count, self.state.step = self.state.count + 1, step.number + 1
         if not math.isfinite(self.state.sums["loss"]):
-            raise CertiboxError(f"training diverged at step {step.number}: the loss is not finite; lower the learning rate or gamma")
+            raise CertiboxError(
+                f"training diverged at step {step.number}: the loss is not finite; lower the learning rate or gamma"
+            )
 
     def _end_epoch(self, step: Step) -> None:
         state = self.state
@@ -248,8 +255,15 @@ class _Loop:
         self.state.offset = self.directory.offset
         self.state.journal = self.journal.position if self.journal else 0
         optimizer = checkpoints.optimizer_tensors(self.optimizer) if self.optimizer else {}
-        parts = {"module": self.task.module.state_dict(), "best": self.best, "optimizer": optimizer, "constants": self.task.constants}
-        flat = {key: value for prefix, part in parts.items() for key, value in checkpoints.prefixed(prefix, part).items()}
+        parts = {
+            "module": self.task.module.state_dict(),
+            "best": self.best,
+            "optimizer": optimizer,
+            "constants": self.task.constants,
+        }
+        flat = {
+            key: value for prefix, part in parts.items() for key, value in checkpoints.prefixed(prefix, part).items()
+        }
         checkpoints.write(self.directory.checkpoint, flat, vars(self.state))
         if self.journal:
             self.journal.trim()  # only now: the checkpoint covers these answers

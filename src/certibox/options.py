@@ -33,7 +33,9 @@ class BoxOptions:
     model: str = option("the box: file.py:function, package.module:function or model.onnx")
     outputs: Literal["logits", "probabilities", "labels", "values"] = option("what the box answers with")
     num_classes: int | None = option("number of classes K; wanted for labels", None)
-    input_range: list[float] = option("pixel range the box expects, as [low, high]; certibox itself keeps to [0, 1]", (0.0, 1.0))
+    input_range: list[float] = option(
+        "pixel range the box expects, as [low, high]; certibox itself keeps to [0, 1]", (0.0, 1.0)
+    )
     clip: bool = option("clip pixels to [0, 1] inside the box", False)
     levels: int | None = option("grey levels the box rounds to, such as 256 for an 8-bit endpoint", None)
     max_batch: int | None = option("most images the box takes at a time", None)
@@ -87,7 +89,9 @@ class EstimatorOptions:
     def build_estimator(self) -> GradientEstimator:
         """The estimator; mu has no default, because it depends on the box."""
         if self.mu is None:
-            raise InvalidInput("mu is not given; wanted the step of the differences, such as --mu 0.05 (the paper's is 0.005)")
+            raise InvalidInput(
+                "mu is not given; wanted the step of the differences, such as --mu 0.05 (the paper's is 0.005)"
+            )
         if self.estimator == "cge":
             return CGE(self.mu, self.central)
         return {"rge": RGE, "orthogonal": Orthogonal}[self.estimator](self.q, self.mu, self.central)
@@ -97,7 +101,9 @@ class EstimatorOptions:
 class ScheduleOptions:
     """How long and how fast to train."""
 
-    schedule: Literal["one-cycle", "paper-scratch", "paper-finetune"] = option("one-cycle, or a schedule of the paper", "one-cycle")
+    schedule: Literal["one-cycle", "paper-scratch", "paper-finetune"] = option(
+        "one-cycle, or a schedule of the paper", "one-cycle"
+    )
     epochs: int = option("epochs of one-cycle on the full objective", 20)
     denoise_epochs: int = option("query-free epochs of one-cycle before them", 0)
     lr: float | None = option("peak learning rate; each schedule has its own default", None)
@@ -116,7 +122,9 @@ def untrained_autoencoder(name: str, image_shape: tuple[int, int, int], d_z: int
     """One of the paper's autoencoders by name, or `fitting`: one of d_z dimensions for these images."""
     if name == "fitting":
         if d_z is None:
-            raise InvalidInput("d_z is not given; wanted the dimension of the embedding, such as --d-z 64, or an --autoencoder by name")
+            raise InvalidInput(
+                "d_z is not given; wanted the dimension of the embedding, such as --d-z 64, or an --autoencoder by name"
+            )
         return fitting_autoencoder(image_shape, d_z)
     if name not in AUTOENCODERS:
         raise InvalidInput(f"autoencoder is {name!r}; wanted fitting or one of {', '.join(AUTOENCODERS)}")
@@ -130,7 +138,9 @@ def load_model(model: str) -> Any:
     place, _, name = model.rpartition(":")
     if not place or not name.isidentifier():
         raise InvalidInput(f"model is {model!r}; wanted file.py:function, package.module:function or model.onnx")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import(lambda: importlib.import_module(place), place)
+    module = (
+        _import_file(Path(place)) if place.endswith(".py") else _import(lambda: importlib.import_module(place), place)
+    )
     if not hasattr(module, name):
         raise InvalidInput(f"{place} has no {name!r}; wanted the name of a function or model that it defines")
     return getattr(module, name)

@@ -79,7 +79,10 @@ class QueryClient:
     @property
     def left(self) -> int | None:
         """Queries that the budget still allows; None without a budget. Lost ones may have been paid for, and count."""
-        return None if self.budget is None else max(0, self.budget - self.queries - self.lost)
+        if self.budget is None:
+            return None
+        committed = self.ledger.committed() if self.ledger else self.queries + self.lost
+        return max(0, self.budget - committed)
 
     @property
     def spent(self) -> dict[str, int]:
@@ -145,13 +148,19 @@ class QueryClient:
         if self._journal and (stored := self._journal.recall(digest)) is not None:
             self._answer_shape = stored.shape[1:]  # a resumed run knows K just as an uninterrupted one does
             return torch.from_numpy(stored).to(batch.device)
-        if self.left is not None and wanted > self.left:
-            raise BudgetExceeded(wanted, self.left)
-        row = self.ledger.send(self._phase, len(batch)) if self.ledger else 0
+        row = self._book(len(batch), wanted)
         answer = self._ask(batch, row)
         self._answer_shape = tuple(answer.shape[1:])
         self._settle(row, len(batch), self._journal.entry(digest, answer.cpu().numpy()) if self._journal else None)
         return answer
+
+    def _book(self, n: int, wanted: int) -> int:
+        """Book n of the `wanted` queries of a call, if the budget can pay for all; returns the ledger's row."""
+        if self.ledger:
+            return self.ledger.send(self._phase, n, wanted, self.budget)
+        if self.left is not None and wanted > self.left:
+            raise BudgetExceeded(wanted, self.left)
+        return 0
 
     def _ask(self, batch: Tensor, row: int) -> Tensor:
         """The box's checked answer to a batch that is booked in `row`; without one, the row is settled here."""

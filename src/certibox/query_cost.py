@@ -23,7 +23,10 @@ class QueryCost(EstimatorOptions):
     validation: float = option("share of them held out for selection", 0.1)
     validation_votes: int = option("noisy votes on each held-out image and epoch", 4)
     d_z: int | None = option("dimension that the estimator works on: the embedding's, or all pixels for ZO-DS", None)
-    live: float = option("share of the coordinates that are live, for cge in front of a ReLU encoder; measure it, 1 is the worst case", 1.0)
+    live: float = option(
+        "share of the coordinates that are live, for cge in front of a ReLU encoder; measure it, 1 is the worst case",
+        1.0,
+    )
     certify_images: int = option("images to certify", 0)
     n0: int = option("selection votes an image", 100)
     n: int = option("estimation votes an image", 10_000)
@@ -80,7 +83,9 @@ def run(options: QueryCost) -> None:
         column.justify = "right"
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    console.print(f"serving costs {options.serve_n:,} queries an answer: the certificate speaks of the smoothed model, not of the box")
+    console.print(
+        f"serving costs {options.serve_n:,} queries an answer: the certificate speaks of the smoothed model, not of the box"
+    )
 
 
 def _per_image(options: QueryCost) -> int:
@@ -88,7 +93,9 @@ def _per_image(options: QueryCost) -> int:
     if options.d_z is None:
         raise InvalidInput("d_z is not given; wanted the dimension that the estimator works on, such as --d-z 192")
     mu = options.mu if options.mu is not None else 1.0  # the cost does not depend on it
-    estimator = EstimatorOptions(estimator=options.estimator, q=options.q, mu=mu, central=options.central).build_estimator()
+    estimator = EstimatorOptions(
+        estimator=options.estimator, q=options.q, mu=mu, central=options.central
+    ).build_estimator()
     if options.estimator == "cge":
         return round(options.d_z * options.live) * (2 if options.central else 1) + (0 if options.central else 1)
     return estimator.cost(options.d_z)

@@ -28,8 +28,10 @@ from certibox.loop import Progress, RunDirectory, Step, Task, run
 from certibox.networks import Autoencoder
 from certibox.pipeline import Defense, RobustPipeline, StabilityObjective, surviving_share
 from certibox.query import Fingerprint, QueryClient, differentiable
+from certibox.records import read_json, write_json_atomic
 
 Scheme = Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"]
+VALIDATION_BATCH = 128  # validation noise is drawn in batches of this size, whatever the box takes at a time
 SCHEMES = ("denoiser", "denoiser+encoder", "denoiser+autoencoder")
 
 
@@ -78,18 +80,26 @@ class Settings:
         if self.method not in METHODS:
             raise InvalidInput(f"method is {self.method!r}; wanted one of {', '.join(METHODS)}")
         if not 0 < self.sigma < float("inf"):
-            raise InvalidInput(f"sigma is {self.sigma}; wanted a positive standard deviation in pixels on [0, 1], such as 0.25")
+            raise InvalidInput(
+                f"sigma is {self.sigma}; wanted a positive standard deviation in pixels on [0, 1], such as 0.25"
+            )
         if self.scheme not in SCHEMES:
             raise InvalidInput(f"scheme is {self.scheme!r}; wanted one of {', '.join(SCHEMES)}")
         if self.scheme == "denoiser+autoencoder" and METHODS[self.method].order == 0:
-            raise InvalidInput(f"{self.method} cannot train the decoder: it is part of the black box; wanted scheme denoiser+encoder")
+            raise InvalidInput(
+                f"{self.method} cannot train the decoder: it is part of the black box; wanted scheme denoiser+encoder"
+            )
         if METHODS[self.method].order == 0 and self.estimator is None:
             raise InvalidInput(f"{self.method} got no estimator; wanted one such as certibox.CGE(mu=0.05)")
         weights = (self.gamma, self.denoise_weight, self.reconstruction_weight)
         if min(weights) < 0 or not max(weights) < float("inf"):
-            raise InvalidInput(f"gamma, denoise_weight and reconstruction_weight are {weights}; wanted finite weights >= 0")
+            raise InvalidInput(
+                f"gamma, denoise_weight and reconstruction_weight are {weights}; wanted finite weights >= 0"
+            )
         if self.method == "RS" and any(phase.objective == "denoise" for phase in self.schedule.phases):
-            raise InvalidInput("RS has no denoiser, but the schedule has a phase with objective 'denoise'; wanted only 'full'")
+            raise InvalidInput(
+                "RS has no denoiser, but the schedule has a phase with objective 'denoise'; wanted only 'full'"
+            )
         if self.augmentation not in AUGMENTATIONS:
             raise InvalidInput(f"augmentation is {self.augmentation!r}; wanted one of {', '.join(AUGMENTATIONS)}")
 
@@ -154,7 +164,9 @@ def train(
     pipeline = _pipeline(settings, client, images.shape, denoiser, autoencoder, classifier)
     held, shown = (validation, images) if isinstance(validation, Images) else images.split(validation, seed)[::-1]
     if isinstance(validation, Images) and validation.shape != images.shape:
-        raise InvalidInput(f"validation images have shape {validation.shape}, training images {images.shape}; wanted the same")
+        raise InvalidInput(
+            f"validation images have shape {validation.shape}, training images {images.shape}; wanted the same"
+        )
     config = _plain(settings) | {
         "images": shown.digest,
         "validation": held.digest,
@@ -176,7 +188,7 @@ def train(
             checkpoint_every=checkpoint_every,
             progress=progress,
         )
-    mark = Fingerprint.take(client, images.shape) if fingerprint else None
+    mark = _fingerprint(client, images.shape, directory) if fingerprint else None
     pipeline.eval().requires_grad_(False)
     return Defense(pipeline, client, method, sigma, images.shape, job.num_classes, config, mark)
 
@@ -270,7 +282,9 @@ class _Job:
         self.pipeline.eval()
         with torch.inference_mode():
             if self.method.order is None:
-                return -self._over_noise(lambda noisy, x, _: (self.pipeline.denoise(noisy) - x).flatten(1).square().sum(1))
+                return -self._over_noise(
+                    lambda noisy, x, _: (self.pipeline.denoise(noisy) - x).flatten(1).square().sum(1)
+                )
             return self._over_noise(self._kept)
 
     def _kept(self, noisy: Tensor, x: Tensor, index: Tensor) -> Tensor:
@@ -285,7 +299,7 @@ class _Job:
         """Mean of measure(noisy, clean, index) over the held-out images, each under the same noise at every epoch."""
         total, s = 0.0, self.settings
         for vote in range(s.validation_votes):
-            for number, index in enumerate(torch.arange(len(self.held)).split(self.client.batch_size)):
+            for number, index in enumerate(torch.arange(len(self.held)).split(VALIDATION_BATCH)):
                 x = self.held.floats(index)
                 noise = torch.randn(x.shape, generator=seeds.generator(s.seed, "validation", vote, number))
                 noisy = (x + s.sigma * noise).contiguous(memory_format=torch.channels_last)
@@ -319,7 +333,9 @@ class _Job:
         kind, hard = self.client.spec.outputs, self.settings.hard_targets
         batches = torch.arange(len(images)).split(self.client.batch_size)
         with torch.inference_mode():
-            return torch.cat([losses.targets(self.client(images.floats(index)), kind, hard) for index in batches]).clone()
+            return torch.cat(
+                [losses.targets(self.client(images.floats(index)), kind, hard) for index in batches]
+            ).clone()
 
     def _count_classes(self) -> int:
         """K, or 0 for a box that does not classify: as declared, else as answered, else as labelled."""
@@ -346,7 +362,9 @@ class _Job:
 
     def _can_skip(self) -> bool:
         autoencoder = self.pipeline.autoencoder
-        return self.method.order == 0 and self.settings.skip_dead and autoencoder is not None and autoencoder.nonnegative
+        return (
+            self.method.order == 0 and self.settings.skip_dead and autoencoder is not None and autoencoder.nonnegative
+        )
 
     def _scored(self, phase: Phase) -> bool:
         return self.method.order is None or phase.objective == "full"
@@ -377,9 +395,13 @@ def _pipeline(
         differentiable(client.box)  # asked once, at the border
     if method.bottleneck:
         if autoencoder is None:
-            raise InvalidInput(f"{settings.method} got no autoencoder; wanted a pre-trained one, see certibox.pretrain_autoencoder")
+            raise InvalidInput(
+                f"{settings.method} got no autoencoder; wanted a pre-trained one, see certibox.pretrain_autoencoder"
+            )
         if autoencoder.image_shape != image_shape:
-            raise InvalidInput(f"the autoencoder takes images {autoencoder.image_shape}, the data has {image_shape}; wanted the same")
+            raise InvalidInput(
+                f"the autoencoder takes images {autoencoder.image_shape}, the data has {image_shape}; wanted the same"
+            )
     if method.order == 0 and settings.estimator is not None:
         c, h, w = image_shape
         settings.estimator.cost(autoencoder.d_z if method.bottleneck and autoencoder else c * h * w)
@@ -401,6 +423,17 @@ def _denoiser(denoiser: str | nn.Module, image_shape: tuple[int, int, int], seed
     with torch.random.fork_rng(devices=[]):  # initialisation draws from torch's global generator
         torch.manual_seed(seeds.derive(seed, "denoiser"))
         return networks.DENOISERS[denoiser](image_shape[0])
+
+
+def _fingerprint(client: QueryClient, image_shape: tuple[int, int, int], directory: RunDirectory | None) -> Fingerprint:
+    """The box's fingerprint, taken once a run: a run that is called again has paid for it already."""
+    path = directory.path / "fingerprint.json" if directory else None
+    if path and path.exists():
+        return Fingerprint.from_dict(read_json(path))
+    taken = Fingerprint.take(client, image_shape)
+    if path:
+        write_json_atomic(path, taken.as_dict())
+    return taken
 
 
 @contextmanager

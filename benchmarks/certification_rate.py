@@ -1,0 +1,149 @@
+"""What certification costs above the base classifier: noise, votes and statistics, as ratios within one run.
+
+    python benchmarks/certification_rate.py [--write]
+
+Measures three things on the CPU with 2 torch threads, sigma 0.25, alpha 0.001, float32, random weights:
+
+1. samples/s through `SmoothedClassifier.certify` over samples/s of the bare network fed the same number of samples in
+   the same batches of 1,000, for the `mnist-cnn` network (1-16-32 channels, 64 hidden units, 10 classes) at 28x28;
+   n = 10,000 samples (n0 = 1,000 of them), 9 pairs timed in turn. Goal: a median ratio of at least 0.93.
+2. microseconds a sample that certification adds to a linear model 784 -> 10; n = 100,000 (n0 = 1,000 of them), 9 pairs.
+   Goal: at most 4.
+3. growth of the peak memory (RSS) of a process from n = 1,000 to n = 1,000,000, linear model, one process each.
+   Goal: flat, which here means below 8 MiB: two batches of noise.
+
+Hardware and versions are printed with the result; `--write` puts both into results/certification_rate.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from torch import Tensor
+
+from certibox.networks import mnist_cnn
+from certibox.records import write_json_atomic
+from certibox.smoothing import SmoothedClassifier
+from certibox.version import VERSION
+
+BATCH, THREADS, PAIRS, N0 = 1000, 2, 9, 1000
+SIGMA, ALPHA = 0.25, 0.001
+RESULT = Path(__file__).parent / "results" / "certification_rate.json"
+Model = Callable[[Tensor], Tensor]
+
+
+def linear() -> Model:
+    """784 -> 10."""
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+
+
+def image() -> Tensor:
+    return torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+def raw_seconds(model: Model, samples: int) -> float:
+    """The bare model on `samples` images, in batches; the images are ready before the clock starts."""
+    batch = image().expand(BATCH, 1, 28, 28).contiguous()
+    with torch.inference_mode():
+        started = time.perf_counter()
+        for _ in range(samples // BATCH):
+            model(batch)
+        return time.perf_counter() - started
+
+
+def certify_seconds(model: Model, samples: int) -> float:
+    """One certificate that asks the model for `samples` images in all."""
+    smoothed, x = SmoothedClassifier(model, 10, SIGMA), image()
+    started = time.perf_counter()
+    smoothed.certify(x, n0=N0, n=samples - N0, alpha=ALPHA, seed=0, batch_size=BATCH)
+    return time.perf_counter() - started
+
+
+def pairs(model: Model, samples: int) -> list[tuple[float, float]]:
+    """(raw, certify) seconds, taken in turn so that what slows the machine slows both; the first pair warms up."""
+    return [(raw_seconds(model, samples), certify_seconds(model, samples)) for _ in range(PAIRS + 1)][1:]
+
+
+def spread(values: list[float], digits: int) -> dict[str, float]:
+    """Median and extremes."""
+    figures = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, digits) for name, value in figures.items()}
+
+
+def peak_rss_mib(n: int) -> float:
+    """Peak RSS of a fresh process that certifies one image with n samples."""
+    command = [sys.executable, __file__, "--peak", str(n)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def own_peak_mib() -> float:
+    """Peak RSS of this process. Linux: from /proc, since there getrusage starts at the peak of the parent process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+
+
+def processor() -> str:
+    """The model of the processor, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} logical cores)" if names else platform.processor() or platform.machine()
+
+
+def measure() -> dict[str, Any]:
+    network = mnist_cnn().eval()
+    cnn, flat = pairs(network, 10_000), pairs(linear(), 100_000)
+    small, large = peak_rss_mib(1_000), peak_rss_mib(1_000_000)
+    versions = {"certibox": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cnn_queries": 10_000,
+        "cnn_ratio": spread([raw / certified for raw, certified in cnn], 4),
+        "cnn_raw_samples_per_s": spread([10_000 / raw for raw, _ in cnn], 0),
+        "linear_queries": 100_000,
+        "linear_overhead_us_per_sample": spread([(certified - raw) * 10 for raw, certified in flat], 3),
+        "linear_raw_us_per_sample": spread([raw * 10 for raw, _ in flat], 3),
+        "peak_rss_mib": {"n=1000": round(small, 1), "n=1000000": round(large, 1), "growth": round(large - small, 1)},
+        "goals": {"cnn_ratio": ">= 0.93", "linear_overhead_us_per_sample": "<= 4", "peak_rss_growth_mib": "< 8"},
+        "pairs": PAIRS,
+        "batch_size": BATCH,
+        "torch_threads": THREADS,
+        "hardware": processor(),
+        "versions": {**versions, "numpy": np.__version__, "scipy": scipy.__version__},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What certification costs above the base classifier.")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT.parent.name}/{RESULT.name}")
+    parser.add_argument(
+        "--peak", type=int, metavar="N", help="print this process's peak RSS in MiB after n = N and exit"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    if arguments.peak:
+        certify_seconds(linear(), arguments.peak + N0)
+        print(own_peak_mib())
+        return
+    result = measure()
+    print(json.dumps(result, indent=2))
+    if arguments.write:
+        write_json_atomic(RESULT, result)
+
+
+if __name__ == "__main__":
+    main()

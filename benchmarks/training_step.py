@@ -1,0 +1,126 @@
+"""One ZO-AE-DS step against the raw forward passes that it cannot avoid.
+
+Setting: CGE (forward differences, live coordinates), AE-192, DnCNN, ResNet-20 at 3x32x32, batch 32, two threads, the ledger
+journalling every answer. The unavoidable work is (1) decoder and box on the same number of points, at the fastest batch size
+and memory format of a grid, plus (2) forward and backward of the white part. Printed: the ratio of the step to (1) + (2),
+median over interleaved repetitions of one run. Goal: at most 1.10. Queries come first: they are counted, not estimated.
+
+    python benchmarks/training_step.py [--write] [--repetitions 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import certibox as cb
+from certibox import networks, training
+from certibox.config import Schedule
+from certibox.data import Images
+from certibox.loop import steps
+from certibox.records import write_json_atomic
+
+BATCH, THREADS = 32, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/training_step.json")
+    parser.add_argument("--repetitions", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    images = Images(torch.randint(0, 256, (2 * BATCH, 3, 32, 32), dtype=torch.uint8), None, "random")
+    autoencoder, box = networks.AUTOENCODERS["ae-192"](), networks.CLASSIFIERS["resnet20"]().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        client = cb.QueryClient(cb.as_blackbox(box, outputs="logits"), ledger=Path(folder) / "ledger.sqlite")
+        with client.journal("benchmark", 0):
+            row = measure(client, images, autoencoder, arguments.repetitions)
+    for name, value in row.items():
+        print(f"{name:28} {value}")
+    if arguments.write:
+        write_json_atomic(Path(__file__).parent / "results" / "training_step.json", row)
+
+
+def measure(client: cb.QueryClient, images: Images, autoencoder: cb.Autoencoder, repetitions: int) -> dict:
+    schedule = cb.one_cycle(epochs=1, batch_size=BATCH)
+    settings = training.Settings(
+        method="ZO-AE-DS", sigma=0.25, schedule=schedule, seed=0, estimator=cb.CGE(mu=0.05), gamma=1.0, denoise_weight=1.0,
+        reconstruction_weight=0.0, scheme="denoiser+encoder", hard_targets=True, augmentation="none", skip_dead=True, validation_votes=1,
+    )  # fmt: skip
+    pipeline = training._pipeline(settings, client, images.shape, "dncnn", autoencoder, None)
+    job = training._Job(settings, client, pipeline, images, images)
+    task = job.prepare({})
+    optimizer = torch.optim.Adam(task.parameters, lr=1e-6)
+    step = next(iter(steps(Schedule(schedule.phases, BATCH), len(images), 0, 0)))
+
+    def one_step() -> None:
+        terms = task.terms(step)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        optimizer.step()
+
+    def white() -> None:
+        """Forward and backward of everything in front of the bottleneck, at a given upstream gradient."""
+        pipeline.train()
+        x = images.floats(step.index)
+        denoised = pipeline.denoise(x.contiguous(memory_format=torch.channels_last))
+        loss = training.squared_error(denoised, x) + pipeline.embed(denoised).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    before = client.queries
+    one_step()
+    queries = client.queries - before
+    raw = {f"{layout} {size}": lambda layout=layout, size=size: raw_forward(client, pipeline, queries, layout, size)
+           for layout in ("contiguous", "channels_last") for size in (16, 32, 64, 128, 256)}  # fmt: skip
+    times = {name: timed(run) for name, run in raw.items()}
+    fastest = min(times, key=lambda name: times[name])
+    ratios, seconds = [], []
+    for _ in range(repetitions):
+        first, whole, alone, again = timed(raw[fastest]), timed(one_step), timed(white), timed(raw[fastest])
+        seconds.append(whole)
+        ratios.append(whole / ((first + again) / 2 + alone))
+    return {
+        "queries_per_step": queries,
+        "queries_per_image": round(queries / BATCH, 1),
+        "ratio_to_raw": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "goal": 1.10,
+        "seconds_per_step": round(statistics.median(seconds), 2),
+        "fastest_raw": fastest,
+        "client_batch_size": client.batch_size,
+        "repetitions": repetitions,
+        "hardware": f"{platform.processor() or platform.machine()}, {THREADS} threads",
+        "versions": f"torch {torch.__version__}, python {platform.python_version()}",
+    }
+
+
+def raw_forward(client: cb.QueryClient, pipeline: torch.nn.Module, queries: int, layout: str, size: int) -> None:
+    """Decoder and box on `queries` points, nothing else."""
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    decoder, box = pipeline.autoencoder.to(memory_format=form), client.box.module.to(memory_format=form)
+    pipeline.eval()
+    z = torch.rand(size, decoder.d_z)
+    with torch.inference_mode():
+        for low in range(0, queries, size):
+            box(decoder.decode(z[: min(size, queries - low)]).contiguous(memory_format=form))
+    client.box.module.to(memory_format=torch.channels_last)
+    pipeline.to(memory_format=torch.channels_last)
+
+
+def timed(run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
