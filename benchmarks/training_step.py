@@ -1,9 +1,10 @@
 """One ZO-AE-DS step against the raw forward passes that it cannot avoid.
 
-Setting: CGE (forward differences, live coordinates), AE-192, DnCNN, ResNet-20 at 3x32x32, batch 32, two threads, the ledger
-journalling every answer. The unavoidable work is (1) decoder and box on the same number of points, at the fastest batch size
-and memory format of a grid, plus (2) forward and backward of the white part. Printed: the ratio of the step to (1) + (2),
-median over interleaved repetitions of one run. Goal: at most 1.10. Queries come first: they are counted, not estimated.
+Setting: CGE (forward differences, live coordinates), AE-192, DnCNN, ResNet-20 at 3x32x32, batch 32, two threads, the
+ledger journalling every answer. The unavoidable work is (1) decoder and box on the same number of points, at the
+fastest batch size and memory format of a grid, plus (2) forward and backward of the white part. Printed: the ratio of
+the step to (1) + (2), median over interleaved repetitions of one run. Goal: at most 1.10. Queries come first: they are
+counted, not estimated.
 
     python benchmarks/training_step.py [--write] [--repetitions 3]
 """
@@ -51,9 +52,20 @@ def main() -> None:
 def measure(client: cb.QueryClient, images: Images, autoencoder: cb.Autoencoder, repetitions: int) -> dict:
     schedule = cb.one_cycle(epochs=1, batch_size=BATCH)
     settings = training.Settings(
-        method="ZO-AE-DS", sigma=0.25, schedule=schedule, seed=0, estimator=cb.CGE(mu=0.05), gamma=1.0, denoise_weight=1.0,
-        reconstruction_weight=0.0, scheme="denoiser+encoder", hard_targets=True, augmentation="none", skip_dead=True, validation_votes=1,
-    )  # fmt: skip
+        method="ZO-AE-DS",
+        sigma=0.25,
+        schedule=schedule,
+        seed=0,
+        estimator=cb.CGE(mu=0.05),
+        gamma=1.0,
+        denoise_weight=1.0,
+        reconstruction_weight=0.0,
+        scheme="denoiser+encoder",
+        hard_targets=True,
+        augmentation="none",
+        skip_dead=True,
+        validation_votes=1,
+    )
     pipeline = training._pipeline(settings, client, images.shape, "dncnn", autoencoder, None)
     job = training._Job(settings, client, pipeline, images, images)
     task = job.prepare({})

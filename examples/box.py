@@ -1,6 +1,7 @@
-"""A black box as a user brings one: a function from a batch of images to answers. certibox learns nothing else of it.
+r"""A black box as a user brings one: a function from a batch of images to answers. certibox learns nothing else of it.
 
-    certibox train --model examples/box.py:predict --outputs probabilities --config examples/digits.yaml --out runs/example
+    certibox train --model examples/box.py:predict --outputs probabilities \
+        --config examples/digits.yaml --out runs/example
 
 Replace the body of `predict` by whatever reaches your model: a call to an endpoint, a command, another framework.
 """

@@ -3,13 +3,54 @@
 A black box and unlabelled images go in; a defended, certified model comes out; every query is counted.
 """
 
-from certibox import confidence, errors, networks
+from certibox import confidence, errors, networks, report
 from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
+from certibox.certification import at_alpha, certify_dataset, merge
 from certibox.config import SCHEDULES, Phase, Schedule, one_cycle, paper_finetune, paper_scratch
 from certibox.data import Images, images_from_arrays, load_images
 from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal
 from certibox.networks import Autoencoder, fitting_autoencoder
 from certibox.pipeline import Defense, load_defense
 from certibox.query import Fingerprint, QueryClient
+from certibox.report import certified_accuracy, certified_accuracy_interval
 from certibox.smoothing import Certificate, Prediction, SmoothedClassifier
 from certibox.training import pretrain_autoencoder, train
+
+__all__ = [
+    "CGE",
+    "RGE",
+    "SCHEDULES",
+    "Autoencoder",
+    "BlackBox",
+    "BoxSpec",
+    "Certificate",
+    "Defense",
+    "Fingerprint",
+    "GradientEstimator",
+    "Images",
+    "Orthogonal",
+    "Phase",
+    "Prediction",
+    "QueryClient",
+    "Schedule",
+    "SmoothedClassifier",
+    "as_blackbox",
+    "at_alpha",
+    "certified_accuracy",
+    "certified_accuracy_interval",
+    "certify_dataset",
+    "confidence",
+    "errors",
+    "fitting_autoencoder",
+    "images_from_arrays",
+    "load_defense",
+    "load_images",
+    "merge",
+    "networks",
+    "one_cycle",
+    "paper_finetune",
+    "paper_scratch",
+    "pretrain_autoencoder",
+    "report",
+    "train",
+]

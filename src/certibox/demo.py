@@ -14,11 +14,12 @@ import numpy as np
 import torch
 import yaml
 from rich.console import Console
+from torch import nn
 
 from certibox import networks, report, seeds
 from certibox.blackbox import as_blackbox
 from certibox.certification import certify_dataset
-from certibox.config import one_cycle
+from certibox.config import Schedule, one_cycle
 from certibox.data import Images, load_images
 from certibox.estimators import CGE, RGE, GradientEstimator
 from certibox.networks import Autoencoder, fitting_autoencoder
@@ -68,7 +69,7 @@ def settings() -> Settings:
 
 
 def train_box(shown: Images, validation: Images):
-    """The box: of a small grid of multilayer perceptrons the most accurate on clean validation images, and that accuracy."""
+    """The box, of a small grid of perceptrons the most accurate on clean validation images, and that accuracy."""
     from sklearn.neural_network import MLPClassifier
 
     x, y = shown.floats().flatten(1).numpy(), shown.labels
@@ -96,19 +97,9 @@ def train_stage1(s: Settings, shown: Images, validation: Images, seed: int) -> A
 
 
 def train_denoiser(s: Settings, client: QueryClient, shown: Images, validation: Images, seed: int) -> Defense:
-    """Row (b): the query-free MSE denoiser."""
-    with bar("DS", client) as progress:
-        return train(
-            client,
-            shown,
-            method="DS",
-            sigma=s.sigma,
-            schedule=one_cycle(s.denoise_epochs, s.lr, 64),
-            seed=seed,
-            denoiser=networks.dncnn(1, depth=s.depth, width=s.width),
-            validation=validation,
-            progress=progress,
-        )
+    """Row (b): the query-free MSE denoiser, for as many epochs as the others take in all."""
+    schedule = one_cycle(0, s.lr, 64, denoise_epochs=s.denoise_epochs + s.epochs)
+    return _train(s, client, shown, validation, "DS", schedule, seed)
 
 
 def train_queries(
@@ -117,30 +108,52 @@ def train_queries(
     shown: Images,
     validation: Images,
     estimator: GradientEstimator,
-    start: Defense,
     autoencoder: Autoencoder,
     seed: int,
     out: Path | None = None,
 ) -> Defense:
-    """Rows (c) and (d): ZO-AE-DS from the query-free denoiser on."""
-    name = type(estimator).__name__
-    with bar(f"ZO-AE-DS ({name})", client) as progress:
+    """Rows (c) and (d): ZO-AE-DS, query-free at first, then through queries."""
+    schedule = one_cycle(s.epochs, s.lr, 64, denoise_epochs=s.denoise_epochs)
+    return _train(s, client, shown, validation, "ZO-AE-DS", schedule, seed, estimator, autoencoder, out)
+
+
+def _train(
+    s: Settings,
+    client: QueryClient,
+    shown: Images,
+    validation: Images,
+    method: str,
+    schedule: Schedule,
+    seed: int,
+    estimator: GradientEstimator | None = None,
+    autoencoder: Autoencoder | None = None,
+    out: Path | None = None,
+) -> Defense:
+    name = f"{method} ({type(estimator).__name__})" if estimator else method
+    with bar(name, client) as progress:
         return train(
             client,
             shown,
-            method="ZO-AE-DS",
+            method=method,
             sigma=s.sigma,
-            schedule=one_cycle(s.epochs, s.lr, 64),
+            schedule=schedule,
             seed=seed,
             estimator=estimator,
             gamma=s.gamma,
             reconstruction_weight=s.reconstruction_weight,
-            denoiser=start.pipeline.denoiser or "dncnn",
+            denoiser=_denoiser(s, seed),
             autoencoder=autoencoder,
             validation=validation,
             out=out,
             progress=progress,
         )
+
+
+def _denoiser(s: Settings, seed: int) -> nn.Module:
+    """An untrained DnCNN of the demo's size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return networks.dncnn(1, depth=s.depth, width=s.width)
 
 
 def run(options: Demo) -> None:
@@ -156,7 +169,7 @@ def run(options: Demo) -> None:
     model, accuracy = train_box(shown, validation)
     hidden = "-".join(map(str, model.hidden_layer_sizes))
     console.print(
-        f"the box: a scikit-learn MLP ({hidden}) that gives no gradients, {accuracy:.1%} right on clean validation digits"
+        f"the box: a scikit-learn MLP ({hidden}) without gradients, {accuracy:.1%} right on clean validation digits"
     )
 
     box = as_blackbox(model, outputs="probabilities", name=f"sklearn-mlp-{hidden}")
@@ -164,7 +177,7 @@ def run(options: Demo) -> None:
     autoencoder = train_stage1(s, shown, validation, options.seed)
     denoised = train_denoiser(s, client, shown, validation, options.seed)
     defenses = [
-        train_queries(s, client, shown, validation, estimator, denoised, autoencoder, options.seed, out / name)
+        train_queries(s, client, shown, validation, estimator, autoencoder, options.seed, out / name)
         for name, estimator in (("training-rge", RGE(q=s.d_z, mu=s.mu)), ("training-cge", CGE(mu=s.mu)))
     ]
     defenses[-1].save(out / "defense")
@@ -219,9 +232,8 @@ def comparisons(s: Settings, runs: list[report.Run]) -> list[str]:
     for other in runs[:-1]:
         difference, low, high = report.paired_difference(last.rows, other.rows, s.sigma)
         verdict = "queries help" if low > 0 else "queries hurt" if high < 0 else "no difference can be told"
-        lines.append(
-            f"{last.name} minus {other.name} at r = sigma = {s.sigma:g}: {difference:+.1%}, 95 % interval [{low:+.1%}, {high:+.1%}]: {verdict}"
-        )
+        pair, interval = f"{last.name} minus {other.name}", f"95 % interval [{low:+.1%}, {high:+.1%}]"
+        lines.append(f"{pair} at r = sigma = {s.sigma:g}: {difference:+.1%}, {interval}: {verdict}")
     return lines
 
 

@@ -46,8 +46,8 @@ class Ledger:
     def send(self, phase: str, n: int, wanted: int | None = None, budget: int | None = None) -> int:
         """Book n queries that are about to be sent; returns the row to settle.
 
-        Raises `BudgetExceeded`, booking nothing, unless `wanted` more queries (n by default) fit the budget. Check and booking
-        are one transaction, so clients that share a ledger cannot overspend together.
+        Raises `BudgetExceeded`, booking nothing, unless `wanted` more queries (n by default) fit the budget. Check and
+        booking are one transaction, so clients that share a ledger cannot overspend together.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         wanted = n if wanted is None else wanted

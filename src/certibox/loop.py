@@ -201,11 +201,11 @@ class _Loop:
         """A fresh optimizer for a phase, or the one of the checkpoint in the middle of a phase."""
         if step.starts_phase and self.state.best is None and self.task.score and self.task.scored(step.phase):
             self._select(self.task.score(), None)  # the start is a candidate too: training must not end below it
-        settings = {"lr": step.lr, "weight_decay": step.phase.weight_decay}
+        parameters, decay = self.task.parameters, step.phase.weight_decay
         if step.phase.optimizer == "adam":
-            self.optimizer = torch.optim.Adam(self.task.parameters, **settings)
+            self.optimizer = torch.optim.Adam(parameters, lr=step.lr, weight_decay=decay)
         else:
-            self.optimizer = torch.optim.SGD(self.task.parameters, momentum=0.9, **settings)
+            self.optimizer = torch.optim.SGD(parameters, lr=step.lr, momentum=0.9, weight_decay=decay)
         if self.optimizer_tensors and not step.starts_phase:
             checkpoints.load_optimizer(self.optimizer, self.optimizer_tensors)
         self.optimizer_tensors = {}

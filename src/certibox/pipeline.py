@@ -157,13 +157,13 @@ class Defense:
         """The images that the box is asked about: (n, c, h, w) -> (n, c, h, w); no query."""
         self.pipeline.eval()
         with torch.inference_mode():
-            return self.pipeline(x)
+            return self.pipeline(x.to(self._device))
 
     def denoise(self, x: Tensor) -> Tensor:
         """D_θ alone: (n, c, h, w) -> (n, c, h, w); no query."""
         self.pipeline.eval()
         with torch.inference_mode():
-            return self.pipeline.denoise(x)
+            return self.pipeline.denoise(x.to(self._device))
 
     @property
     def model_id(self) -> str:
@@ -190,9 +190,14 @@ class Defense:
         return directory
 
     def _answer(self, x: Tensor) -> Tensor:
+        x = x.to(self._device)
         if self.pipeline.classifier is not None:
             return self.pipeline.classifier(self.client.spec.prepare(x))
         return self.client(self.pipeline(x))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.pipeline.parameters()).device
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         named = ("denoiser", "autoencoder", "classifier")

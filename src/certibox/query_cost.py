@@ -52,7 +52,7 @@ class Cost:
 
 
 def plan(options: QueryCost) -> Cost:
-    """Queries of a plan: `certibox.train` and `certify_dataset` spend these to the query where every coordinate is live.
+    """Queries of a plan: `train` and `certify_dataset` spend these to the query where every coordinate is live.
 
     First-order passes through a white box are not queries. Errors: `InvalidInput` for shares outside [0, 1].
     """
@@ -84,7 +84,7 @@ def run(options: QueryCost) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
     console.print(
-        f"serving costs {options.serve_n:,} queries an answer: the certificate speaks of the smoothed model, not of the box"
+        f"serving costs {options.serve_n:,} queries an answer: certificates speak of the smoothed model, not of the box"
     )
 
 

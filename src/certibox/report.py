@@ -257,13 +257,20 @@ def _count(number: int | None) -> str:
 
 
 def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
-    """The summary for a terminal: each share in percent with its 95 % interval in brackets."""
-    header, *body = _cells(runs, radii)
-    table = Table()
-    for number, title in enumerate(header):
-        table.add_column(Text(title), justify="right" if number else "left")
-    for row in body:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a name such as "[red]" is no markup
+    """The summary for a terminal of 80 columns: each share in percent above its 95 % interval."""
+    summaries, measure = summary_table(runs, radii), _measure_of(runs)
+    table = Table(title=f"{measure.name} at l2 radius r, in % with 95 % intervals")
+    table.add_column("run")
+    titles = [*(f"r={r:g}" for r in summaries[0]["radii"]), "queries to\ntrain", "queries to\ncertify"]
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for summary in summaries:
+        shares = [
+            f"{100 * share:.1f}\n{100 * low:.0f}–{100 * high:.0f}"
+            for share, (low, high) in zip(summary["share"], summary["interval"], strict=True)
+        ]
+        counts = [_count(summary["training_queries"]), _count(summary["certification_queries"])]
+        table.add_row(*(Text(cell) for cell in [summary["name"], *shares, *counts]))  # Text: a name is no markup
     return table
 
 

@@ -126,6 +126,7 @@ def train(
     validation_votes: int = 4,
     skip_dead: bool = True,
     fingerprint: bool = False,
+    device: torch.device | str = "cpu",
     out: str | Path | None = None,
     checkpoint_every: int = 200,
     progress: Progress | None = None,
@@ -140,9 +141,9 @@ def train(
 
     Targets are the box's answers to the clean images, asked once; an augmented image keeps the answer to its original.
     validation: images, or a share of `images` held out, on which the best epoch is selected by `validation_votes` noisy
-    votes an image (by MSE for DS, without queries). Nothing else sees them. out: a directory for checkpoints and rows,
-    resumed if it holds some; give the client a ledger too, so that resuming pays for nothing twice. fingerprint: also
-    ask the box about 8 canaries, to recognise it later.
+    votes an image (by MSE for DS, without queries). Nothing else sees them. device: where the white part trains.
+    out: a directory for checkpoints and rows, resumed if it holds some; give the client a ledger too, so that resuming
+    pays for nothing twice. fingerprint: also ask the box about 8 canaries, to recognise it later.
 
     Errors: `InvalidInput` for values out of order, `NotDifferentiable`, `BudgetExceeded` and the errors of the client.
     """
@@ -162,6 +163,7 @@ def train(
         validation_votes=validation_votes,
     )
     pipeline = _pipeline(settings, client, images.shape, denoiser, autoencoder, classifier)
+    pipeline.to(device)
     held, shown = (validation, images) if isinstance(validation, Images) else images.split(validation, seed)[::-1]
     if isinstance(validation, Images) and validation.shape != images.shape:
         raise InvalidInput(
@@ -202,10 +204,12 @@ def pretrain_autoencoder(
     augmentation: str = "none",
     validation: Images | float = 0.1,
     out: str | Path | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Autoencoder:
-    """Stage 1: a copy of `autoencoder` trained to reconstruct clean images (MSE); no query. Selects on validation MSE."""
-    trained = copy.deepcopy(autoencoder).to(memory_format=torch.channels_last).requires_grad_(True)  # pyright: ignore
+    """Stage 1: a copy of `autoencoder` trained to reconstruct clean images; no query. Selects on validation MSE."""
+    trained = copy.deepcopy(autoencoder).to(memory_format=torch.channels_last)  # pyright: ignore
+    trained.to(device).requires_grad_(True)
     held, shown = (validation, images) if isinstance(validation, Images) else images.split(validation, seed)[::-1]
     config = {"schedule": asdict(schedule), "seed": seed, "augmentation": augmentation}
     config |= {"images": shown.digest, "validation": held.digest, "start": module_digest(trained)}
@@ -213,13 +217,13 @@ def pretrain_autoencoder(
 
     def terms(step: Step) -> dict[str, Tensor]:
         trained.train()
-        x = augment(shown.floats(step.index), augmentation, seeds.generator(seed, "augment", step.number))
+        x = augment(shown.floats(step.index), augmentation, seeds.generator(seed, "augment", step.number)).to(device)
         return {"loss": squared_error(trained(x), x)}
 
     def score() -> float:
         trained.eval()
         with torch.inference_mode():
-            return -mean_over(held, 256, lambda x, _: (trained(x) - x).flatten(1).square().sum(1))
+            return -mean_over(held, 256, lambda x: (trained(x.to(device)) - x.to(device)).flatten(1).square().sum(1))
 
     task = Task(trained, list(trained.parameters()), terms, score, lambda phase: True, {})
     run(lambda constants: task, len(shown), schedule, seed, directory=directory, progress=progress)
@@ -254,14 +258,13 @@ class _Job:
         """The terms of eq. 2 at one batch; `loss` is their weighted sum."""
         s, seed = self.settings, self.settings.seed
         x = augment(self.shown.floats(step.index), s.augmentation, seeds.generator(seed, "augment", step.number))
-        noise = torch.randn(x.shape, generator=seeds.generator(seed, "noise", step.number))
-        noisy = (x + s.sigma * noise).contiguous(memory_format=torch.channels_last)
+        x, noisy = self._noisy(x, seeds.generator(seed, "noise", step.number))
         self._train_mode()
         denoised = self.pipeline.denoise(noisy)
         terms = {}
         if self.method.denoises:
             terms["denoise"] = squared_error(denoised, x)
-        loss = s.denoise_weight * terms.get("denoise", torch.zeros(()))
+        loss = s.denoise_weight * terms.get("denoise", x.new_zeros(()))
         if step.phase.objective == "denoise":
             return terms | {"loss": terms["denoise"]}
         if self.method.order is None:
@@ -270,7 +273,7 @@ class _Job:
         if s.reconstruction_weight:
             terms["reconstruction"] = squared_error(self.pipeline.images(z, x.shape[1:]), x)
             loss = loss + s.reconstruction_weight * terms["reconstruction"]
-        target = self.constants["shown"][step.index]
+        target = self.constants["shown"][step.index].to(z.device)
         live = z.detach() > 0 if self._can_skip() else None
         if live is not None:
             terms["live"] = live.sum(1).float().mean()
@@ -288,7 +291,7 @@ class _Job:
             return self._over_noise(self._kept)
 
     def _kept(self, noisy: Tensor, x: Tensor, index: Tensor) -> Tensor:
-        kind, target = self.client.spec.outputs, self.constants["held"][index]
+        kind, target = self.client.spec.outputs, self.constants["held"][index].to(noisy.device)
         outputs = self._outputs(noisy)
         if kind == "values":
             return -losses.values_loss(outputs, target)
@@ -300,11 +303,16 @@ class _Job:
         total, s = 0.0, self.settings
         for vote in range(s.validation_votes):
             for number, index in enumerate(torch.arange(len(self.held)).split(VALIDATION_BATCH)):
-                x = self.held.floats(index)
-                noise = torch.randn(x.shape, generator=seeds.generator(s.seed, "validation", vote, number))
-                noisy = (x + s.sigma * noise).contiguous(memory_format=torch.channels_last)
+                x, noisy = self._noisy(self.held.floats(index), seeds.generator(s.seed, "validation", vote, number))
                 total += float(measure(noisy, x, index).sum())
         return total / (s.validation_votes * len(self.held))
+
+    def _noisy(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x and x + δ on the device of the white part; the noise is the same on every device."""
+        noise = torch.randn(x.shape, generator=generator)
+        noisy = (x + self.settings.sigma * noise).contiguous(memory_format=torch.channels_last)
+        device = next(self.pipeline.parameters()).device
+        return x.to(device), noisy.to(device)
 
     def _stability(self, z: Tensor, target: Tensor, image_shape: torch.Size, step: int, live: Tensor | None) -> Tensor:
         """ℓ(R(f)(x+δ), f(x)) of each image (b,), with the gradient of the method's order."""
@@ -316,7 +324,7 @@ class _Job:
             return loss(self.client.white(images), target)
         assert self.settings.estimator is not None
         objective = StabilityObjective(self.pipeline, self.client, loss, target, tuple(image_shape))
-        directions = seeds.generator(self.settings.seed, "directions", step)
+        directions = seeds.generator(self.settings.seed, "directions", step, device=z.device)
         return estimated_loss(objective, z, self.settings.estimator, directions, live)
 
     def _outputs(self, x: Tensor) -> Tensor:
@@ -375,10 +383,10 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).flatten(1).square().sum(1).mean()
 
 
-def mean_over(images: Images, batch: int, measure: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """Mean of measure(x, index) over all images, in batches."""
+def mean_over(images: Images, batch: int, measure: Callable[[Tensor], Tensor]) -> float:
+    """Mean of measure(x) over all images, in batches."""
     parts = torch.arange(len(images)).split(batch)
-    return sum(float(measure(images.floats(index), index).sum()) for index in parts) / len(images)
+    return sum(float(measure(images.floats(index)).sum()) for index in parts) / len(images)
 
 
 def _pipeline(
@@ -456,12 +464,14 @@ def _check_step(pipeline: RobustPipeline, client: QueryClient, images: Images, s
         return
     x = images.floats(slice(0, 8))
     noisy = x + settings.sigma * torch.randn(x.shape, generator=seeds.generator(settings.seed, "step"))
-    share = surviving_share(pipeline, noisy, estimator, levels, seeds.generator(settings.seed, "step directions"))
+    noisy = noisy.to(next(pipeline.parameters()).device)
+    directions = seeds.generator(settings.seed, "step directions", device=noisy.device)
+    share = surviving_share(pipeline, noisy, estimator, levels, directions)
     if share < 0.5:
         mu = getattr(estimator, "mu", None)
         raise InvalidInput(
-            f"mu = {mu} is too small for a box with {levels} grey levels: only {share:.0%} of the perturbed inputs differ after "
-            f"rounding (measured without queries); wanted at least half: raise mu"
+            f"mu = {mu} is too small for a box with {levels} grey levels: only {share:.0%} of the perturbed inputs "
+            "differ after rounding (measured without queries); wanted at least half: raise mu"
         )
 
 
