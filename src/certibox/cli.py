@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from argparse import ArgumentError
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
+from torch import Tensor
 
 from certibox import certification, demo, query_cost, report
-from certibox.config import one_cycle
+from certibox.blackbox import differentiable
+from certibox.config import Schedule, one_cycle
 from certibox.data import Images
-from certibox.errors import CertiboxError, InvalidInput
+from certibox.errors import CertiboxError, InvalidInput, UnreadableFile
+from certibox.estimators import GradientEstimator
 from certibox.networks import Autoencoder
 from certibox.options import (
     BoxOptions,
@@ -24,14 +26,15 @@ from certibox.options import (
     EstimatorOptions,
     ScheduleOptions,
     option,
+    parse,
     untrained_autoencoder,
 )
 from certibox.pipeline import Defense, load_defense
 from certibox.progress import bar
 from certibox.query import QueryClient
-from certibox.records import read_rows, write_tsv
-from certibox.smoothing import SmoothedClassifier
-from certibox.training import METHODS, pretrain_autoencoder, train
+from certibox.records import CertificateRow, read_rows, write_tsv
+from certibox.smoothing import SmoothedClassifier, require_certifiable
+from certibox.training import METHODS, Settings, pretrain_autoencoder, train
 from certibox.version import VERSION
 
 OUT = Console(soft_wrap=True, highlight=False)
@@ -39,25 +42,32 @@ OUT = Console(soft_wrap=True, highlight=False)
 
 @dataclass(frozen=True)
 class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
-    """Train a defense in front of a black box. Interrupted runs resume from --out and pay for nothing twice."""
+    """Train a defense in front of a black box. Interrupted runs resume from --out and pay for nothing twice.
+
+    example: certibox train --model box.py:predict --outputs probabilities --data digits \\
+                 --sigma 0.25 --gamma 1 --mu 0.05 --d-z 32 --budget 2000000 --out runs/mine
+    """
 
     out: str = option("directory of the run: checkpoints, rows, ledger and the saved defense")
     method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option(
-        "defense of the paper; DS spends no query", "ZO-AE-DS"
+        "ZO: trained through queries alone, FO: through gradients, AE: on an embedding; DS: denoiser, no query",
+        "ZO-AE-DS",
     )
     sigma: float = option("standard deviation of the noise, in pixels on [0, 1]")
-    gamma: float | None = option("weight of the stability term", None)
+    gamma: float | None = option("weight of the stability term; all methods but DS and RS want it", None)
     denoise_weight: float = option("weight of the denoising term; 0 trains stability alone", 1.0)
     reconstruction_weight: float = option("weight of the free term that keeps decoded images near the clean ones", 0.0)
-    scheme: Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"] = option("what trains", "denoiser+encoder")
+    scheme: Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"] = option(
+        "parts that train", "denoiser+encoder"
+    )
     denoiser: Literal["dncnn", "dncnn-wide", "unet"] = option("denoising network", "dncnn")
-    autoencoder: str = option("fitting (with --d-z), or ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-1152", "fitting")
-    d_z: int | None = option("dimension of a fitting autoencoder's embedding", None)
-    autoencoder_epochs: int = option("epochs of its query-free pre-training on clean images", 50)
+    autoencoder: str = option("suitable, or ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-1152", "suitable")
+    d_z: int | None = option("dimension of the embedding; by default the paper's for the size of the images", None)
+    autoencoder_epochs: int = option("epochs of the autoencoder's query-free pre-training on clean images", 50)
     targets: Literal["hard", "soft"] = option("compare with the box's label, or with its probabilities", "hard")
     augmentation: Literal["none", "flip", "flips", "crop-flip"] = option("augmentation of training images", "none")
     validation: float = option("share of the images held out to select the best epoch", 0.1)
-    validation_votes: int = option("noisy votes on each of them", 4)
+    validation_votes: int = option("noisy votes on each held-out image", 4)
     skip_dead: bool = option("spend no query on embedding coordinates without an upstream gradient", True)
     fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
     seed: int = option("seed of every random draw", 0)
@@ -75,14 +85,18 @@ class Smoothing:
     check_box: bool = option(
         "first ask the canaries of the defense's fingerprint, and stop if the box has changed", False
     )
-    ledger: str | None = option("ledger of queries; by default in the output's directory", None)
+    ledger: str | None = option("ledger of queries; by default certify keeps one in --out, predict none", None)
 
 
 @dataclass(frozen=True)
 class Certify(BoxOptions, DataOptions, Smoothing):
-    """Certify images: one row each, appended as earned. Interrupted runs resume from --out."""
+    """Certify images: one row each, appended as earned. Interrupted runs resume from --out.
 
-    split: str = option("split of the data", "test")
+    example: certibox certify --model box.py:predict --outputs probabilities --data digits --limit 100 \\
+                 --defense runs/mine/defense --n 1000 --out runs/mine/certified
+    """
+
+    split: str = option("which split of the data", "test")
     n0: int = option("votes that pick a class", 100)
     n: int = option("votes that bound its probability", 10_000)
     shard: str = option("this part of the images, as i/k with i from 1 to k; `merge` joins the parts", "1/1")
@@ -91,15 +105,24 @@ class Certify(BoxOptions, DataOptions, Smoothing):
 
 @dataclass(frozen=True)
 class Predict(BoxOptions, DataOptions, Smoothing):
-    """Predict with the smoothed classifier, the one that certificates speak of; prints one JSON line an image."""
+    """Predict with the smoothed classifier, the one that certificates speak of; prints one JSON line an image.
 
-    split: str = option("split of the data", "test")
+    A null class is an abstention: the votes cannot tell the top two classes apart.
+
+    example: certibox predict --model box.py:predict --outputs probabilities --data digits --limit 3 \\
+                 --defense runs/mine/defense
+    """
+
+    split: str = option("which split of the data", "test")
     n: int = option("votes an image", 1000)
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Merge the certificate files of shards into one."""
+    """Merge the certificate files of shards into one.
+
+    example: certibox merge runs/mine/certified/certificates.*-of-4.jsonl --out runs/mine/certificates.jsonl
+    """
 
     files: list[str] = option("certificate files of the shards")
     out: str = option("the merged file", "certificates.jsonl")
@@ -107,7 +130,11 @@ class Merge:
 
 @dataclass(frozen=True)
 class Report:
-    """Compare certified runs: a table, CA curves and one self-contained HTML page."""
+    """Compare certified runs: a table, curves of certified accuracy and one self-contained HTML page.
+
+    example: certibox report bare=runs/bare/certificates.jsonl defended=runs/mine/certified/certificates.jsonl \\
+                 --radii "[0, 0.25, 0.5]" --out runs/report
+    """
 
     files: list[str] = option("certificate files, each as NAME=FILE or FILE")
     radii: list[float] = option("l2 radii of the table, as [0, 0.25, ...]", (0.0, 0.25, 0.5, 0.75))
@@ -122,14 +149,16 @@ def run_train(options: Train) -> None:
     images = options.images()
     client = options.client(out / "ledger.sqlite")
     estimator = options.build_estimator() if METHODS[options.method].order == 0 else None
-    autoencoder = _autoencoder(options, images, out) if METHODS[options.method].bottleneck else None
+    schedule = options.build_schedule()
+    _require_trainable(options, client, estimator, schedule)
+    autoencoder = _autoencoder(options, images, out, estimator) if METHODS[options.method].bottleneck else None
     with bar(f"training {options.method}", client) as progress:
         defense = train(
             client,
             images,
             method=options.method,
             sigma=options.sigma,
-            schedule=options.build_schedule(),
+            schedule=schedule,
             seed=options.seed,
             estimator=estimator,
             gamma=options.gamma,
@@ -154,9 +183,14 @@ def run_train(options: Train) -> None:
 def run_certify(options: Certify) -> None:
     """`certibox certify`."""
     index, shards = _shard(options.shard)
+    require_certifiable(options.n, options.alpha)  # again below, but there the canaries are paid for
     out = Path(options.out)
     name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
     images = options.images()
+    if index >= len(images):
+        raise InvalidInput(
+            f"shard {options.shard} of {len(images)} images is empty; wanted at most {len(images)} shards"
+        )
     client, smoothed, model = _smoothed(options, images, Path(options.ledger or out / "ledger.sqlite"))
     with client.phase("certify"), bar("certifying", client) as progress:
         rows = certification.certify_dataset(
@@ -198,6 +232,8 @@ def run_predict(options: Predict) -> None:
 
 def run_merge(options: Merge) -> None:
     """`certibox merge`."""
+    for file in options.files:
+        _rows(file)
     rows = certification.merge(options.files, options.out)
     OUT.print(f"saved {options.out}: {len(rows)} certificates")
 
@@ -207,7 +243,7 @@ def run_report(options: Report) -> None:
     out, runs = Path(options.out), []
     for entry in options.files:
         name, _, file = entry.rpartition("=")
-        rows = read_rows(file)
+        rows = _rows(file)
         rows = certification.at_alpha(rows, options.alpha) if options.alpha is not None else rows
         runs.append(report.Run(name or Path(file).parent.name or Path(file).stem, rows, {}))
     page = report.write_report(out, runs, list(options.radii), title=options.title, facts=_shared_facts(runs))
@@ -247,6 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"certibox {VERSION}")
         return 0
     name, *rest = arguments
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # its errors arrive as ours, in one line
     try:
         if name not in COMMANDS:
             raise InvalidInput(f"there is no command {name!r}; wanted one of {', '.join(COMMANDS)}")
@@ -255,6 +292,14 @@ def main(argv: list[str] | None = None) -> int:
     except CertiboxError as error:
         print(f"certibox {name}: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # a place to write to that is no folder, is not ours, or is full
+        print(
+            f"certibox {name}: {error.filename or 'a file'}: {error.strerror or error}; check the path", file=sys.stderr
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"certibox {name}: interrupted; work so far is kept, run the same command to go on", file=sys.stderr)
         return 130
@@ -266,44 +311,44 @@ def usage() -> str:
     lines = [f"  {name:<12}{(command.options.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: certibox COMMAND [OPTIONS]    (certibox COMMAND --help explains one)",
+            "usage: certibox COMMAND [OPTIONS]",
             "",
             "Certified adversarial robustness for models that can only be queried.",
+            "Try `certibox demo`; with a model of your own: query-cost, train, certify, report, in this order.",
             "",
             *lines,
             "",
+            "certibox COMMAND --help explains a command and its options.",
             "Options may come from a YAML file: --config run.yaml; flags override it.",
+            "Exit status: 0 done, 2 bad input, 3 budget spent, 130 interrupted. Work is kept in every case.",
         ]
     )
 
 
-def parse(name: str, options: type, arguments: list[str]) -> Any:
-    """Options of one command from a YAML file and flags over it; `InvalidInput` names what is wrong."""
-    parser = ArgumentParser(prog=f"certibox {name}", description=options.__doc__, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file of options")
-    hints = get_type_hints(options)
-    for item in fields(options):
-        settings: dict[str, Any] = {"type": hints[item.name], "help": item.metadata["help"]}
-        if item.name == "files":
-            parser.add_argument("files", nargs="+", type=str, help=item.metadata["help"])
-            continue
-        if item.default is MISSING:
-            settings["required"] = True
-        else:
-            settings["default"] = list(item.default) if isinstance(item.default, tuple) else item.default
-        parser.add_argument(f"--{item.name.replace('_', '-')}", **settings)
-    try:
-        parsed = parser.parse_args(arguments)
-    except ArgumentError as error:
-        text = " ".join(str(error).split())
-        raise InvalidInput(f"{text}; see certibox {name} --help") from error
-    values = {key: value for key, value in parsed.as_dict().items() if key != "config"}
-    return options(**values)
+def _require_trainable(
+    options: Train, client: QueryClient, estimator: GradientEstimator | None, schedule: Schedule
+) -> None:
+    """Refuse what `train` would refuse, before the minutes of stage 1 instead of after them."""
+    method = METHODS[options.method]
+    if options.gamma is None and method.order is not None and method.denoises:
+        raise InvalidInput("gamma is not given; wanted the weight of the stability term, such as --gamma 1")
+    if method.order == 1:
+        differentiable(client.box)
+    given: dict[str, Any] = {item.name: getattr(options, item.name, None) for item in fields(Settings)}
+    built: dict[str, Any] = {
+        "gamma": options.gamma or 0.0,
+        "schedule": schedule,
+        "estimator": estimator,
+        "hard_targets": True,
+    }
+    Settings(**given | built)
 
 
-def _autoencoder(options: Train, images: Images, out: Path) -> Autoencoder:
+def _autoencoder(options: Train, images: Images, out: Path, estimator: GradientEstimator | None) -> Autoencoder:
     """The autoencoder of a run: stage 1, resumed if it was interrupted."""
-    fresh = untrained_autoencoder(options.autoencoder, images.shape, options.d_z)
+    fresh = untrained_autoencoder(options.autoencoder, images.shape, options.d_z, options.seed)
+    if estimator is not None:
+        estimator.cost(fresh.d_z)  # refuses more directions than dimensions
     with bar("autoencoder") as progress:
         return pretrain_autoencoder(
             images,
@@ -324,7 +369,7 @@ def _smoothed(
     client = QueryClient(options.box(), budget=options.budget, ledger=ledger)
     if client.spec.outputs == "values":
         raise InvalidInput("outputs is 'values'; wanted a classifier (logits, probabilities or labels) to smooth")
-    defense = load_defense(options.defense, client) if options.defense else None
+    defense = load_defense(options.defense, client) if options.defense is not None else None
     sigma = options.sigma if options.sigma is not None else defense.sigma if defense else None
     if sigma is None:
         raise InvalidInput(
@@ -336,12 +381,33 @@ def _smoothed(
         )
     if options.check_box:
         _check_box(defense, client)
-    classes = client.spec.num_classes or (defense.num_classes if defense else None) or images.num_classes
+    named = len(images.class_names) if images.class_names else images.num_classes
+    classes = client.spec.num_classes or (defense.num_classes if defense else None) or named
     if classes is None:
         raise InvalidInput("the number of classes is unknown; wanted --num-classes K")
     if defense:
         return client, SmoothedClassifier(defense.outputs, classes, sigma), defense.model_id
-    return client, SmoothedClassifier(client, classes, sigma), f"bare:{client.spec.name}"
+    return client, SmoothedClassifier(_expecting(classes, client), classes, sigma), f"bare:{client.spec.name}"
+
+
+def _expecting(classes: int, client: QueryClient) -> Callable[[Tensor], Tensor]:
+    """The bare box, refused if its scores are not for the number of classes that the data suggests."""
+
+    def answer(x: Tensor) -> Tensor:
+        outputs = client(x)
+        if client.num_outputs not in (None, classes):
+            came = f"the box answers {client.num_outputs} scores, but the data has {classes} classes"
+            raise InvalidInput(f"{came}; wanted --num-classes {client.num_outputs} if the data shows only some of them")
+        return outputs
+
+    return answer
+
+
+def _rows(file: str) -> list[CertificateRow]:
+    rows = read_rows(file)
+    if not rows:
+        raise UnreadableFile(f"{file} holds no certificate; wanted a file that certibox certify wrote")
+    return rows
 
 
 def _check_box(defense: Defense | None, client: QueryClient) -> None:

@@ -27,7 +27,7 @@ from certibox.options import option
 from certibox.pipeline import Defense
 from certibox.progress import bar
 from certibox.query import QueryClient
-from certibox.records import write_tsv
+from certibox.records import write_json_atomic, write_tsv
 from certibox.smoothing import SmoothedClassifier
 from certibox.training import pretrain_autoencoder, train
 
@@ -88,7 +88,8 @@ def train_box(shown: Images, validation: Images):
 
 def train_stage1(s: Settings, shown: Images, validation: Images, seed: int) -> Autoencoder:
     """The autoencoder, pre-trained on clean images without queries."""
-    fresh = fitting_autoencoder(shown.shape, s.d_z)
+    with seeds.initialisation(seed, "autoencoder"):
+        fresh = fitting_autoencoder(shown.shape, s.d_z)
     with bar("autoencoder") as progress:
         schedule = one_cycle(s.autoencoder_epochs, 3e-3, 64)
         return pretrain_autoencoder(
@@ -151,8 +152,7 @@ def _train(
 
 def _denoiser(s: Settings, seed: int) -> nn.Module:
     """An untrained DnCNN of the demo's size."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeds.initialisation(seed, "denoiser"):
         return networks.dncnn(1, depth=s.depth, width=s.width)
 
 
@@ -213,6 +213,8 @@ def run(options: Demo) -> None:
     }
     notes = comparisons(s, runs)
     report.write_report(out, runs, radii(s), title="certibox demo: digits", pictures=pictures, facts=facts, notes=notes)
+    summary = {"rows": report.summary_table(runs, radii(s)), "notes": notes, "facts": facts}
+    write_json_atomic(out / "summary.json", summary)
     console.print(report.render_table(runs, radii(s)))
     for note in notes:
         console.print(note)

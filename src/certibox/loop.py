@@ -146,10 +146,14 @@ def run(
     """
     if schedule.epochs and not schedule.steps_per_epoch(images):
         raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")
+    if checkpoint_every < 1:
+        raise InvalidInput(f"checkpoint_every is {checkpoint_every}; wanted at least 1 step between checkpoints")
     tensors, state = _restore(directory)
     delivered = client.delivered if client else 0
     replaying = client.journal(directory.scope, state.journal) if client and directory else nullcontext()
     with replaying as journal:
+        if journal:
+            journal.trim()  # in case the last run ended between its checkpoint and this
         task = prepare(tensors["constants"])
         loop = _Loop(task, schedule, state, tensors, client, delivered, directory, journal, progress)
         return loop.go(images, seed, checkpoint_every)

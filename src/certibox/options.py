@@ -1,4 +1,4 @@
-"""What the command line understands: frozen dataclasses of options, and the objects that they describe.
+"""What the command line understands: frozen dataclasses of options, how argv fills them, and what they describe.
 
 One field is one flag and one key of a YAML file. Options stop here: everything below takes plain objects.
 """
@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import re
 import sys
-from dataclasses import MISSING, dataclass, field
+from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from certibox import seeds
 from certibox.blackbox import BlackBox, as_blackbox
 from certibox.config import Schedule, one_cycle, paper_finetune, paper_scratch
 from certibox.data import Images, load_images
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile
 from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal
-from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder
+from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
 from certibox.query import QueryClient
 
 
@@ -32,15 +39,17 @@ class BoxOptions:
 
     model: str = option("the box: file.py:function, package.module:function or model.onnx")
     outputs: Literal["logits", "probabilities", "labels", "values"] = option("what the box answers with")
-    num_classes: int | None = option("number of classes K; wanted for labels", None)
+    num_classes: int | None = option(
+        "number of classes; wanted for labels, and to smooth a bare box on data without labels", None
+    )
     input_range: list[float] = option(
         "pixel range the box expects, as [low, high]; certibox itself keeps to [0, 1]", (0.0, 1.0)
     )
-    clip: bool = option("clip pixels to [0, 1] inside the box", False)
-    levels: int | None = option("grey levels the box rounds to, such as 256 for an 8-bit endpoint", None)
+    clip: bool = option("clip pixels to [0, 1] before the box sees them", False)
+    levels: int | None = option("round pixels to so many grey levels before the box sees them, 256 for 8 bits", None)
     max_batch: int | None = option("most images the box takes at a time", None)
-    batch_size: int | None = option("images sent to the box at a time", None)
-    budget: int | None = option("most queries that may ever be spent from this ledger", None)
+    batch_size: int | None = option("images sent to the box at a time; by default what suits its kind", None)
+    budget: int | None = option("most queries that may ever be spent from this ledger; by default no limit", None)
 
     def box(self) -> BlackBox:
         """The adapter around the model."""
@@ -69,8 +78,8 @@ class DataOptions:
     """The images."""
 
     data: str = option("digits, a Hugging Face name or folder, an image folder, or an .npz file")
-    split: str = option("split of the data", "train")
-    limit: int | None = option("use the first images only", None)
+    split: str = option("which split of the data", "train")
+    limit: int | None = option("use only the first N images", None)
 
     def images(self) -> Images:
         """The images, checked."""
@@ -83,7 +92,9 @@ class EstimatorOptions:
 
     estimator: Literal["cge", "rge", "orthogonal"] = option("zeroth-order estimator, for ZO methods", "cge")
     q: int = option("directions of rge and orthogonal", 20)
-    mu: float | None = option("step of the differences, in units of the embedding; the paper's is 0.005", None)
+    mu: float | None = option(
+        "step of the differences, in units of the embedding; ZO methods want it; the paper's is 0.005", None
+    )
     central: bool = option("central differences: two queries a direction, error of order mu squared", False)
 
     def build_estimator(self) -> GradientEstimator:
@@ -105,57 +116,71 @@ class ScheduleOptions:
         "one-cycle, or a schedule of the paper", "one-cycle"
     )
     epochs: int = option("epochs of one-cycle on the full objective", 20)
-    denoise_epochs: int = option("query-free epochs of one-cycle before them", 0)
+    denoise_epochs: int = option("query-free epochs of one-cycle, on denoising alone, before those", 0)
     lr: float | None = option("peak learning rate; each schedule has its own default", None)
     train_batch_size: int = option("images a step", 64)
 
     def build_schedule(self) -> Schedule:
         """The schedule of the defense."""
         if self.schedule == "one-cycle":
-            return one_cycle(self.epochs, self.lr or 1e-3, self.train_batch_size, self.denoise_epochs)
-        if self.schedule == "paper-scratch":
-            return paper_scratch(self.lr or 1e-3, self.train_batch_size)
-        return paper_finetune(self.lr or 1e-5, self.train_batch_size)
-
-
-def untrained_autoencoder(name: str, image_shape: tuple[int, int, int], d_z: int | None) -> Autoencoder:
-    """One of the paper's autoencoders by name, or `fitting`: one of d_z dimensions for these images."""
-    if name == "fitting":
-        if d_z is None:
-            raise InvalidInput(
-                "d_z is not given; wanted the dimension of the embedding, such as --d-z 64, or an --autoencoder by name"
+            return one_cycle(
+                self.epochs, 1e-3 if self.lr is None else self.lr, self.train_batch_size, self.denoise_epochs
             )
-        return fitting_autoencoder(image_shape, d_z)
-    if name not in AUTOENCODERS:
-        raise InvalidInput(f"autoencoder is {name!r}; wanted fitting or one of {', '.join(AUTOENCODERS)}")
-    return AUTOENCODERS[name]()
+        if self.schedule == "paper-scratch":
+            return paper_scratch(1e-3 if self.lr is None else self.lr, self.train_batch_size)
+        return paper_finetune(1e-5 if self.lr is None else self.lr, self.train_batch_size)
+
+
+def untrained_autoencoder(name: str, image_shape: tuple[int, int, int], d_z: int | None, seed: int) -> Autoencoder:
+    """An autoencoder by name; `suitable` is one of d_z dimensions where d_z is given, else the paper's for the size."""
+    with seeds.initialisation(seed, "autoencoder"):
+        if name == "suitable":
+            return suitable_autoencoder(image_shape) if d_z is None else fitting_autoencoder(image_shape, d_z)
+        if name not in AUTOENCODERS:
+            raise InvalidInput(f"autoencoder is {name!r}; wanted suitable or one of {', '.join(AUTOENCODERS)}")
+        if d_z is not None:
+            raise InvalidInput(f"d_z is {d_z}, but {name} has its own; wanted --d-z or --autoencoder by name, not both")
+        return AUTOENCODERS[name]()
 
 
 def load_model(model: str) -> Any:
-    """What `file.py:name`, `package.module:name` or `model.onnx` stands for. No pickle is ever loaded."""
+    """What `file.py:name`, `package.module:name` or `model.onnx` stands for. No pickle is ever loaded.
+
+    A module is looked for in the working directory too, as `python -m` does.
+    """
     if model.endswith(".onnx"):
         return model
     place, _, name = model.rpartition(":")
     if not place or not name.isidentifier():
         raise InvalidInput(f"model is {model!r}; wanted file.py:function, package.module:function or model.onnx")
-    module = (
-        _import_file(Path(place)) if place.endswith(".py") else _import(lambda: importlib.import_module(place), place)
-    )
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     if not hasattr(module, name):
         raise InvalidInput(f"{place} has no {name!r}; wanted the name of a function or model that it defines")
     return getattr(module, name)
 
 
+def _import_module(name: str) -> Any:
+    _search(Path.cwd())
+    return _import(lambda: importlib.import_module(name), name)
+
+
 def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise UnreadableFile(f"there is no file {path}; wanted the Python file that defines the model")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own: a file called random.py must not replace the module that others import.
+    spec = importlib.util.spec_from_file_location(f"certibox_model_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module, loader = importlib.util.module_from_spec(spec), spec.loader
-    sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours, as a script can
+    sys.modules[module.__name__] = module  # where a dataclass of the file looks its annotations up
+    _search(path.resolve().parent)  # so that the file can import its neighbours, as a script can
     _import(lambda: loader.exec_module(module), str(path))
     return module
+
+
+def _search(directory: Path) -> None:
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
 
 
 def _import(load: Any, place: str) -> Any:
@@ -163,6 +188,130 @@ def _import(load: Any, place: str) -> Any:
         return load()
     except CertiboxError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         raise InvalidInput(f"{place} cannot be imported: {type(error).__name__}: {text}") from error
+
+
+# --- from argv to options -------------------------------------------------------------------------------------------
+
+_METAVARS = {int: "N", float: "X", list[float]: "[X, ...]"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list[float]: "a list of numbers in brackets, such as [0, 0.25]",
+}
+
+
+def parse(name: str, options: type, arguments: list[str]) -> Any:
+    """Options of one command from a YAML file and flags over it; `InvalidInput` names what is wrong."""
+    try:
+        parsed = _parser(name, options).parse_args(arguments)
+    except (ArgumentError, UnicodeDecodeError) as error:
+        text = _explained(" ".join(str(error).split()), get_type_hints(options), arguments)
+        raise InvalidInput(f"{text}; see certibox {name} --help") from error
+    values = {key: value for key, value in parsed.as_dict().items() if key not in ("config", "print_config")}
+    return options(**values)
+
+
+def _parser(name: str, options: type) -> ArgumentParser:
+    """One flag a field, in groups by the class that declares them; the docstring of `options` describes the command."""
+    groups = {kind: _declared(kind, options) for kind in options.__mro__[:-1]}
+    required = [item.name for items in groups.values() for item in items if item.default is MISSING]
+    shown = ["FILE [FILE ...]" if item == "files" else f"{_flag(item)} {item.upper()}" for item in required]
+    parser = ArgumentParser(
+        prog=f"certibox {name}",
+        usage=" ".join([f"certibox {name}", *shown, "[OPTIONS]"]),
+        description=inspect.getdoc(options),
+        formatter_class=_Help,
+        exit_on_error=False,
+        print_config="--print-config",
+    )
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file of options; flags override it")
+    hints = get_type_hints(options)
+    for kind, items in groups.items():
+        title = (kind.__doc__ or "").splitlines()[0].rstrip(".").lower()
+        group = parser if kind is options else parser.add_argument_group(title)
+        for item in items:
+            _add(group, item, hints[item.name])
+    return parser
+
+
+def _declared(kind: type, options: type) -> list[Any]:
+    """The fields of `options` that `kind` declares first: `split` belongs to the images, whatever its default."""
+    of = {
+        item.name: [base for base in options.__mro__ if item.name in inspect.get_annotations(base)]
+        for item in fields(options)
+    }
+    return [item for item in fields(options) if of[item.name][-1] is kind]
+
+
+def _add(group: Any, item: Any, hint: Any) -> None:
+    """The flag of one field; the field `files` is positional."""
+    if item.name == "files":
+        group.add_argument("files", nargs="+", type=str, metavar="FILE", help=item.metadata["help"])
+        return
+    settings: dict[str, Any] = {"type": hint, "help": item.metadata["help"]}
+    if item.default is MISSING:
+        settings["required"] = True
+    else:
+        settings["default"] = list(item.default) if isinstance(item.default, tuple) else item.default
+    if _plain(hint) in _METAVARS:
+        settings["metavar"] = _METAVARS[_plain(hint)]
+    action = group.add_argument(_flag(item.name), **settings)
+    action.option_strings = [_flag(item.name)]  # show no --radii+ beside --radii
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _plain(hint: Any) -> Any:
+    """A type without its `| None`."""
+    if get_origin(hint) is not UnionType:
+        return hint
+    return next(part for part in get_args(hint) if part is not type(None))
+
+
+class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Help in words: required or the default, no Python types."""
+
+    def _get_help_string(self, action: Action) -> str:
+        if action.dest == "print_config":
+            return "print all options as YAML, ready for --config, and exit"
+        text = action.help or ""
+        if action.required:
+            return f"{text} (required)"
+        if action.default in (None, SUPPRESS):
+            return text
+        default = str(action.default).lower() if isinstance(action.default, bool) else action.default
+        return f"{text} (default: {default})"
+
+
+def _explained(text: str, hints: dict[str, Any], arguments: list[str]) -> str:
+    """A message of the parser in our words: what came and what was wanted."""
+    wrong = re.match(r'Parser key "(\w+)".* (?:Got|Given) value: (.*)', text)
+    if wrong and wrong[1] in hints:
+        return f"{wrong[1]} is {wrong[2]!r}; wanted {_kind(hints[wrong[1]])}"
+    missing = re.match(r"the following arguments are required: (.*)", text)
+    if missing:
+        names = [name if name == "files" else _flag(name) for name in missing[1].split(", ")]
+        return f"{', '.join(names)} not given, but required"
+    valueless = re.match(r"argument --([\w-]+): expected one argument", text)
+    if valueless and valueless[1].replace("-", "_") in hints:
+        return f"--{valueless[1]} has no value; wanted {_kind(hints[valueless[1].replace('-', '_')])}"
+    if text.startswith(("Option ", "Problems parsing config", "Unexpected config", "'utf-8' codec")):
+        parts = " ".join(arguments).replace("=", " ").split()
+        file = parts[parts.index("--config") + 1] if "--config" in parts[:-1] else "the file of options"
+        return f"{file}: {text}; wanted lines such as 'sigma: 0.25', with the flags' names and _ for -"
+    return text.removeprefix('Parser key "config": ')
+
+
+def _kind(hint: Any) -> str:
+    """A type in words."""
+    plain = _plain(hint)
+    if get_origin(plain) is Literal:
+        return f"one of {', '.join(get_args(plain))}"
+    return _KINDS.get(plain, str(plain))

@@ -15,11 +15,17 @@ from certibox.training import METHODS
 
 @dataclass(frozen=True)
 class QueryCost(EstimatorOptions):
-    """Print what a plan would spend, in queries and money, before a single query is sent."""
+    """Print what a plan would spend, in queries and money, before a single query is sent.
 
-    method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option("defense to train", "ZO-AE-DS")
+    example: certibox query-cost --train-images 1000 --epochs 3 --d-z 32 --certify-images 100 --n 1000 --price 1.0
+    """
+
+    method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option(
+        "defense to train; the others ask less: see train", "ZO-AE-DS"
+    )
     train_images: int = option("unlabelled images to train on, validation included", 0)
     epochs: int = option("epochs on the full objective", 20)
+    train_batch_size: int = option("images a step; a last step of one image is dropped", 64)
     validation: float = option("share of them held out for selection", 0.1)
     validation_votes: int = option("noisy votes on each held-out image and epoch", 4)
     d_z: int | None = option("dimension that the estimator works on: the embedding's, or all pixels for ZO-DS", None)
@@ -54,22 +60,34 @@ class Cost:
 def plan(options: QueryCost) -> Cost:
     """Queries of a plan: `train` and `certify_dataset` spend these to the query where every coordinate is live.
 
-    First-order passes through a white box are not queries. Errors: `InvalidInput` for shares outside [0, 1].
+    First-order passes through a white box are not queries. A fingerprint, 8 queries each time, is not included.
+    Errors: `InvalidInput` for shares outside [0, 1] and counts below their least value.
     """
-    for name in ("validation", "live"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise InvalidInput(f"{name} is {getattr(options, name)}; wanted a share from 0 to 1")
+    _check(options)
     method = METHODS[options.method]
     held = round(options.train_images * options.validation)
-    steps_images = (options.train_images - held) * options.epochs
-    asks = method.order == 0
+    shown = options.train_images - held
+    shown -= shown % options.train_batch_size == 1  # as `Schedule.steps_per_epoch`
+    asks = method.order == 0 and options.train_images > 0 and options.epochs > 0
     return Cost(
         targets=options.train_images if method.order is not None else 0,
-        training=steps_images * _per_image(options) if asks and options.train_images else 0,
-        validation=held * options.validation_votes * (options.epochs + 1) if asks else 0,
+        training=shown * options.epochs * _per_image(options) if asks else 0,
+        validation=held * options.validation_votes * (options.epochs + 1) if asks else 0,  # the start is scored too
         certification=options.certify_images * (options.n0 + options.n),
         serving=options.serve_answers * options.serve_n,
     )
+
+
+def _check(options: QueryCost) -> None:
+    for name in ("validation", "live"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise InvalidInput(f"{name} is {getattr(options, name)}; wanted a share from 0 to 1")
+    least = {"train_batch_size": 2, "d_z": 1}
+    counts = ("train_images", "epochs", "validation_votes", "certify_images", "n0", "n", "serve_answers", "serve_n")
+    for name in (*counts, "price", *least):
+        value, low = getattr(options, name), least.get(name, 0)
+        if value is not None and not value >= low:
+            raise InvalidInput(f"{name} is {value}; wanted at least {low}")
 
 
 def run(options: QueryCost) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -16,3 +18,11 @@ def derive(seed: int, *path: int | str) -> int:
 def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator for the stream at `path` under `seed`, on `device`."""
     return torch.Generator(device=device).manual_seed(derive(seed, *path))
+
+
+@contextmanager
+def initialisation(seed: int, *path: int | str) -> Iterator[None]:
+    """Inside, fresh networks draw their weights from the stream at `path`; torch's global generator is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, *path))
+        yield

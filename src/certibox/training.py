@@ -9,6 +9,7 @@ with squared norms summed over pixels. First order differentiates ℓ through th
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from certibox import losses, networks, seeds
 from certibox.checkpoints import module_digest
-from certibox.config import Phase, Schedule
+from certibox.config import Phase, Schedule, one_cycle
 from certibox.data import AUGMENTATIONS, Images, augment
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, estimated_loss
@@ -31,6 +32,7 @@ from certibox.query import Fingerprint, QueryClient, differentiable
 from certibox.records import read_json, write_json_atomic
 
 Scheme = Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"]
+STAGE1_STEPS = 2000  # pre-training of an autoencoder that the user did not bring
 VALIDATION_BATCH = 128  # validation noise is drawn in batches of this size, whatever the box takes at a time
 SCHEMES = ("denoiser", "denoiser+encoder", "denoiser+autoencoder")
 
@@ -92,7 +94,7 @@ class Settings:
         if METHODS[self.method].order == 0 and self.estimator is None:
             raise InvalidInput(f"{self.method} got no estimator; wanted one such as certibox.CGE(mu=0.05)")
         weights = (self.gamma, self.denoise_weight, self.reconstruction_weight)
-        if min(weights) < 0 or not max(weights) < float("inf"):
+        if not all(0 <= weight < float("inf") for weight in weights):
             raise InvalidInput(
                 f"gamma, denoise_weight and reconstruction_weight are {weights}; wanted finite weights >= 0"
             )
@@ -102,6 +104,8 @@ class Settings:
             )
         if self.augmentation not in AUGMENTATIONS:
             raise InvalidInput(f"augmentation is {self.augmentation!r}; wanted one of {', '.join(AUGMENTATIONS)}")
+        if self.validation_votes < 1:
+            raise InvalidInput(f"validation_votes is {self.validation_votes}; wanted at least 1 vote an image")
 
 
 def train(
@@ -136,7 +140,8 @@ def train(
     method: RS, DS, FO-DS, FO-AE-DS, ZO-DS or ZO-AE-DS. sigma: standard deviation of the noise, pixels on [0, 1].
     estimator: of ∇_z ℓ, for ZO methods. gamma: see `Settings`; wanted by all methods with a stability term.
     denoiser: a name of `networks.DENOISERS` (training from scratch) or a module to start from; it is copied.
-    autoencoder: pre-trained (`pretrain_autoencoder`), wanted by AE methods; it is copied. classifier: RS only, the
+    autoencoder: for AE methods, pre-trained (`pretrain_autoencoder`); it is copied. Without one, a suitable one is
+    pre-trained on the images for about 2,000 steps, query-free. classifier: RS only, the
     network to train, by default a copy of the box's own module.
 
     Targets are the box's answers to the clean images, asked once; an augmented image keeps the answer to its original.
@@ -157,11 +162,13 @@ def train(
         denoise_weight=denoise_weight,
         reconstruction_weight=reconstruction_weight,
         scheme=scheme,
-        hard_targets=targets == "hard",
+        hard_targets=_hard(targets, client),
         augmentation=augmentation,
         skip_dead=skip_dead,
         validation_votes=validation_votes,
     )
+    if METHODS[method].bottleneck and autoencoder is None:
+        autoencoder = _stage1(images, schedule, seed, augmentation, validation, out, device, progress)
     pipeline = _pipeline(settings, client, images.shape, denoiser, autoencoder, classifier)
     pipeline.to(device)
     held, shown = (validation, images) if isinstance(validation, Images) else images.split(validation, seed)[::-1]
@@ -175,9 +182,11 @@ def train(
         "start": module_digest(pipeline),
         "box": client.spec.provenance(),
     }
-    directory = RunDirectory(out, config) if out is not None else None
     _check_step(pipeline, client, shown, settings)
     job = _Job(settings, client, pipeline, shown, held)
+    if not job.parameters():
+        raise InvalidInput(f"{method} with scheme {scheme} has nothing to train; wanted a denoiser with parameters")
+    directory = RunDirectory(out, config) if out is not None else None
     made_by = f" ({type(estimator).__name__})" if estimator is not None and METHODS[method].order == 0 else ""
     with client.phase(f"train {method}{made_by}"), _frozen(getattr(client.box, "module", None)):
         run(
@@ -230,6 +239,33 @@ def pretrain_autoencoder(
     return trained.eval().requires_grad_(False)
 
 
+def _stage1(
+    images: Images,
+    schedule: Schedule,
+    seed: int,
+    augmentation: str,
+    validation: Images | float,
+    out: str | Path | None,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> Autoencoder:
+    """The autoencoder that `train` makes when it is given none."""
+    with seeds.initialisation(seed, "autoencoder"):
+        fresh = networks.suitable_autoencoder(images.shape)
+    epochs = math.ceil(STAGE1_STEPS / max(1, schedule.steps_per_epoch(len(images))))
+    return pretrain_autoencoder(
+        images,
+        fresh,
+        schedule=one_cycle(epochs, 3e-3, schedule.batch_size),
+        seed=seed,
+        augmentation=augmentation,
+        validation=validation,
+        out=Path(out) / "autoencoder" if out is not None else None,
+        device=device,
+        progress=progress,
+    )
+
+
 @dataclass
 class _Job:
     """One run of `train`: settings, data and the white part, with the terms of a step and the validation score."""
@@ -252,7 +288,7 @@ class _Job:
             constants["num_classes"] = torch.tensor(self._count_classes())
         self.constants = constants
         self.num_classes = int(constants["num_classes"]) or None if constants else self.client.spec.num_classes
-        return Task(self.pipeline, self._parameters(), self.terms, self.score, self._scored, constants)
+        return Task(self.pipeline, self.parameters(), self.terms, self.score, self._scored, constants)
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """The terms of eq. 2 at one batch; `loss` is their weighted sum."""
@@ -346,17 +382,23 @@ class _Job:
             ).clone()
 
     def _count_classes(self) -> int:
-        """K, or 0 for a box that does not classify: as declared, else as answered, else as labelled."""
+        """K, or 0 for a box that does not classify: as declared, else as answered."""
         if self.client.spec.outputs == "values":
             return 0
-        return self.client.spec.num_classes or self.client.num_outputs or self.shown.num_classes or 0
+        if self.pipeline.classifier is not None:
+            self.pipeline.eval()
+            x = self.shown.floats(slice(0, 1)).to(next(self.pipeline.parameters()).device)
+            with torch.inference_mode():
+                return self._outputs(x).shape[1]
+        return self.client.spec.num_classes or self.client.num_outputs or 0
 
     def _train_mode(self) -> None:
         self.pipeline.train()
         if self.pipeline.autoencoder is not None and self.settings.scheme != "denoiser+autoencoder":
             self.pipeline.autoencoder.decoder.eval()
+            self.pipeline.autoencoder.encoder.train(self.settings.scheme == "denoiser+encoder")
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[nn.Parameter]:
         """Freeze everything but what the method and its scheme train."""
         self.pipeline.requires_grad_(False)
         trained: list[nn.Module | None] = [self.pipeline.denoiser, self.pipeline.classifier]
@@ -402,10 +444,7 @@ def _pipeline(
     if method.order == 1:
         differentiable(client.box)  # asked once, at the border
     if method.bottleneck:
-        if autoencoder is None:
-            raise InvalidInput(
-                f"{settings.method} got no autoencoder; wanted a pre-trained one, see certibox.pretrain_autoencoder"
-            )
+        assert autoencoder is not None
         if autoencoder.image_shape != image_shape:
             raise InvalidInput(
                 f"the autoencoder takes images {autoencoder.image_shape}, the data has {image_shape}; wanted the same"
@@ -415,6 +454,8 @@ def _pipeline(
         settings.estimator.cost(autoencoder.d_z if method.bottleneck and autoencoder else c * h * w)
     if settings.method == "RS" and classifier is None:
         classifier = getattr(client.box, "module", None)
+        if classifier is None:
+            raise InvalidInput(f"RS got no classifier, and box {client.spec.name} holds no module; wanted one to train")
     white = RobustPipeline(
         _denoiser(denoiser, image_shape, settings.seed) if method.denoises else None,
         copy.deepcopy(autoencoder) if method.bottleneck else None,
@@ -428,8 +469,7 @@ def _denoiser(denoiser: str | nn.Module, image_shape: tuple[int, int, int], seed
         return copy.deepcopy(denoiser)
     if denoiser not in networks.DENOISERS:
         raise InvalidInput(f"denoiser is {denoiser!r}; wanted a module or one of {', '.join(networks.DENOISERS)}")
-    with torch.random.fork_rng(devices=[]):  # initialisation draws from torch's global generator
-        torch.manual_seed(seeds.derive(seed, "denoiser"))
+    with seeds.initialisation(seed, "denoiser"):
         return networks.DENOISERS[denoiser](image_shape[0])
 
 
@@ -473,6 +513,14 @@ def _check_step(pipeline: RobustPipeline, client: QueryClient, images: Images, s
             f"mu = {mu} is too small for a box with {levels} grey levels: only {share:.0%} of the perturbed inputs "
             "differ after rounding (measured without queries); wanted at least half: raise mu"
         )
+
+
+def _hard(targets: str, client: QueryClient) -> bool:
+    if targets not in ("hard", "soft"):
+        raise InvalidInput(f"targets is {targets!r}; wanted one of hard, soft")
+    if targets == "soft" and client.spec.outputs == "labels":
+        raise InvalidInput("targets are soft but the box answers with labels; wanted hard targets")
+    return targets == "hard"
 
 
 def _gamma(method: str, gamma: float | None) -> float:

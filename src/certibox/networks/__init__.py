@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InvalidInput
-from .autoencoder import PAPER_AUTOENCODERS, Autoencoder, fitting_autoencoder, paper_autoencoder
+from .autoencoder import PAPER_AUTOENCODERS, Autoencoder, fitting_autoencoder, paper_autoencoder, suitable_autoencoder
 from .dncnn import DnCNN, dncnn
 from .resnet import ResNet, cifar_resnet, imagenet_resnet, resnet18_stl10
 from .unet import UNet, unet
@@ -36,6 +36,7 @@ __all__ = [
     "imagenet_resnet",
     "mnist_cnn",
     "resnet18_stl10",
+    "suitable_autoencoder",
     "unet",
     "vgg16",
 ]

@@ -148,6 +148,16 @@ def fitting_autoencoder(image_shape: ImageShape, d_z: int, width: int = 32) -> A
     return autoencoder
 
 
+def suitable_autoencoder(image_shape: ImageShape) -> Autoencoder:
+    """The paper's autoencoder for images of this shape, else a fitting one with d_z = half of the pixels, at most 192.
+
+    3x32x32: AE-192. 3x96x96: AE-576. 1x28x28: MNIST's. 3x224x224: AE-1152.
+    """
+    names = ("ae-192", "ae-576", "ae-mnist", "ae-1152")
+    name = next((name for name in names if PAPER_AUTOENCODERS[name][0] == tuple(image_shape)), None)
+    return paper_autoencoder(name) if name else fitting_autoencoder(image_shape, min(math.prod(image_shape) // 2, 192))
+
+
 def _mirrored(image_shape: ImageShape, layers: Sequence[Layer]) -> Autoencoder:
     """Convolution and ReLU for each layer; the same backwards with transposed convolutions, ending in a sigmoid."""
     channels, *size = image_shape

@@ -1,0 +1,101 @@
+"""Carry measured numbers into the docs: a table between `<!-- name -->` and `<!-- /name -->` comes from a file here.
+
+python benchmarks/publish.py            rewrite the tables of README.md and docs/ from benchmarks/results/
+python benchmarks/publish.py --demo DIR first take the numbers and the picture of a finished demo in DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+import families
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--demo", type=Path, help="directory of a finished demo, such as runs/demo")
+    folder = parser.parse_args().demo
+    if folder:
+        shutil.copy(folder / "summary.json", RESULTS / "demo.json")
+        shutil.copy(folder / "ca_curve.png", ROOT / "docs" / "images" / "demo_ca_curve.png")
+        shutil.copy(folder / "digits.png", ROOT / "docs" / "images" / "demo_digits.png")
+    for path, text in published().items():
+        path.write_text(text, encoding="utf-8")
+
+
+def published() -> dict[Path, str]:
+    """The docs with their tables as the files in benchmarks/results/ say."""
+    tables = {
+        "demo": demo_table(),
+        "families": families.table(),
+        "rates": rates_table(),
+        "gradients": gradients_table(),
+    }
+    docs = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return {path: fill(path.read_text(encoding="utf-8"), tables) for path in docs}
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """`text` with what stands between the markers of each table replaced."""
+    for name, table in tables.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = block.sub(lambda found, table=table: found[1] + table + found[2], text)
+    return text
+
+
+def demo_table() -> str:
+    result = read("demo.json")
+    radii = result["rows"][0]["radii"]
+    lines = [
+        "| | " + " | ".join(f"r = {r:g}" for r in radii) + " | training queries |",
+        "|---|" + "---:|" * (len(radii) + 1),
+    ]
+    for row in result["rows"]:
+        cells = [
+            f"{100 * share:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+            for share, (low, high) in zip(row["share"], row["interval"], strict=True)
+        ]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + f" | {row['training_queries']:,} |")
+    notes = "\n".join(f"- {note}" for note in result["notes"])
+    facts = result["facts"]
+    said = ", ".join(
+        f"{symbol} = {facts[key]}" for key, symbol in {"sigma": "σ", "n0": "n0", "n": "n", "alpha": "α"}.items()
+    )
+    caption = f"Certified accuracy in % with 95 % intervals; {said}, {facts['images']}."
+    return "\n".join([*lines, "", caption, "", notes, ""])
+
+
+def rates_table() -> str:
+    rate, step = read("certification_rate.json"), read("training_step.json")
+    growth = rate["peak_rss_mib"]["growth"]
+    rows = [
+        ("certification of a small conv net, batch 1,000: ÷ raw forward rate", f"{rate['cnn_ratio']['median']:.2f}", "≥ 0.93"),
+        ("linear model, 784 pixels: µs a sample above the model", f"{rate['linear_overhead_us_per_sample']['median']:.1f}", "≤ 4"),
+        ("memory from n = 1,000 to n = 1,000,000: growth in MiB", f"{growth:.1f}", "flat"),
+        (
+            f"a ZO-AE-DS step (CGE, AE-192, ResNet-20, {step['queries_per_step']:,} queries): ÷ its raw forward passes",
+            f"{step['ratio_to_raw']:.2f}",
+            "≤ 1.10",
+        ),
+    ]  # fmt: skip
+    return "| figure | measured | goal |\n|---|---:|---:|\n" + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in rows)
+
+
+def gradients_table() -> str:
+    path = RESULTS / "gradient_quality.json"
+    return json.loads(path.read_text(encoding="utf-8"))["markdown"] if path.exists() else ""
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

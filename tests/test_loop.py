@@ -1,0 +1,486 @@
+"""The loop against plain arithmetic: its steps, its optimizers, its selection, and stops at every possible moment."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from certibox import checkpoints, seeds
+from certibox.config import Phase, Schedule
+from certibox.errors import CertiboxError, ConfigMismatch, InvalidInput, UnreadableFile
+from certibox.loop import RunDirectory, Step, Task, run, steps
+from certibox.query import QueryClient
+from doubles import CountingBox, LinearBox
+
+IMAGES, SEED = 11, 5
+CONFIG: dict[str, Any] = {"method": "test", "lr": 0.1, "seed": SEED}
+MIXED = Schedule((Phase(1, 0.1, objective="denoise"), Phase(2, 0.01), Phase(2, 0.1, "sgd", weight_decay=0.01)), 4)
+
+
+def network() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+class Job:
+    """A regression whose terms and scores are numbered events; `event` hears of each before it happens."""
+
+    def __init__(self, client: QueryClient | None = None, event: Callable[[str], None] = lambda name: None) -> None:
+        self.module, self.client, self.event = network(), client, event
+        self.prepared = 0
+        self.batches: list[list[int]] = []
+
+    def prepare(self, constants: dict[str, Tensor]) -> Task:
+        if not constants:
+            self.prepared += 1
+            constants = {"targets": self.ask(torch.linspace(0, 1, IMAGES)) if self.client else torch.ones(IMAGES)}
+        parameters = [*self.module.parameters()]
+        return Task(self.module, parameters, self.terms, self.score, lambda phase: phase.objective == "full", constants)
+
+    def ask(self, numbers: Tensor) -> Tensor:
+        """Answers (n,) of the box to constant images of these numbers (n,)."""
+        assert self.client is not None
+        return self.client(numbers.detach().clone().reshape(-1, 1, 1, 1)).flatten()
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        self.event(f"terms {step.number}")
+        self.module.train()
+        self.batches.append(step.index.tolist())
+        x = torch.randn((len(step.index), 3), generator=seeds.generator(SEED, "noise", step.number))
+        answer = self.module(x).flatten()
+        asked = self.ask(x[:, 0]) if self.client else x[:, 0]
+        self.event(f"loss {step.number}")
+        return {"loss": (answer - asked).square().mean(), "size": torch.tensor(float(len(step.index)))}
+
+    def score(self) -> float:
+        self.event("score")
+        self.module.eval()
+        x = torch.randn((20, 3), generator=seeds.generator(SEED, "validation"))
+        asked = self.ask(x[:, 0]) if self.client else x[:, 0]
+        return -(self.module(x).flatten() - asked).square().mean().item()
+
+
+def go(job: Job, out: Path | None = None, schedule: Schedule = MIXED, **change: Any) -> str:
+    """Run the job; the digest of the weights it leaves."""
+    directory = RunDirectory(out, CONFIG) if out else None
+    run(job.prepare, IMAGES, schedule, SEED, client=job.client, directory=directory, **change)
+    return checkpoints.module_digest(job.module)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def facts(out: Path) -> dict[str, Any]:
+    return checkpoints.read(out / "checkpoint.safetensors")[1]
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def every_step(schedule: Schedule = MIXED, images: int = IMAGES, start: int = 0) -> list[Step]:
+    return list(steps(schedule, images, SEED, start))
+
+
+def plain(step: Step) -> Step:
+    """A step that can be compared with =="""
+    return replace(step, index=step.index.tolist())  # pyright: ignore[reportArgumentType]
+
+
+def test_an_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:
+    orders = []
+    for epoch in range(5):
+        batches = [step.index for step in every_step() if step.epoch == epoch]
+        assert [len(batch) for batch in batches] == [4, 4, 3]
+        orders.append(torch.cat(batches).tolist())
+        assert sorted(orders[-1]) == list(range(IMAGES))
+    assert len({tuple(order) for order in orders}) == 5
+
+
+def test_steps_say_where_they_stand() -> None:
+    found = every_step()
+    assert [step.number for step in found] == list(range(15))
+    assert [step.epoch for step in found] == [i // 3 for i in range(15)]
+    assert [step.phase for step in found] == [MIXED.phases[p] for p in (0, 1, 1, 2, 2) for _ in range(3)]
+    assert [step.number for step in found if step.starts_phase] == [0, 3, 9]
+    assert [step.number for step in found if step.ends_epoch] == [2, 5, 8, 11, 14]
+
+
+@pytest.mark.parametrize("start", range(17))
+def test_a_late_start_changes_no_step(start: int) -> None:
+    assert [plain(step) for step in every_step(start=start)] == [plain(step) for step in every_step()][start:]
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(8, [4, 4]), (9, [4, 4]), (10, [4, 4, 2]), (3, [3]), (1, [])])
+def test_a_last_batch_of_one_joins_no_step(images: int, sizes: list[int]) -> None:
+    schedule = Schedule((Phase(2, 0.1),), 4)
+    assert [len(step.index) for step in every_step(schedule, images)] == 2 * sizes
+    assert schedule.steps_per_epoch(images) == len(sizes)
+
+
+def test_rates_are_those_of_the_phase() -> None:
+    schedule = Schedule((Phase(4, 1.0, decay_every=2, decay=0.5), Phase(2, 3.0, shape="one-cycle"), Phase(0, 9.0)), 4)
+    rates = [step.lr for step in every_step(schedule)]
+    assert rates[:12] == [1.0] * 6 + [0.5] * 6
+    assert rates[12:] == [schedule.phases[1].learning_rate(i, 3) for i in range(6)]
+    assert 0 < min(rates[12:]) < max(rates[12:]) <= 3.0
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def by_hand(job: Job, schedule: Schedule, stop: int) -> dict[str, Tensor]:
+    """Weights after `stop` steps of the textbook's Adam or SGD with momentum, from a fresh state at each phase."""
+    parameters, states = list(job.module.parameters()), []
+    for step in every_step(schedule)[:stop]:
+        if step.starts_phase:
+            states = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+            begun = step.number
+        gradients = torch.autograd.grad(job.terms(step)["loss"], parameters)
+        t = step.number - begun + 1
+        for p, g, (m, v) in zip(parameters, gradients, states, strict=True):
+            g = g + step.phase.weight_decay * p.detach()
+            if step.phase.optimizer == "sgd":
+                m.mul_(0.9).add_(g)
+                p.data -= step.lr * m
+            else:
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.999).add_(0.001 * g * g)
+                p.data -= step.lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+    return job.module.state_dict()
+
+
+def test_a_phase_is_the_textbook_optimizer_from_a_fresh_state(tmp_path: Path) -> None:
+    schedule = Schedule((Phase(2, 0.01, weight_decay=0.1), Phase(2, 0.02, "sgd", decay_every=1, weight_decay=0.05)), 4)
+    go(Job(), tmp_path, schedule)
+    tensors, _ = checkpoints.read(tmp_path / "checkpoint.safetensors")
+    for name, expected in by_hand(Job(), schedule, stop=12).items():
+        torch.testing.assert_close(tensors[f"module.{name}"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_row_is_the_mean_over_the_steps_of_its_epoch(tmp_path: Path) -> None:
+    job, losses, sizes = Job(), [], []
+    terms = job.terms
+
+    def recording(step: Step) -> dict[str, Tensor]:
+        found = terms(step)
+        losses.append(found["loss"].item())
+        sizes.append(found["size"].item())
+        return found
+
+    job.terms = recording  # pyright: ignore[reportAttributeAccessIssue]
+    go(job, tmp_path)
+    written = rows(tmp_path)
+    assert [row["loss"] for row in written] == pytest.approx([sum(losses[i : i + 3]) / 3 for i in range(0, 15, 3)])
+    assert [row["size"] for row in written] == pytest.approx([11 / 3] * 5)
+    assert [(row["epoch"], row["step"]) for row in written] == [(i, 3 * i + 3) for i in range(5)]
+    assert [row["objective"] for row in written] == ["denoise", "full", "full", "full", "full"]
+    assert [row["lr"] for row in written] == [0.1, 0.01, 0.01, 0.1, 0.1]
+    assert [row["validation"] is None for row in written] == [True, False, False, False, False]
+    assert [row["queries"] for row in written] == [0] * 5
+
+
+def test_rows_count_the_queries_so_far(tmp_path: Path) -> None:
+    box = CountingBox(LinearBox(torch.tensor([[2.0]]), outputs="values"))
+    go(Job(QueryClient(box)), tmp_path)
+    # 11 targets; 11 images an epoch; 20 to score each of four epochs, and the start of the second
+    assert [row["queries"] for row in rows(tmp_path)] == [22, 33 + 40, 44 + 60, 55 + 80, 66 + 100]
+    assert box.images == 166
+
+
+class Scripted(Job):
+    """A job with given scores, which remembers the weights that each was given to."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores, self.seen = iter(scores), []
+
+    def score(self) -> float:
+        self.seen.append(checkpoints.module_digest(self.module))
+        return next(self.scores)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 3),
+        ([4.0, 1.0, 2.0, 3.0], 0),  # the start is a candidate
+        ([0.0, 2.0, 5.0, 3.0], 2),
+        ([0.0, 2.0, 2.0, 1.0], 1),  # the first of equals
+        ([-3.0, -4.0, -1.0, -2.0], 2),
+    ],
+)
+def test_the_weights_of_the_best_score_are_kept(scores: list[float], best: int, tmp_path: Path) -> None:
+    job = Scripted(scores)
+    chosen = go(job, tmp_path, Schedule((Phase(3, 0.1),), 4))
+    assert len(set(job.seen)) == 4
+    assert chosen == job.seen[best]
+    assert (facts(tmp_path)["best"], facts(tmp_path)["best_epoch"]) == (max(scores), best - 1 if best else None)
+    assert [row["validation"] for row in rows(tmp_path)] == scores[1:]
+
+
+def test_phases_that_are_not_scored_offer_no_candidate() -> None:
+    job = Scripted([1.0, 0.5, 0.2])
+    chosen = go(job, schedule=Schedule((Phase(2, 0.1, objective="denoise"), Phase(2, 0.1)), 4))
+    pretrained = Job()
+    go(pretrained, schedule=Schedule((Phase(2, 0.1, objective="denoise"),), 4))
+    assert chosen == job.seen[0] == checkpoints.module_digest(pretrained.module)  # the last weights, for want of scores
+    assert len(job.seen) == 3
+
+
+def test_no_epoch_leaves_the_start(tmp_path: Path) -> None:
+    job = Job()
+    assert go(job, tmp_path, Schedule((Phase(0, 0.1),), 4)) == checkpoints.module_digest(network())
+    assert job.batches == []
+    assert not job.module.training
+
+
+def test_progress_hears_of_every_step() -> None:
+    heard = []
+    go(Job(), progress=lambda *now: heard.append(now))
+    assert heard == [(i + 1, 15, f"epoch {i // 3 + 1}/5") for i in range(15)]
+
+
+def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
+    job = Job()
+    terms = job.terms
+    job.terms = lambda step: {  # pyright: ignore[reportAttributeAccessIssue]
+        "loss": terms(step)["loss"] * (math.inf if step.number == 4 else 1.0)
+    }
+    with pytest.raises(CertiboxError, match=r"diverged at step 4: .* lower the learning rate or gamma") as caught:
+        go(job, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert facts(tmp_path)["step"] == 3  # nothing of the bad step is kept
+
+
+@pytest.mark.parametrize(
+    ("images", "every", "message"), [(1, 200, "1 image to train on"), (IMAGES, 0, "checkpoint_every is 0")]
+)
+def test_bad_values_are_refused_before_anything_is_asked(images: int, every: int, message: str) -> None:
+    job = Job()
+    with pytest.raises(InvalidInput, match=message):
+        run(job.prepare, images, MIXED, SEED, checkpoint_every=every)
+    assert job.prepared == 0
+
+
+# --- stops and resumption ---------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+class Fuse:
+    """Raises at event number `at`; hears of the steps, scores, writes and trims of a run, in order."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.events = at, []
+
+    def __call__(self, name: str) -> None:
+        self.events.append(name)
+        if len(self.events) - 1 == self.at:
+            raise Stop(name)
+
+
+@pytest.fixture
+def ignite(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fuse], None]:
+    """Makes checkpoints and rows tell a fuse what they do."""
+    write, append = checkpoints.write, RunDirectory.append
+
+    def ignite(fuse: Fuse) -> None:
+        def writing(*arguments: Any) -> None:
+            fuse("before the checkpoint")
+            write(*arguments)
+            fuse("after the checkpoint")
+
+        def appending(self: RunDirectory, row: dict[str, Any]) -> None:
+            append(self, row)
+            fuse("after the row")
+
+        monkeypatch.setattr(checkpoints, "write", writing)
+        monkeypatch.setattr(RunDirectory, "append", appending)
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # a third of the time here
+
+    return ignite
+
+
+def linear_client(path: Path) -> QueryClient:
+    box = CountingBox(LinearBox(torch.tensor([[2.0]]), outputs="values"))
+    return QueryClient(box, ledger=path / "ledger.sqlite", batch_size=3)
+
+
+def journalled(client: QueryClient) -> int:
+    assert client.ledger is not None
+    return client.ledger._db.execute("SELECT COUNT(*) FROM journal").fetchone()[0]
+
+
+SHORT = Schedule((Phase(1, 0.1, objective="denoise"), Phase(1, 0.01), Phase(2, 0.1, "sgd")), 6)
+
+
+@pytest.mark.parametrize("every", [1, 200])
+def test_a_stop_at_any_moment_changes_nothing(every: int, tmp_path: Path, ignite: Callable[[Fuse], None]) -> None:
+    def attempt(out: Path, fuse: Fuse) -> tuple[str, QueryClient]:
+        ignite(fuse)
+        client = linear_client(out)
+        weights = go(Job(client, fuse), out, SHORT, checkpoint_every=every, progress=lambda *_: fuse("progress"))
+        return weights, client
+
+    plain, fuse = tmp_path / "plain", Fuse()
+    weights, client = attempt(plain, fuse)
+    assert len(fuse.events) > 40
+    for moment in range(len(fuse.events)):
+        out = tmp_path / str(moment)
+        with pytest.raises(Stop):
+            attempt(out, Fuse(moment))
+        resumed, again = attempt(out, Fuse())
+        assert resumed == weights, fuse.events[moment]
+        assert (out / "rows.jsonl").read_bytes() == (plain / "rows.jsonl").read_bytes(), fuse.events[moment]
+        assert (again.queries, again.attempts, again.lost) == (client.queries, client.queries, 0), fuse.events[moment]
+        assert facts(out) == facts(plain), fuse.events[moment]
+        assert journalled(again) == 0
+
+
+def test_a_run_that_is_stopped_again_and_again_arrives(tmp_path: Path, ignite: Callable[[Fuse], None]) -> None:
+    plain = go(Job(linear_client(tmp_path / "plain")), tmp_path / "plain", SHORT, checkpoint_every=2)
+    out, stops = tmp_path / "out", 0
+    while True:
+        fuse = Fuse(8)  # far enough to get past a checkpoint
+        ignite(fuse)
+        client = linear_client(out)
+        try:
+            weights = go(Job(client, fuse), out, SHORT, checkpoint_every=2)
+            break
+        except Stop:
+            stops += 1
+    assert stops == 3
+    assert weights == plain
+    assert client.queries == client.attempts == facts(out)["queries"]
+    assert rows(out) == rows(tmp_path / "plain")
+
+
+def test_without_a_ledger_a_stop_costs_the_answers_since_the_checkpoint(tmp_path: Path) -> None:
+    boxes = [CountingBox(LinearBox(torch.tensor([[2.0]]), outputs="values")) for _ in range(3)]
+    plain = go(Job(QueryClient(boxes[0])), tmp_path / "plain", checkpoint_every=2)
+    with pytest.raises(Stop):
+        # Steps of 4, 4 and 3 images: 11 targets; 11, 20 to score, 4; then step 4 has asked its 4 when the fuse blows.
+        go(Job(QueryClient(boxes[1]), stop_at("loss 4")), tmp_path / "out", checkpoint_every=2)
+    assert boxes[1].images == 11 + 11 + 20 + 4 + 4
+    assert go(Job(QueryClient(boxes[2])), tmp_path / "out", checkpoint_every=2) == plain
+    assert boxes[1].images + boxes[2].images == boxes[0].images + 4
+    assert rows(tmp_path / "out") == rows(tmp_path / "plain")
+
+
+def stop_at(name: str) -> Callable[[str], None]:
+    def event(now: str) -> None:
+        if now == name:
+            raise Stop
+
+    return event
+
+
+def test_the_journal_is_empty_after_each_checkpoint(tmp_path: Path) -> None:
+    client, kept = linear_client(tmp_path), []
+    go(Job(client), tmp_path, checkpoint_every=2, progress=lambda *_: kept.append(journalled(client)))
+    saved = [i for i in range(15) if i % 2 == 1 or i % 3 == 2]
+    assert [i for i in range(15) if kept[i] == 0] == saved
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    weights = go(Job(linear_client(tmp_path)), tmp_path)
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    job = Job(linear_client(tmp_path))
+    assert go(job, tmp_path) == weights
+    assert (job.prepared, job.batches) == (0, [])
+    assert job.client is not None
+    assert job.client.attempts == facts(tmp_path)["queries"]
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+
+
+# --- the directory ----------------------------------------------------------------------------------------------------
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+def test_another_configuration_touches_nothing(tmp_path: Path) -> None:
+    go(Job(), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigMismatch, match=r"lr is 0\.1 there and 0\.2 here; scheme is None there and 'x' here"):
+        RunDirectory(tmp_path, CONFIG | {"lr": 0.2, "scheme": "x"})
+    assert contents(tmp_path) == before
+
+
+def test_equal_numbers_are_one_configuration(tmp_path: Path) -> None:
+    scope = RunDirectory(tmp_path, {"gamma": 1, "shape": (1, 2)}).scope
+    assert RunDirectory(tmp_path, {"gamma": 1.0, "shape": [1, 2]}).scope == scope
+    assert RunDirectory(tmp_path / "other", {"gamma": 2, "shape": [1, 2]}).scope != scope
+
+
+def test_rows_can_be_rewound(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, CONFIG)
+    directory.rewind(0)
+    assert directory.offset == 0
+    directory.append({"step": 1, "loss": 1.0})
+    offset = directory.offset
+    directory.append({"step": 2, "loss": 2.0})
+    directory.rewind(offset)
+    assert rows(tmp_path) == [{"step": 1, "loss": 1.0}]
+
+
+@pytest.mark.parametrize("spoil", [lambda old: old[:-7], lambda old: old[:5], lambda old: b"", lambda old: b"x" * 99])
+def test_a_spoilt_checkpoint_is_refused_in_one_line(spoil: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    go(Job(), tmp_path)
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(spoil(file.read_bytes()))
+    before, job = contents(tmp_path), Job()
+    with pytest.raises(
+        UnreadableFile, match=r"checkpoint\.safetensors is (cut short or )?damaged.*delete it"
+    ) as caught:
+        run(job.prepare, IMAGES, MIXED, SEED, directory=RunDirectory(tmp_path, CONFIG))
+    assert "\n" not in str(caught.value)
+    assert job.prepared == 0
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_deleted_checkpoint_starts_again(tmp_path: Path) -> None:
+    weights = go(Job(), tmp_path)
+    before = rows(tmp_path)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    job = Job()
+    assert go(job, tmp_path) == weights
+    assert job.prepared == 1
+    assert rows(tmp_path) == before
+
+
+def test_tensorboard_shows_the_numbers_of_the_rows(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is optional"
+    )
+    go(Job(), tmp_path)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for name in ("loss", "lr", "validation"):
+        expected = [(row["step"], pytest.approx(row[name])) for row in rows(tmp_path) if row[name] is not None]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == expected
+
+
+def test_without_tensorboard_there_are_rows_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go(Job(), tmp_path / "with")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    go(Job(), tmp_path / "without")
+    assert rows(tmp_path / "without") == rows(tmp_path / "with")
+    assert not (tmp_path / "without" / "tensorboard").exists()
+    assert copy.deepcopy(facts(tmp_path / "without")) == facts(tmp_path / "with")
