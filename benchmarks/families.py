@@ -3,8 +3,8 @@
 Boxes: a multilayer perceptron (smooth), logistic regression (linear) and a random forest (a staircase: its
 probabilities move in steps of one tree). For each, certified accuracy at r = sigma on held-out test digits (200,
 n0 = 100, n = 1,000, alpha = 0.001) of the bare box, the query-free MSE denoiser, and ZO-AE-DS with RGE and CGE at three
-values of mu. Everything else is `presets/demo.yaml`, chosen on validation images for the perceptron alone. Rows are appended to
-benchmarks/results/families.jsonl as they are earned; a row that is there is not run again.
+values of mu. Everything else is `presets/demo.yaml`, chosen on validation images for the perceptron alone. Rows are
+appended to benchmarks/results/families.jsonl as they are earned; a row that is there is not run again.
 
     python benchmarks/families.py
 """

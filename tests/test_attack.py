@@ -51,7 +51,7 @@ class ExpectationOverNoise(nn.Module):
 
 @dataclass(frozen=True)
 class Target:
-    """A smoothed classifier, what an attacker differentiates instead, and those of `IMAGES` images that it certified."""
+    """A smoothed classifier, what an attacker differentiates instead, and those of the `IMAGES` that it certified."""
 
     smoothed: cb.SmoothedClassifier
     attacked: nn.Module
@@ -181,4 +181,4 @@ def test_attacks_on_a_linear_classifier_fail_within_the_radius_and_succeed_beyon
         beyond = perturbed(LINEAR_ATTACKS[name], network, x, label, 1.05 * distance)
         assert (within - x).norm() == pytest.approx(0.99 * certificate.radius, rel=1e-4), "all of the budget is used"
         assert box(within.unsqueeze(0)).argmax() == label
-        assert box(beyond.unsqueeze(0)).argmax() == 1 - label
+        assert box(beyond.unsqueeze(0)).argmax() != label

@@ -142,7 +142,7 @@ def test_rates_are_those_of_the_phase() -> None:
 
 def by_hand(job: Job, schedule: Schedule, stop: int) -> dict[str, Tensor]:
     """Weights after `stop` steps of the textbook's Adam or SGD with momentum, from a fresh state at each phase."""
-    parameters, states = list(job.module.parameters()), []
+    parameters, states, begun = list(job.module.parameters()), [], 0
     for step in every_step(schedule)[:stop]:
         if step.starts_phase:
             states = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]

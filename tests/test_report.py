@@ -22,7 +22,6 @@ from certibox.errors import InvalidImages, InvalidInput
 from certibox.records import PublishedRow
 from certibox.report import (
     Run,
-    _draw_curve,
     abstention_rate,
     average_certified_radius,
     certified_accuracy,
@@ -36,6 +35,7 @@ from certibox.report import (
     summary_table,
     write_report,
 )
+from certibox.report.pictures import _draw_curve
 
 RADII = [0.0, 0.25, 0.5]
 

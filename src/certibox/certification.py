@@ -10,17 +10,16 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from certibox import confidence
 from certibox.config import require_same
 from certibox.data import Images
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.records import CertificateRow, append_row, read_rows, truncate_partial_line, write_text_atomic
-from certibox.smoothing import SmoothedClassifier, image_digest, require_certifiable
+from certibox.smoothing import Certificate, SmoothedClassifier, image_digest, require_certifiable
 from certibox.version import VERSION
 
 Progress = Callable[[int, int, str], None]  # images done, images in all, what is going on
@@ -69,21 +68,10 @@ def certify_dataset(
         journal = votes.of(image_digest(x)) if votes else None
         certificate = smoothed.certify(x, n0=n0, n=n, alpha=alpha, seed=seed, batch_size=batch_size, journal=journal)
         label = int(images.labels[i]) if images.labels is not None else None
-        facts = {key: value for key, value in certificate.as_dict().items() if key != "label"}
-        row = CertificateRow(
-            idx=i,
-            label=label,
-            predict=certificate.label,
-            correct=None if label is None else certificate.label == label,
-            seconds=time.perf_counter() - started,
-            model=model,
-            version=VERSION,
-            **facts,  # pyright: ignore[reportArgumentType]
-        )
-        rows[i] = row
+        rows[i] = _row(certificate, i, label, time.perf_counter() - started, model, VERSION)
         if path:
             with path.open("a", encoding="utf-8") as file:
-                append_row(file, row)
+                append_row(file, rows[i])
     if votes:
         votes.discard()
     if progress:
@@ -95,12 +83,9 @@ def at_alpha(rows: Iterable[CertificateRow], alpha: float) -> list[CertificateRo
     """The rows that the same votes give at another alpha (fixed n only); no query is spent."""
     replayed = []
     for row in rows:
-        require_certifiable(row.n, alpha)
-        p_lower = confidence.lower_confidence_bound(row.counts[row.selected], row.n, alpha)
-        radius = confidence.radius(p_lower, row.sigma)
-        predict = row.selected if radius > 0 else None
-        correct = None if row.label is None else predict == row.label
-        replayed.append(replace(row, alpha=alpha, p_lower=p_lower, radius=radius, predict=predict, correct=correct))
+        held = {item.name: getattr(row, item.name) for item in fields(Certificate) if item.name != "label"}
+        certificate = Certificate(label=row.predict, **held).at_alpha(alpha)
+        replayed.append(_row(certificate, row.idx, row.label, row.seconds, row.model, row.version))
     return replayed
 
 
@@ -130,6 +115,16 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
         append_row(text, row)
     write_text_atomic(out, text.getvalue())
     return rows
+
+
+def _row(
+    certificate: Certificate, idx: int, label: int | None, seconds: float, model: str, version: str
+) -> CertificateRow:
+    """The row of one certificate; `label` is the true class, where it is known."""
+    held = {key: value for key, value in certificate.as_dict().items() if key != "label"}
+    correct = None if label is None else certificate.label == label
+    predict = certificate.label
+    return CertificateRow(idx, label, predict, correct=correct, seconds=seconds, model=model, version=version, **held)  # pyright: ignore
 
 
 def _resume(path: Path | None, settings: dict[str, object], images: Images) -> dict[int, CertificateRow]:

@@ -21,7 +21,7 @@ class QueryCost(EstimatorOptions):
     """
 
     method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option(
-        "defense to train; the others ask less: see train", "ZO-AE-DS"
+        "method to train, as in `train`", "ZO-AE-DS"
     )
     train_images: int = option("unlabelled images to train on, validation included", 0)
     epochs: int = option("epochs on the full objective", 20)

@@ -167,15 +167,16 @@ def train(
         skip_dead=skip_dead,
         validation_votes=validation_votes,
     )
-    if METHODS[method].bottleneck and autoencoder is None:
-        autoencoder = _stage1(images, schedule, seed, augmentation, validation, out, device, progress)
-    pipeline = _pipeline(settings, client, images.shape, denoiser, autoencoder, classifier)
-    pipeline.to(device)
+    fresh = _fresh_autoencoder(images, seed) if METHODS[method].bottleneck and autoencoder is None else None
+    pipeline = _pipeline(settings, client, images.shape, denoiser, fresh or autoencoder, classifier)
     held, shown = (validation, images) if isinstance(validation, Images) else images.split(validation, seed)[::-1]
     if isinstance(validation, Images) and validation.shape != images.shape:
         raise InvalidInput(
             f"validation images have shape {validation.shape}, training images {images.shape}; wanted the same"
         )
+    if fresh is not None:  # only now that everything else is known to fit
+        pipeline.autoencoder = _stage1(images, fresh, schedule, seed, augmentation, validation, out, device, progress)
+    pipeline.to(device)
     config = _plain(settings) | {
         "images": shown.digest,
         "validation": held.digest,
@@ -239,8 +240,14 @@ def pretrain_autoencoder(
     return trained.eval().requires_grad_(False)
 
 
+def _fresh_autoencoder(images: Images, seed: int) -> Autoencoder:
+    with seeds.initialisation(seed, "autoencoder"):
+        return networks.suitable_autoencoder(images.shape)
+
+
 def _stage1(
     images: Images,
+    fresh: Autoencoder,
     schedule: Schedule,
     seed: int,
     augmentation: str,
@@ -250,8 +257,6 @@ def _stage1(
     progress: Progress | None,
 ) -> Autoencoder:
     """The autoencoder that `train` makes when it is given none."""
-    with seeds.initialisation(seed, "autoencoder"):
-        fresh = networks.suitable_autoencoder(images.shape)
     epochs = math.ceil(STAGE1_STEPS / max(1, schedule.steps_per_epoch(len(images))))
     return pretrain_autoencoder(
         images,

@@ -1,18 +1,12 @@
-"""Images as uint8 tensors: from arrays, an `.npz`, an image folder, Hugging Face datasets or scikit-learn's digits.
-
-Storage is 8 bits a pixel; everything that leaves for a model (`Images.floats`, `augment`) is float in [0, 1].
-"""
+"""Images from an `.npz`, an image folder, Hugging Face datasets or scikit-learn's digits."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -20,180 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from certibox.data.images import Images, images_from_arrays, one_line
 from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile
-
-Index = slice | Tensor | Sequence[int]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Images:
-    """Images of one size with optional labels. Treat the tensors as read-only: `digest` is computed once.
-
-    images: uint8 (n, c, h, w), n >= 1. labels: int64 (n,), >= 0, or None. class_names: the name of label k at
-    position k. `name` says where the images came from, for records and messages. Raises InvalidImages.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    name: str
-    class_names: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8:
-            came = getattr(self.images, "dtype", type(self.images).__name__)
-            raise InvalidImages(f"{self.name}: images are {came}, wanted a torch.uint8 tensor; see images_from_arrays")
-        if self.images.ndim != 4 or self.images.numel() == 0:
-            shape = tuple(self.images.shape)
-            raise InvalidImages(
-                f"{self.name}: images have shape {shape}, wanted (n, c, h, w) with every size at least 1"
-            )
-        if self.labels is not None:
-            self._check_labels(self.labels)
-
-    def _check_labels(self, labels: Tensor) -> None:
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-            came = getattr(labels, "dtype", type(labels).__name__)
-            raise InvalidImages(f"{self.name}: labels are {came}, wanted a torch.int64 tensor; see images_from_arrays")
-        if labels.shape != (len(self),):
-            raise InvalidImages(
-                f"{self.name}: labels have shape {tuple(labels.shape)}, wanted one label for each of {len(self)} images"
-            )
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0:
-            raise InvalidImages(f"{self.name}: smallest label is {low}, wanted 0, 1, …; drop unlabelled images")
-        if self.class_names is not None and high >= len(self.class_names):
-            raise InvalidImages(
-                f"{self.name}: label {high} has no name, only {len(self.class_names)} class names given"
-            )
-
-    def __len__(self) -> int:
-        return self.images.shape[0]
-
-    def __repr__(self) -> str:
-        classes = "unlabelled" if self.labels is None else f"{self.num_classes} classes"
-        return f"Images({self.name!r}, {len(self)} of shape {self.shape}, {classes})"
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of one image."""
-        c, h, w = self.images.shape[1:]
-        return c, h, w
-
-    @property
-    def num_classes(self) -> int | None:
-        """Largest label present plus one; None without labels."""
-        return None if self.labels is None else int(self.labels.max()) + 1
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256, in hex, of the shape and the pixels. Labels and names do not enter."""
-        sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        sha.update(self.images.cpu().contiguous().numpy().data)
-        return sha.hexdigest()
-
-    def floats(self, index: Index | None = None) -> Tensor:
-        """The chosen images (default all) as float32 (b, c, h, w) in [0, 1]: pixel / 255."""
-        chosen = self.images if index is None else self.images[_as_index(index)]
-        return chosen.to(torch.float32).div_(255)
-
-    def select(self, index: Index) -> Images:
-        """The chosen images with their labels, in the order of `index`."""
-        at = _as_index(index)
-        return Images(self.images[at], None if self.labels is None else self.labels[at], self.name, self.class_names)
-
-    def split(self, share: float, seed: int) -> tuple[Images, Images]:
-        """Divide at random, by `seed`, into (the rest, a held-out `share`): disjoint and together everything.
-
-        The held-out part has round(share · n) images. Raises InvalidInput unless 0 < share < 1 leaves both some.
-        """
-        held = round(share * len(self)) if 0 < share < 1 else 0
-        if not 0 < held < len(self):
-            raise InvalidInput(
-                f"{self.name}: share {share} of {len(self)} images leaves a part empty; choose in (0, 1)"
-            )
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        rest, kept = self.select(order[held:]), self.select(order[:held])
-        origin = f"share {share}, seed {seed} of {self.name}"
-        return replace(rest, name=f"all but {origin}"), replace(kept, name=origin)
-
-
-def _as_index(index: Index) -> slice | Tensor:
-    return index if isinstance(index, slice) else torch.as_tensor(index)
-
-
-# ---------------------------------------------------------------------------------------------------------- arrays
-
-
-def images_from_arrays(
-    images: ArrayLike | Tensor, labels: ArrayLike | Tensor | None = None, name: str = "arrays"
-) -> Images:
-    """Images from numpy arrays or tensors; the pixels are copied.
-
-    images: (n, h, w), (n, c, h, w) or (n, h, w, c) with c in {1, 3}; integers in 0..255, or floats in [0, 1], which
-    are rounded to 8 bits. labels: (n,) integers >= 0. Raises InvalidImages.
-    """
-    pixels = _to_channels_first(_as_numpy(images, name), name)
-    limit = 1 if pixels.dtype.kind == "f" else 255
-    _check_range(pixels, limit, name)
-    if limit == 1:
-        pixels = np.rint(pixels * 255)
-    stored = torch.from_numpy(np.array(pixels, dtype=np.uint8, order="C"))
-    return Images(stored, None if labels is None else _integer_labels(labels, name), name)
-
-
-def _as_numpy(values: ArrayLike | Tensor, name: str) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        # numpy has no bfloat16; float32 holds every half-precision value.
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise InvalidImages(f"{name}: not one rectangular array ({_one_line(error)}); bring all to one size") from error
-
-
-def _to_channels_first(array: np.ndarray, name: str) -> np.ndarray:  # any accepted layout -> (n, c, h, w)
-    wanted = "(n, h, w), (n, c, h, w) or (n, h, w, c) with c in {1, 3} and n at least 1"
-    if array.dtype.kind not in "uif":
-        raise InvalidImages(f"{name}: images are {array.dtype}, wanted uint8, integers in 0..255 or floats in [0, 1]")
-    if array.ndim == 3 and array.size:
-        return array[:, None]
-    if array.ndim != 4 or not array.size or not {array.shape[1], array.shape[3]} & {1, 3}:
-        raise InvalidImages(f"{name}: images have shape {array.shape}, wanted {wanted}; reshape them")
-    if {array.shape[1], array.shape[3]} <= {1, 3}:
-        raise InvalidImages(f"{name}: shape {array.shape} may be (n, c, h, w) or (n, h, w, c); build Images directly")
-    return array if array.shape[1] in (1, 3) else np.moveaxis(array, 3, 1)
-
-
-def _check_range(pixels: np.ndarray, limit: int, name: str) -> None:
-    inside = (pixels >= 0) & (pixels <= limit)  # False for NaN
-    if inside.all():
-        return
-    first = int(np.argmin(inside.reshape(len(pixels), -1).all(axis=1)))
-    low, high = np.fmin.reduce(pixels, axis=None), np.fmax.reduce(pixels, axis=None)  # of those that are not NaN
-    if not np.isfinite(pixels).all():
-        remedy = "remove NaN and infinities"
-    elif limit == 255:
-        remedy = "rescale to 8 bits"
-    else:
-        remedy = "divide by 255" if low >= 0 and high <= 255 else "undo the normalisation"
-    raise InvalidImages(
-        f"{name}: pixels from {low:g} to {high:g}, wanted [0, {limit}]; image {first} is the first outside: {remedy}"
-    )
-
-
-def _integer_labels(labels: ArrayLike | Tensor, name: str) -> Tensor:
-    array = _as_numpy(labels, name)
-    if array.dtype.kind not in "ui":
-        raise InvalidImages(f"{name}: labels are {array.dtype}, wanted integers 0, 1, …; encode them first")
-    return torch.from_numpy(array.astype(np.int64))
-
-
-# --------------------------------------------------------------------------------------------------------- sources
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 _DATASET_SUFFIXES = frozenset({".parquet", ".arrow"})
@@ -388,7 +213,7 @@ def _hub_rows(name: str, split: str) -> Any:
         splits = datasets.load_dataset(name)
     except Exception as error:  # network, access, builder: no common base
         raise InvalidInput(
-            f"{name!r} is neither a local path nor readable from the Hugging Face Hub: {_one_line(error)}"
+            f"{name!r} is neither a local path nor readable from the Hugging Face Hub: {one_line(error)}"
         ) from error
     return _pick(splits, split, name)
 
@@ -463,58 +288,4 @@ def _reading(what: str | Path) -> Iterator[None]:
     except (CertiboxError, MemoryError):
         raise
     except Exception as error:
-        raise UnreadableFile(f"{what} cannot be read: {_one_line(error)}; check or replace it") from error
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-# ----------------------------------------------------------------------------------------------------- augmentation
-
-
-def augment(x: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-    """Randomly move or mirror each image of a batch, independently. x: (b, c, h, w) -> the same shape and values.
-
-    policy: "none"; "crop-flip", a crop of the original size out of the image with 4 zeros around, then a horizontal
-    flip (CIFAR-10); "flips", horizontal and vertical (STL-10); "flip", horizontal. Each flip has probability 1/2.
-    Raises InvalidInput for another policy, InvalidImages for another shape.
-    """
-    if policy not in AUGMENTATIONS:
-        raise InvalidInput(f"augmentation {policy!r} is unknown; choose from {', '.join(AUGMENTATIONS)}")
-    if x.ndim != 4:
-        raise InvalidImages(f"augment: shape {tuple(x.shape)}, wanted (b, c, h, w)")
-    for step in AUGMENTATIONS[policy]:
-        x = step(x, generator)
-    return x
-
-
-def _random_crop(x: Tensor, generator: torch.Generator) -> Tensor:
-    b, c, h, w = x.shape
-    padded = torch.nn.functional.pad(x, (4, 4, 4, 4))
-    offsets = torch.randint(0, 9, (2, b, 1), generator=generator, device=generator.device).to(x.device)
-    rows = offsets[0] + torch.arange(h, device=x.device)  # (b, h)
-    columns = offsets[1] + torch.arange(w, device=x.device)  # (b, w)
-    tall = padded.gather(2, rows[:, None, :, None].expand(b, c, h, w + 8))
-    return tall.gather(3, columns[:, None, None, :].expand(b, c, h, w))
-
-
-def _random_flip(x: Tensor, generator: torch.Generator, dim: int) -> Tensor:
-    flipped = torch.randint(0, 2, (len(x), 1, 1, 1), generator=generator, device=generator.device).to(x.device)
-    return torch.where(flipped.bool(), x.flip(dim), x)
-
-
-def _flip_horizontally(x: Tensor, generator: torch.Generator) -> Tensor:
-    return _random_flip(x, generator, dim=3)
-
-
-def _flip_vertically(x: Tensor, generator: torch.Generator) -> Tensor:
-    return _random_flip(x, generator, dim=2)
-
-
-AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, torch.Generator], Tensor], ...]] = {
-    "none": (),
-    "crop-flip": (_random_crop, _flip_horizontally),
-    "flips": (_flip_horizontally, _flip_vertically),
-    "flip": (_flip_horizontally,),
-}
+        raise UnreadableFile(f"{what} cannot be read: {one_line(error)}; check or replace it") from error

@@ -1,0 +1,236 @@
+"""How close an estimated gradient comes to the true one, and what the step and the box's precision do to it.
+
+    python benchmarks/gradient_quality.py --data FOLDER [--write]
+
+FOLDER (or a Hugging Face name) holds CIFAR-10. A ResNet-20 box and the AE-192 in front of it are first trained briefly
+on 5,000 of its training images, without a defense: seconds, not accuracy, are the point. Then, at 16 test images:
+
+1. `z`: cosine of each estimate of ∇_z ℓ with autograd in float64, at z = ψ_enc(x + δ), d_z = 192, where training begins
+   (the denoiser starts as the identity); ℓ is the cross-entropy of the box with its own answer to x. The box computes
+   in float32, once as it is and once behind an 8-bit grid (256 levels).
+2. `live z`: the same over the coordinates that the encoder's ReLU lets through, for the queries that those need.
+3. `pixels`: the same at the decoded image ψ_dec(z), d = 3,072: the bottleneck taken away.
+4. `staircase`: a random forest on scikit-learn's digits, d = 64. Its gradient is zero wherever it exists, so the truth
+   is the gradient of the loss averaged over the sphere of radius σ√d around x, where the noise lies. It is itself an
+   estimate; the cosine between its halves is printed.
+
+`norm` is the median length of the estimate over that of the truth, `null` the share of its coordinates that are exactly
+0, `±` the standard error of the mean cosine over images. Queries are per image and estimate, from the client's meter.
+Result: at z, in float32, the step hardly matters and CGE and Orthogonal with q = d_z are exact; behind 256 levels only
+steps of 0.5 keep most of the gradient; on a staircase CGE with large steps is best.
+n, hardware and versions are printed with the table, and stand in results/gradient_quality.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import certibox as cb
+from certibox import losses, networks, seeds
+from certibox.pipeline import RobustPipeline, StabilityObjective
+from certibox.records import write_json_atomic
+from certibox.version import VERSION
+
+SIGMA, POINTS, THREADS = 0.25, 16, 1
+TRAIN_IMAGES, BOX_EPOCHS, AUTOENCODER_EPOCHS = 5_000, 6, 30
+STEPS = (0.005, 0.05, 0.5)
+RESULT = Path(__file__).parent / "results" / "gradient_quality.json"
+Estimator = cb.RGE | cb.Orthogonal | cb.CGE
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where gradients are estimated: points z (b, d), the loss by queries there, and the truth (b, d)."""
+
+    space: str
+    box: str
+    client: cb.QueryClient
+    objective: StabilityObjective
+    z: Tensor
+    truth: Tensor
+    live: Tensor | None = None
+
+
+def grid(steps: tuple[float, ...], directions: tuple[int, ...], both: bool = True) -> Iterator[Estimator]:
+    """CGE, and RGE and Orthogonal with each number of directions, at every step; forward, or forward and central."""
+    for mu in steps:
+        for central in (False, True) if both else (False,):
+            for q in directions:
+                yield cb.RGE(q, mu, central)
+                yield cb.Orthogonal(q, mu, central)
+            yield cb.CGE(mu, central)
+
+
+def row(setting: Setting, estimator: Estimator) -> dict[str, Any]:
+    """One line of the table: the estimate against the truth, over all points."""
+    before = setting.client.queries
+    generator = seeds.generator(0, "directions")
+    estimate = estimator.estimate(setting.objective, setting.z, generator, setting.live).double()
+    spent = (setting.client.queries - before) / len(setting.z)
+    cosine = F.cosine_similarity(estimate, setting.truth, dim=1)
+    return {
+        "space": setting.space,
+        "box": setting.box,
+        "estimator": type(estimator).__name__,
+        "q": getattr(estimator, "q", None),
+        "difference": "central" if estimator.central else "forward",
+        "mu": estimator.mu,
+        "queries": round(spent, 1),
+        "cosine": round(cosine.mean().item(), 3),
+        "standard_error": round(cosine.std().item() / len(cosine) ** 0.5, 3),
+        "norm": round((estimate.norm(dim=1) / setting.truth.norm(dim=1)).median().item(), 3),
+        "null": round((estimate == 0).double().mean().item(), 3),
+    }
+
+
+def trained_box(images: cb.Images) -> nn.Module:
+    """A ResNet-20 after a few epochs of Adam."""
+    torch.manual_seed(0)
+    network, x, y = networks.CLASSIFIERS["resnet20"](), images.floats(), images.labels
+    assert y is not None
+    network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.Adam(network.parameters())
+    steps = BOX_EPOCHS * -(-len(x) // 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    for _ in range(BOX_EPOCHS):
+        for index in torch.randperm(len(x)).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(network(x[index].contiguous(memory_format=torch.channels_last)), y[index]).backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval().requires_grad_(False)
+
+
+def true_gradient(pipeline: RobustPipeline, network: nn.Module, z: Tensor, target: Tensor, shape: Any) -> Tensor:
+    """Autograd in float64, (b, d)."""
+    exact, point = copy.deepcopy(pipeline).double(), z.double().requires_grad_(True)
+    outputs = copy.deepcopy(network).double()(exact.images(point, shape))
+    return torch.autograd.grad(losses.logits_loss(outputs, target).sum(), point)[0]
+
+
+def cifar_settings(source: str) -> tuple[list[Setting], dict[str, Any]]:
+    shown, held = (cb.load_images(source, split=split, limit=TRAIN_IMAGES) for split in ("train", "test"))
+    network = trained_box(shown)
+    torch.manual_seed(1)
+    schedule = cb.one_cycle(AUTOENCODER_EPOCHS, 2e-3, 64)
+    autoencoder = cb.pretrain_autoencoder(shown, networks.AUTOENCODERS["ae-192"](), schedule=schedule, seed=0)
+    x = held.floats(slice(0, POINTS))
+    noise = torch.randn(x.shape, generator=seeds.generator(0, "noise"))
+    with torch.inference_mode():
+        target = network(x).argmax(1)
+        correct = torch.cat([network(held.floats(index)).argmax(1) for index in torch.arange(1000).split(250)])
+        z = autoencoder.encode(x + SIGMA * noise)
+        decoded = autoencoder.decode(z)
+        reconstruction = F.mse_loss(autoencoder(x), x).item()
+    z, decoded, target = z.clone(), decoded.flatten(1).clone(), target.clone()
+    bottleneck, pixels, settings = RobustPipeline(None, autoencoder), RobustPipeline(None), []
+    for name, levels in (("float32", None), ("256 levels", 256)):
+        client = cb.QueryClient(cb.as_blackbox(network, outputs="logits", levels=levels))
+        for space, pipeline, point in (("z", bottleneck, z), ("pixels", pixels, decoded)):
+            objective = StabilityObjective(pipeline, client, losses.logits_loss, target, held.shape)
+            truth = true_gradient(pipeline, network, point, target, held.shape)
+            settings.append(Setting(space, name, client, objective, point, truth))
+            if space == "z":
+                settings.append(Setting("live z", name, client, objective, point, truth * (z > 0), z > 0))
+    facts = {
+        "box_accuracy": round((correct == held.labels[:1000]).double().mean().item(), 3),  # pyright: ignore
+        "reconstruction_mse": round(reconstruction, 4),
+        "live_coordinates": round((z > 0).double().sum(1).mean().item(), 1),
+    }
+    return settings, facts
+
+
+def staircase_setting() -> tuple[Setting, dict[str, Any]]:
+    shown, held = cb.load_images("digits", "train"), cb.load_images("digits", "test")
+    assert shown.labels is not None
+    forest = RandomForestClassifier(100, random_state=0).fit(shown.floats().flatten(1).numpy(), shown.labels.numpy())
+    client = cb.QueryClient(cb.as_blackbox(forest, outputs="probabilities", batch_size=8192))
+    x = held.floats(slice(0, POINTS))
+    target = client(x).argmax(1)
+    objective = StabilityObjective(RobustPipeline(None), client, losses.probabilities_loss, target, held.shape)
+    z = x.flatten(1)
+    around = cb.RGE(8192, SIGMA * z.shape[1] ** 0.5, central=True)
+    halves = [around.estimate(objective, z, seeds.generator(0, "reference", half)).double() for half in (0, 1)]
+    agreement = F.cosine_similarity(*halves, dim=1).mean().item()
+    setting = Setting("staircase", "random forest", client, objective, z, (halves[0] + halves[1]) / 2)
+    return setting, {"staircase_reference_halves": round(agreement, 3)}
+
+
+def rows(settings: list[Setting]) -> Iterator[dict[str, Any]]:
+    """Every line of the table, dearest last."""
+    for setting in settings:
+        if setting.space == "live z":
+            estimators = grid(STEPS[1:2], (20, 100), both=False)
+        elif setting.space == "pixels":
+            estimators = (cb.RGE(192, mu, central) for mu in STEPS for central in (False, True))
+        elif setting.space == "staircase":
+            estimators = grid((*STEPS, 2.0), (20, 64))
+        else:
+            estimators = grid(STEPS, (20, 100, 192) if setting.box == "float32" else (192,))
+        for estimator in estimators:
+            yield row(setting, estimator)
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Cosines of estimated with true gradients.")
+    parser.add_argument("--data", default="cifar10", help="CIFAR-10: a folder with parquet files, or a hub's name")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT.parent.name}/{RESULT.name}")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    started = time.perf_counter()
+    settings, facts = cifar_settings(arguments.data)
+    staircase, more = staircase_setting()
+    print(f"{'space':10}{'box':15}{'estimator':12}{'q':>4} {'diff.':9}{'mu':>6}{'queries':>9}{'cosine':>8}"
+          f"{'±':>7}{'norm':>8}{'null':>7}")  # fmt: skip
+    table = []
+    for line in rows([*settings, staircase]):
+        table.append(line)
+        print(
+            f"{line['space']:10}{line['box']:15}{line['estimator']:12}{line['q'] or '':>4} {line['difference']:9}"
+            f"{line['mu']:6g}{line['queries']:9g}{line['cosine']:8.3f}{line['standard_error']:7.3f}"
+            f"{line['norm']:8.3g}{line['null']:7.2f}"
+        )
+    facts |= more | {
+        "data": Path(arguments.data).name,
+        "points": POINTS,
+        "sigma": SIGMA,
+        "train_images": TRAIN_IMAGES,
+        "seconds": round(time.perf_counter() - started),
+        "hardware": f"{processor()}, {THREADS} thread",
+        "versions": {
+            "certibox": VERSION,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scikit-learn": sklearn.__version__,
+        },
+    }
+    for name, value in facts.items():
+        print(f"{name:28} {value}")
+    if arguments.write:
+        write_json_atomic(RESULT, facts | {"rows": table})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Images as uint8 tensors: from arrays, an `.npz`, an image folder, Hugging Face datasets or scikit-learn's digits.
+
+Storage is 8 bits a pixel; everything that leaves for a model (`Images.floats`, `augment`) is float in [0, 1].
+
+- `images`: `Images`, and `images_from_arrays`;
+- `sources`: `load_images`, and a reader for each kind of source;
+- `augmentation`: `augment`, and the policies `AUGMENTATIONS`.
+"""
+
+from __future__ import annotations
+
+from certibox.data.augmentation import AUGMENTATIONS, augment
+from certibox.data.images import Images, Index, images_from_arrays
+from certibox.data.sources import load_images
+
+__all__ = ["AUGMENTATIONS", "Images", "Index", "augment", "images_from_arrays", "load_images"]

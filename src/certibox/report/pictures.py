@@ -1,0 +1,101 @@
+"""Curves of certified accuracy and grids of images, as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from certibox.errors import InvalidImages
+from certibox.records import PathLike, write_bytes_atomic
+from certibox.report.numbers import Run, intervals, measure_of, shares
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # Okabe & Ito: colour-blind safe
+_LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+_DPI = 150
+
+
+def plot_ca_curves(runs: Sequence[Run], path: PathLike | None) -> bytes:
+    """Certified accuracy against radius with light 95 % bands, one exact step curve for each run; a PNG.
+
+    Shows the certified share instead when a run has no labels. Also writes the PNG to `path` unless None.
+    """
+    measure = measure_of(runs)
+    figure = _figure(7.0, 4.2)
+    axes = figure.add_subplot()
+    for number, run in enumerate(runs):
+        _draw_curve(axes, measure.reach(run.rows), _COLOURS[number % len(_COLOURS)], _LINES[number % len(_LINES)])
+    axes.set(xlim=(0, None), ylim=(0, 1), xlabel="l2 radius (pixels in [0, 1])", ylabel=measure.name)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend = axes.legend(axes.get_lines(), [str(number) for number in range(len(runs))], frameon=False)
+    for text, run in zip(legend.get_texts(), runs, strict=True):
+        text.set_parse_math(False)  # a name is a name: neither "$" nor a leading "_" may change what is drawn
+        text.set_text(run.name)
+    return _png(figure, path)
+
+
+def _draw_curve(axes: Axes, reach: np.ndarray, colour: str, line: Any) -> None:
+    """The exact step curve of (n,) reaches: constant up to each radius that occurs, lower just behind it."""
+    x = np.append(0.0, np.unique(reach[reach > 0]))
+    low, high = intervals(reach, x).T
+    axes.fill_between(x, low, high, step="pre", color=colour, alpha=0.14, linewidth=0)
+    y = np.append(shares(reach, x), 0.0)
+    axes.plot(np.append(x, x[-1]), y, drawstyle="steps-pre", linestyle=line, color=colour)
+
+
+def plot_images(columns: Mapping[str, np.ndarray], path: PathLike | None) -> bytes:
+    """A row for each image, a titled column for each stage, such as clean, noisy, denoised, decoded; a PNG.
+
+    columns: arrays (m, c, h, w) with c 1 or 3 and the same m and h everywhere. Noise leaves [0, 1]: values are clipped
+    for display only. Also writes the PNG to `path` unless None. Raises `InvalidImages` for other shapes.
+    """
+    shapes = {name: np.shape(images) for name, images in columns.items()}
+    pictures = all(len(shape) == 4 and shape[1] in (1, 3) and 0 not in shape for shape in shapes.values())
+    if not pictures or len({(shape[0], shape[2]) for shape in shapes.values()}) != 1:
+        raise InvalidImages(f"columns have shapes {shapes}, wanted (m, 1 or 3, h, w) with one m and one h for all")
+    rows = next(iter(shapes.values()))[0]
+    figure = _figure(1.3 * len(columns), 1.3 * rows + 0.3)
+    for axes, (name, images) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
+        axes.imshow(_stack(np.asarray(images, dtype=float)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(name, parse_math=False)
+        axes.set_axis_off()
+    return _png(figure, path)
+
+
+def _stack(images: np.ndarray) -> np.ndarray:
+    """(m, c, h, w) -> (m·(h + gap) − gap, w[, 3]): images below each other on white, ready for imshow."""
+    gap = max(1, images.shape[2] // 16)
+    framed = np.pad(images.clip(0, 1), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1.0)
+    column = np.concatenate(list(framed.transpose(0, 2, 3, 1)))[:-gap]
+    return column[..., 0] if column.shape[-1] == 1 else column
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Loaded here because the numbers, which every import of this package wants, do not need a plotting library. A
+    # Figure of its own, without pyplot, keeps the caller's figures and backend untouched.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def _png(figure: Figure, path: PathLike | None) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})  # no version inside: same rows, same bytes
+    if path is not None:
+        write_bytes_atomic(path, buffer.getvalue())
+    return buffer.getvalue()

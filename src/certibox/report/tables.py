@@ -1,0 +1,73 @@
+"""The summary of runs as a table for the terminal, in Markdown, or as cells of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import ArrayLike
+from rich.table import Table
+from rich.text import Text
+
+from certibox.report.numbers import Run, measure_of, summary_table
+
+UNKNOWN = "–"
+
+
+def cells(runs: Sequence[Run], radii: ArrayLike) -> list[list[str]]:
+    """The summary as text: a header row, then a row for each run. Shares become percent."""
+    summaries = summary_table(runs, radii)
+    symbol = measure_of(runs).symbol
+    header = ["run", "images", *(f"{symbol}({r:g}) %" for r in summaries[0]["radii"])]
+    header += ["abstain %", "ACR", "training queries", "certification queries"]
+    return [header, *(_summary_cells(summary) for summary in summaries)]
+
+
+def _summary_cells(summary: dict[str, Any]) -> list[str]:
+    shares = [
+        f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        for share, (low, high) in zip(summary["share"], summary["interval"], strict=True)
+    ]
+    radius = summary["average_certified_radius"]
+    return [
+        summary["name"],
+        f"{summary['images']:,}",
+        *shares,
+        f"{100 * summary['abstention_rate']:.1f}",
+        UNKNOWN if radius is None else f"{radius:.3f}",
+        count_cell(summary["training_queries"]),
+        count_cell(summary["certification_queries"]),
+    ]
+
+
+def count_cell(number: int | None) -> str:
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
+    """The summary for a terminal of 80 columns: each share in percent above its 95 % interval."""
+    summaries, measure = summary_table(runs, radii), measure_of(runs)
+    table = Table(title=f"{measure.name} at l2 radius r, in % with 95 % intervals")
+    table.add_column("run")
+    titles = [*(f"r={r:g}" for r in summaries[0]["radii"]), "queries to\ntrain", "queries to\ncertify"]
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for summary in summaries:
+        shares = [
+            f"{100 * share:.1f}\n{100 * low:.0f}–{100 * high:.0f}"
+            for share, (low, high) in zip(summary["share"], summary["interval"], strict=True)
+        ]
+        counts = [count_cell(summary["training_queries"]), count_cell(summary["certification_queries"])]
+        table.add_row(*(Text(cell) for cell in [summary["name"], *shares, *counts]))  # Text: a name is no markup
+    return table
+
+
+def markdown_table(runs: Sequence[Run], radii: ArrayLike) -> str:
+    """The summary as a Markdown table: each share in percent with its 95 % interval in brackets."""
+    header, *body = cells(runs, radii)
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "".join("| " + " | ".join(_markdown_cell(cell) for cell in row) + " |\n" for row in [header, rule, *body])
+
+
+def _markdown_cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

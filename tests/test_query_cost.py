@@ -1,0 +1,198 @@
+"""The price of a plan: closed forms, and to the query what training and certification then spend."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from certibox import networks
+from certibox.certification import certify_dataset
+from certibox.config import one_cycle
+from certibox.data import Images
+from certibox.errors import InvalidInput
+from certibox.options import EstimatorOptions
+from certibox.query import QueryClient
+from certibox.query_cost import Cost, QueryCost, plan, run
+from certibox.smoothing import SmoothedClassifier
+from certibox.training import METHODS, train
+from doubles import CountingBox, LinearBox
+
+ZERO = Cost(targets=0, training=0, validation=0, certification=0, serving=0)
+
+
+def box() -> LinearBox:
+    return LinearBox(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)))
+
+
+def pictures(count: int) -> Images:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Images(pixels, None, "random")
+
+
+@pytest.mark.parametrize(
+    ("given", "queries"),
+    [
+        ({"estimator": "cge"}, 193),
+        ({"estimator": "cge", "central": True}, 384),
+        ({"estimator": "cge", "live": 1 / 3}, 65),
+        ({"estimator": "cge", "live": 1 / 3, "central": True}, 128),
+        ({"estimator": "rge", "q": 20}, 21),
+        ({"estimator": "rge", "q": 192, "central": True}, 384),
+        ({"estimator": "orthogonal", "q": 192}, 193),
+        ({"estimator": "orthogonal", "q": 4, "central": True}, 8),
+    ],
+)
+def test_training_is_images_by_epochs_by_the_estimate(given: dict[str, Any], queries: int) -> None:
+    cost = plan(QueryCost(train_images=1000, epochs=7, d_z=192, validation=0.2, validation_votes=3, **given))
+    assert cost.targets == 1000
+    assert cost.training == 800 * 7 * queries
+    assert cost.validation == 200 * 3 * 8  # the start is scored, then every epoch
+    assert cost.total == cost.targets + cost.training + cost.validation
+
+
+def test_the_papers_training_costs_what_the_method_notes_say() -> None:
+    """600 epochs of CIFAR-10: 387 queries an image and step as released, of which central CGE at d_z = 192 is 384."""
+    cost = plan(QueryCost(train_images=50_000, epochs=600, validation=0, d_z=192, central=True, train_batch_size=256))
+    assert cost.training == 384 * 50_000 * 600
+    assert cost.validation == 0
+
+
+def test_certification_and_serving_are_images_by_votes() -> None:
+    cost = plan(QueryCost(certify_images=500, n0=100, n=10_000, serve_answers=7, serve_n=1000))
+    assert cost == Cost(targets=0, training=0, validation=0, certification=5_050_000, serving=7000)
+    assert plan(QueryCost()) == ZERO
+
+
+@pytest.mark.parametrize("method", ["RS", "DS", "FO-DS", "FO-AE-DS"])
+def test_gradients_of_a_white_box_are_no_queries(method: str) -> None:
+    """Only the targets are asked; DS asks for nothing at all, and no dimension is needed."""
+    cost = plan(QueryCost(method=method, train_images=300))  # pyright: ignore[reportArgumentType]
+    assert cost.total == (0 if method == "DS" else 300)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "count", "batch"),
+    [
+        ("ZO-AE-DS", {"estimator": "cge"}, 20, 6),
+        ("ZO-AE-DS", {"estimator": "cge", "central": True}, 20, 6),
+        ("ZO-AE-DS", {"estimator": "rge", "q": 3}, 20, 6),
+        ("ZO-AE-DS", {"estimator": "orthogonal", "q": 2, "central": True}, 20, 6),
+        ("ZO-DS", {"estimator": "cge"}, 20, 6),
+        ("ZO-DS", {"estimator": "rge", "q": 3}, 21, 6),  # 19 to train on: the last step of an epoch would hold one
+        ("ZO-DS", {"estimator": "rge", "q": 3}, 21, 64),
+        ("FO-DS", {}, 20, 6),
+        ("DS", {}, 20, 6),
+    ],
+)
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_train_spends_the_plan(method: str, options: dict[str, Any], count: int, batch: int, epochs: int) -> None:
+    bottleneck = METHODS[method].bottleneck
+    estimator = EstimatorOptions(mu=0.1, **options).build_estimator() if METHODS[method].order == 0 else None
+    asked = box() if METHODS[method].order == 1 else CountingBox(box())
+    client = QueryClient(asked)
+    train(
+        client,
+        pictures(count),
+        method=method,
+        sigma=0.3,
+        schedule=one_cycle(epochs, batch_size=batch, denoise_epochs=1),
+        seed=0,
+        estimator=estimator,
+        gamma=1.0,
+        denoiser=networks.dncnn(1, depth=3, width=4),
+        autoencoder=networks.fitting_autoencoder((1, 4, 4), 4, width=4) if bottleneck else None,
+        validation=0.1,
+        validation_votes=3,
+        skip_dead=False,
+    )
+    dimension = 4 if bottleneck else 16
+    cost = plan(
+        QueryCost(
+            method=method,  # pyright: ignore[reportArgumentType]
+            train_images=count,
+            epochs=epochs,
+            train_batch_size=batch,
+            d_z=dimension,
+            validation=0.1,
+            validation_votes=3,
+            **options,
+        )
+    )
+    assert client.queries == cost.total
+    if isinstance(asked, CountingBox):
+        assert asked.images == cost.total
+    assert (cost.training > 0) == (epochs > 0 and METHODS[method].order == 0)
+
+
+def test_skipping_dead_coordinates_spends_the_plan_at_the_measured_share() -> None:
+    """An encoder with one live coordinate of four, whatever the image: a quarter of the worst case, and the base."""
+    autoencoder = networks.fitting_autoencoder((1, 4, 4), 4, width=4)
+    last = [layer for layer in autoencoder.encoder if isinstance(layer, nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        assert last.bias is not None
+        last.bias.copy_(torch.tensor([1.0, -1.0, -1.0, -1.0]))
+    client = QueryClient(CountingBox(box()))
+    train(
+        client,
+        pictures(20),
+        method="ZO-AE-DS",
+        sigma=0.3,
+        schedule=one_cycle(1, batch_size=6),
+        seed=0,
+        estimator=EstimatorOptions(mu=0.1).build_estimator(),
+        gamma=1.0,
+        denoiser=networks.dncnn(1, depth=3, width=4),
+        autoencoder=autoencoder,
+        scheme="denoiser",
+    )
+    options = QueryCost(train_images=20, epochs=1, train_batch_size=6, d_z=4, live=0.25)
+    assert plan(options).training == 18 * 2
+    assert client.queries == plan(options).total
+
+
+def test_certify_spends_the_plan() -> None:
+    client = QueryClient(box())
+    certify_dataset(SmoothedClassifier(client, 3, 0.3), pictures(5), n0=7, n=23, alpha=0.01, seed=0)
+    assert client.queries == plan(QueryCost(certify_images=5, n0=7, n=23)).certification == 150
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"validation": 1.5}, "validation is 1.5"),
+        ({"live": -0.1}, "live is -0.1"),
+        ({"live": float("nan")}, "live is nan"),
+        ({"train_images": -1}, "train_images is -1"),
+        ({"epochs": -1}, "epochs is -1"),
+        ({"n": -1}, "n is -1"),
+        ({"price": -2.0}, "price is -2.0"),
+        ({"d_z": 0}, "d_z is 0"),
+        ({"train_batch_size": 1}, "train_batch_size is 1"),
+        ({"d_z": None}, "--d-z 192"),
+        ({"estimator": "orthogonal", "q": 33}, "q = 33"),
+        ({"estimator": "rge", "q": 0}, "q is 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(words)):
+        plan(QueryCost(**{"train_images": 100, "d_z": 32, **given}))
+
+
+def test_the_table_multiplies_queries_by_the_price_of_a_thousand(capsys: pytest.CaptureFixture[str]) -> None:
+    options = QueryCost(train_images=1000, epochs=3, d_z=32, certify_images=100, n=1000, serve_answers=5, price=2.0)
+    run(options)
+    shown = dict(re.findall(r"│ (\w+) +│ +([\d,]+ │ +[\d,.]+) │", capsys.readouterr().out))
+    lines = {name: tuple(text.replace(",", "").replace(" ", "").split("│")) for name, text in shown.items()}
+    queries = {"targets": 1000, "training": 89_100, "validation": 1600, "certification": 110_000, "serving": 5000}
+    queries["total"] = sum(queries.values())
+    assert lines == {name: (str(count), f"{2 * count / 1000:.2f}") for name, count in queries.items()}
+    run(QueryCost(certify_images=1))
+    free = capsys.readouterr().out
+    assert re.search(r"total +│ 10,100 │ +– │", free)
+    assert "serving costs 1,000 queries an answer" in free
