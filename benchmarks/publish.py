@@ -97,8 +97,31 @@ def rates_table() -> str:
 
 
 def gradients_table() -> str:
-    path = RESULTS / "gradient_quality.json"
-    return json.loads(path.read_text(encoding="utf-8"))["markdown"] if path.exists() else ""
+    """Cosine with the true gradient, a row for each box and estimator, a column for each mu."""
+    rows = read("gradient_quality.json")["rows"]
+    boxes = {
+        ("z", "float32"): "conv net, float32",
+        ("z", "256 levels"): "the same, 8-bit endpoint",
+        ("staircase", "random forest"): "random forest",
+    }
+    lines = ["| box | estimator | queries | μ = 0.005 | μ = 0.05 | μ = 0.5 |", "|---|---|---:|---:|---:|---:|"]
+    for (space, box), name in boxes.items():
+        here = [row for row in rows if (row["space"], row["box"]) == (space, box)]
+        most = max(row["q"] or 0 for row in here)
+        kinds = {(row["estimator"], row["q"], row["difference"]): row["queries"] for row in here}
+        for (estimator, q, difference), queries in kinds.items():
+            if q not in (None, most) or (q == most and difference == "central"):
+                continue
+            same = {row["mu"]: row for row in here if kinds_of(row) == (estimator, q, difference)}
+            cells = " | ".join(f"{same[mu]['cosine']:.2f}" if mu in same else "–" for mu in (0.005, 0.05, 0.5))
+            what = f"{estimator}, {difference}" if q is None else f"{estimator}, q = {q}, {difference}"
+            lines.append(f"| {name} | {what} | {queries:.0f} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def kinds_of(row: dict) -> tuple:
+    """What names an estimator in a row of gradient_quality.json."""
+    return row["estimator"], row["q"], row["difference"]
 
 
 def read(name: str) -> dict:

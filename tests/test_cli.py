@@ -258,7 +258,7 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("train --method ZO-DS --estimator orthogonal --q 17", ["q = 17", "16 dimensions"]),
         ("train --d-z 4 --estimator orthogonal --q 5", ["q = 5", "4 dimensions"]),
         ("train --method ZO-DS --levels 256 --mu 0.0001", ["mu = 0.0001", "256 grey levels"]),
-        ("train --method ZO-DS --levels 256 --d-z 4 --mu 0.0001", ["mu = 0.0001", "256 grey levels"]),
+        ("train --levels 256 --d-z 4 --mu 0.0001", ["mu = 0.0001", "256 grey levels"]),
         ("train --method FO-DS", ["box.py:logits", "gradients"]),
         ("train --autoencoder ae-13", ["'ae-13'"]),
         ("train --lr 0", ["lr 0.0"]),
@@ -568,6 +568,14 @@ def test_a_defense_without_a_fingerprint_cannot_be_checked(place: Path, run, ref
     refused(certify(more="--defense run/defense --check-box true"), "--fingerprint true")
 
 
+def test_checking_the_box_leaves_the_json_lines_of_predict_alone(run, trained: Path) -> None:
+    line = "predict --model box.py:logits --outputs logits --data images.npz --n 20 --limit 2"
+    ran = run(f"{line} --defense {trained}/defense --check-box true")
+    assert ran.status == 0
+    assert [json.loads(text)["idx"] for text in ran.out.splitlines()] == [0, 1]
+    assert "canaries" in ran.err
+
+
 def test_a_damaged_defense_is_named(place: Path, refused, trained: Path) -> None:
     shutil.copytree(trained / "defense", place / "defense")
     saved = place / "defense" / "defense.safetensors"
@@ -579,7 +587,7 @@ def test_train_certify_merge_and_report(place: Path, run, trained: Path) -> None
     defended = f"--defense {trained}/defense"
     whole = run(certify(out="whole", more=f"{defended} --check-box true"))
     assert whole.status == 0
-    assert "canaries" in whole.out
+    assert "canaries" in whole.err
     assert "queries spent: 488 (fingerprint 8, certify 480)" in whole.out
     rows = timeless("whole/certificates.jsonl")
     facts = read_json(trained / "defense" / "defense.json")
@@ -641,6 +649,8 @@ def test_the_same_weights_give_the_same_votes_by_file_by_package_and_by_onnx(pla
 
     (place / "a_package_of_this_test").mkdir()
     (place / "a_package_of_this_test" / "inner.py").write_text("from box import logits\n")
+    assert str(place) not in sys.path
+    assert run(certify("a_package_of_this_test.inner:logits", "package")).status == 0
     weights = load_model("box.py:WEIGHTS")
     nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 4, 4])]
@@ -649,8 +659,8 @@ def test_the_same_weights_give_the_same_votes_by_file_by_package_and_by_onnx(pla
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), place / "model.onnx")
 
     assert run(certify(out="file")).status == 0
+    assert run(certify("model.onnx", "onnx")).status == 0
     for out, model in (("package", "a_package_of_this_test.inner:logits"), ("onnx", "model.onnx")):
-        assert run(certify(model, out)).status == 0
         assert votes(f"{out}/certificates.jsonl") == votes("file/certificates.jsonl")
         assert {row.model for row in read_rows(f"{out}/certificates.jsonl")} == {f"bare:{model}"}
 
@@ -675,6 +685,13 @@ def test_unlabelled_images_are_certified_without_a_tsv(place: Path, run) -> None
 def test_too_few_classes_in_the_labels_name_the_flag(run, refused) -> None:
     refused(certify(more="--limit 2"), "3 scores", "2 classes", "--num-classes 3")
     assert run(certify(more=f"--limit 2 --num-classes {CLASSES}")).status == 0
+
+
+def test_data_that_names_its_classes_may_show_only_some_of_them(place: Path, run) -> None:
+    (place / "ten.py").write_text("def scores(images):\n    return images.reshape(len(images), -1)[:, :10]\n")
+    assert load_images("digits", "train", limit=1).num_classes != 10
+    ran = run(f"predict --model ten.py:scores --outputs logits --data digits --split train --limit 1 --sigma {SIGMA}")
+    assert (ran.status, len(json.loads(ran.out)["counts"])) == (0, 10)
 
 
 def test_flags_go_over_the_file_and_the_file_over_defaults(place: Path, run) -> None:

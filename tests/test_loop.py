@@ -325,7 +325,7 @@ def journalled(client: QueryClient) -> int:
     return client.ledger._db.execute("SELECT COUNT(*) FROM journal").fetchone()[0]
 
 
-SHORT = Schedule((Phase(1, 0.1, objective="denoise"), Phase(1, 0.01), Phase(2, 0.1, "sgd")), 6)
+SHORT = Schedule((Phase(1, 0.1, objective="denoise"), Phase(1, 0.01), Phase(1, 0.1, "sgd")), 6)
 
 
 @pytest.mark.parametrize("every", [1, 200])
@@ -338,7 +338,7 @@ def test_a_stop_at_any_moment_changes_nothing(every: int, tmp_path: Path, ignite
 
     plain, fuse = tmp_path / "plain", Fuse()
     weights, client = attempt(plain, fuse)
-    assert len(fuse.events) > 40
+    assert len(fuse.events) > 25
     for moment in range(len(fuse.events)):
         out = tmp_path / str(moment)
         with pytest.raises(Stop):
@@ -355,7 +355,7 @@ def test_a_run_that_is_stopped_again_and_again_arrives(tmp_path: Path, ignite: C
     plain = go(Job(linear_client(tmp_path / "plain")), tmp_path / "plain", SHORT, checkpoint_every=2)
     out, stops = tmp_path / "out", 0
     while True:
-        fuse = Fuse(8)  # far enough to get past a checkpoint
+        fuse = Fuse(9)  # far enough to get past a checkpoint
         ignite(fuse)
         client = linear_client(out)
         try:
@@ -363,7 +363,7 @@ def test_a_run_that_is_stopped_again_and_again_arrives(tmp_path: Path, ignite: C
             break
         except Stop:
             stops += 1
-    assert stops == 3
+    assert stops == 2
     assert weights == plain
     assert client.queries == client.attempts == facts(out)["queries"]
     assert rows(out) == rows(tmp_path / "plain")

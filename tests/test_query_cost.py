@@ -132,7 +132,7 @@ def test_train_spends_the_plan(method: str, options: dict[str, Any], count: int,
 def test_skipping_dead_coordinates_spends_the_plan_at_the_measured_share() -> None:
     """An encoder with one live coordinate of four, whatever the image: a quarter of the worst case, and the base."""
     autoencoder = networks.fitting_autoencoder((1, 4, 4), 4, width=4)
-    last = [layer for layer in autoencoder.encoder if isinstance(layer, nn.Conv2d)][-1]
+    last = [layer for layer in autoencoder.encoder.modules() if isinstance(layer, nn.Conv2d)][-1]
     with torch.no_grad():
         last.weight.zero_()
         assert last.bias is not None
@@ -194,5 +194,5 @@ def test_the_table_multiplies_queries_by_the_price_of_a_thousand(capsys: pytest.
     assert lines == {name: (str(count), f"{2 * count / 1000:.2f}") for name, count in queries.items()}
     run(QueryCost(certify_images=1))
     free = capsys.readouterr().out
-    assert re.search(r"total +│ 10,100 │ +– │", free)
+    assert re.search(r"total +│ +10,100 │ +– │", free)
     assert "serving costs 1,000 queries an answer" in free

@@ -416,7 +416,8 @@ def _check_box(defense: Defense | None, client: QueryClient) -> None:
             "there is no fingerprint to check the box by; wanted a defense trained with --fingerprint true"
         )
     defense.fingerprint.check(client)
-    OUT.print("the box answers its canaries as it did when the defense was trained")
+    # Not on standard output: that of `predict` is JSON lines.
+    print("the box answers its canaries as it did when the defense was trained", file=sys.stderr)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -1,0 +1,102 @@
+"""A training process that is killed at random moments, and started again, arrives where an undisturbed one does."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from certibox import checkpoints, seeds
+from certibox.blackbox import as_blackbox
+from certibox.config import Phase, Schedule
+from certibox.data import load_images
+from certibox.estimators import CGE
+from certibox.networks import dncnn, fitting_autoencoder
+from certibox.query import QueryClient
+from certibox.training import train
+
+KILLS, BATCH = 4, 8
+
+
+def train_digits(out: str, pause: float) -> None:
+    """Train ZO-AE-DS in `out`, where `calls` tells the images of each call before it is answered."""
+    weight = np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)
+    calls = os.open(f"{out}/calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def answer(x: np.ndarray) -> np.ndarray:
+        os.write(calls, f"{len(x)}\n".encode())
+        time.sleep(pause)
+        return x.reshape(len(x), 64) @ weight
+
+    client = QueryClient(as_blackbox(answer, "logits"), ledger=f"{out}/ledger.sqlite", batch_size=BATCH)
+    with seeds.initialisation(0, "autoencoder"):
+        autoencoder, denoiser = fitting_autoencoder((1, 8, 8), 8, width=4), dncnn(1, 3, 4)
+    defense = train(
+        client,
+        load_images("digits", "train", limit=44),
+        method="ZO-AE-DS",
+        sigma=0.25,
+        schedule=Schedule((Phase(2, 3e-3), Phase(2, 1e-2, "sgd")), 16),
+        seed=0,
+        estimator=CGE(0.05, central=True),
+        gamma=1.0,
+        denoiser=denoiser,
+        autoencoder=autoencoder,
+        out=out,
+        checkpoint_every=2,
+    )
+    defense.save(f"{out}/defense")
+
+
+def start(out: Path, pause: float) -> subprocess.Popen[bytes]:
+    out.mkdir(exist_ok=True)
+    code = f"from test_kill_training import train_digits; train_digits({str(out)!r}, {pause})"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+
+
+def asked(out: Path) -> list[int]:
+    calls = out / "calls"
+    # A line that is still being written has no end yet.
+    return [int(line) for line in calls.read_text(encoding="utf-8").split("\n")[:-1]] if calls.exists() else []
+
+
+def spending(out: Path) -> QueryClient:
+    """The meter of a finished run."""
+    return QueryClient(as_blackbox(lambda x: x, "logits"), ledger=out / "ledger.sqlite")
+
+
+@pytest.mark.kill
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill as a crash does")
+def test_a_killed_process_loses_the_batch_in_flight_and_changes_no_weight(tmp_path: Path) -> None:
+    plain, out, moments = tmp_path / "plain", tmp_path / "out", random.Random(0)
+    assert start(plain, 0.0).wait() == 0
+    spread = len(asked(plain)) // (KILLS + 2)  # it cannot finish before
+    for _ in range(KILLS):
+        goal = len(asked(out)) + moments.randint(1, spread)
+        process = start(out, 0.002)
+        try:
+            while len(asked(out)) < goal and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.02))
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert start(out, 0.0).wait() == 0
+
+    assert (out / "rows.jsonl").read_bytes() == (plain / "rows.jsonl").read_bytes()
+    for file in ("checkpoint.safetensors", "defense/defense.safetensors"):
+        (tensors, _), (expected, _) = checkpoints.read(out / file), checkpoints.read(plain / file)
+        assert checkpoints.tensors_digest(tensors) == checkpoints.tensors_digest(expected)
+    undisturbed, killed = spending(plain), spending(out)
+    assert undisturbed.queries == undisturbed.attempts == sum(asked(plain))
+    assert killed.queries == undisturbed.queries
+    assert killed.spent == undisturbed.spent
+    assert killed.queries <= sum(asked(out)) <= killed.attempts == killed.queries + killed.lost
+    assert killed.lost <= KILLS * BATCH
