@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from certibox import certification, demo, query_cost, report
+from certibox.arguments import parse
 from certibox.blackbox import differentiable
 from certibox.config import Schedule, one_cycle
 from certibox.data import Images
@@ -26,7 +27,6 @@ from certibox.options import (
     EstimatorOptions,
     ScheduleOptions,
     option,
-    parse,
     untrained_autoencoder,
 )
 from certibox.pipeline import Defense, load_defense

@@ -21,6 +21,7 @@ from certibox.blackbox import as_blackbox
 from certibox.certification import certify_dataset
 from certibox.config import Schedule, one_cycle
 from certibox.data import Images, load_images
+from certibox.errors import InvalidInput
 from certibox.estimators import CGE, RGE, GradientEstimator
 from certibox.networks import Autoencoder, fitting_autoencoder
 from certibox.options import option
@@ -164,6 +165,8 @@ def run(options: Demo) -> None:
         settings(),
         Path(options.out),
     )
+    if options.images < 1:
+        raise InvalidInput(f"images is {options.images}; wanted at least 1 held-out digit to certify, up to 500")
     shown, validation = load_images("digits", "train"), load_images("digits", "validation")
     test = load_images("digits", "test").select(slice(0, options.images))
     model, accuracy = train_box(shown, validation)

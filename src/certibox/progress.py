@@ -33,11 +33,17 @@ def bar(title: str, client: QueryClient | None = None, console: Console | None =
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console or Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None, note="")
+    progress, tasks = Progress(*columns, console=console or Console(stderr=True)), []
 
-        def report(done: int, total: int, text: str) -> None:
-            spent = f"  {client.queries:,} queries" if client else ""
-            progress.update(task, completed=done, total=total, note=text + spent)
+    def report(done: int, total: int, text: str) -> None:
+        if not tasks:  # no bar before there is progress: what is refused at once gets its one line alone
+            tasks.append(progress.add_task(title, total=total, note=""))
+            progress.start()
+        spent = f"  {client.queries:,} queries" if client else ""
+        progress.update(tasks[0], completed=done, total=total, note=text + spent)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            progress.stop()
