@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import certibox as cb
-from certibox import networks, training
+from certibox import networks, objective, training
 from certibox.config import Schedule
 from certibox.data import Images
 from certibox.loop import steps
@@ -51,7 +51,7 @@ def main() -> None:
 
 def measure(client: cb.QueryClient, images: Images, autoencoder: cb.Autoencoder, repetitions: int) -> dict:
     schedule = cb.one_cycle(epochs=1, batch_size=BATCH)
-    settings = training.Settings(
+    settings = objective.Settings(
         method="ZO-AE-DS",
         sigma=0.25,
         schedule=schedule,
@@ -67,7 +67,7 @@ def measure(client: cb.QueryClient, images: Images, autoencoder: cb.Autoencoder,
         validation_votes=1,
     )
     pipeline = training._pipeline(settings, client, images.shape, "dncnn", autoencoder, None)
-    job = training._Job(settings, client, pipeline, images, images)
+    job = objective.Objective(settings, client, pipeline, images, images)
     task = job.prepare({})
     optimizer = torch.optim.Adam(task.parameters, lr=1e-6)
     step = next(iter(steps(Schedule(schedule.phases, BATCH), len(images), 0, 0)))
@@ -83,7 +83,7 @@ def measure(client: cb.QueryClient, images: Images, autoencoder: cb.Autoencoder,
         pipeline.train()
         x = images.floats(step.index)
         denoised = pipeline.denoise(x.contiguous(memory_format=torch.channels_last))
-        loss = training.squared_error(denoised, x) + pipeline.embed(denoised).sum()
+        loss = objective.squared_error(denoised, x) + pipeline.embed(denoised).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -251,7 +251,7 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("certify --out images.npz", ["images.npz"]),
         ("certify --ledger images.npz", ["the ledger images.npz"]),
         ("train --sigma 0", ["sigma is 0.0"]),
-        ("train --gamma null", ["--gamma 1"]),
+        ("train --gamma null", ["no gamma", "such as 1.0"]),
         ("train --gamma -1", ["-1"]),
         ("train --mu null", ["--mu 0.05"]),
         ("train --mu 0", ["mu is 0.0"]),
@@ -296,7 +296,7 @@ def test_a_wrong_value_is_named_before_the_first_query(place: Path, refused, lin
         assert totals("out/ledger.sqlite") == (0, 0, 0)
     assert not (place / "out" / "certificates.jsonl").exists()
     # Only the step on a grid needs the trained autoencoder to be judged; the rest is refused before those minutes.
-    assert (place / "out" / "autoencoder").exists() == ("--levels 256 --d-z 4" in line)
+    assert (place / "out" / "training" / "autoencoder").exists() == ("--levels 256 --d-z 4" in line)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +477,7 @@ def test_a_finished_command_run_again_spends_nothing(place: Path, run) -> None:
         (
             train(more=AE, method="ZO-AE-DS"),
             train(more=AE + " --autoencoder-epochs 3", method="ZO-AE-DS"),
-            ["run/autoencoder", "'epochs': 3"],
+            ["run/training/autoencoder", "'epochs': 3"],
         ),
     ],
 )
@@ -493,7 +493,7 @@ def test_a_directory_of_another_configuration_is_left_alone(
     assert totals(folder / "ledger.sqlite") == spent
 
 
-@pytest.mark.parametrize("name", ["training", "autoencoder"])
+@pytest.mark.parametrize("name", ["training", "training/autoencoder"])
 def test_a_checkpoint_cut_short_is_named_and_nothing_is_spent(place: Path, run, refused, name: str) -> None:
     line = train(more=AE, method="ZO-AE-DS")
     assert run(line).status == 0

@@ -381,6 +381,15 @@ def test_without_a_ledger_a_stop_costs_the_answers_since_the_checkpoint(tmp_path
     assert rows(tmp_path / "out") == rows(tmp_path / "plain")
 
 
+def test_what_was_fetched_before_the_first_step_is_kept_without_a_ledger(tmp_path: Path) -> None:
+    boxes = [CountingBox(LinearBox(torch.tensor([[2.0]]), outputs="values")) for _ in range(2)]
+    with pytest.raises(Stop):
+        go(Job(QueryClient(boxes[0]), stop_at("terms 0")), tmp_path)
+    go(Job(QueryClient(boxes[1])), tmp_path)
+    assert boxes[0].images == 11
+    assert boxes[1].images == 5 * 11 + 5 * 20
+
+
 def stop_at(name: str) -> Callable[[str], None]:
     def event(now: str) -> None:
         if now == name:

@@ -419,6 +419,35 @@ def test_noise_is_fresh_at_each_step_and_fixed_for_validation() -> None:
     assert not torch.equal(first[0], first[1])
 
 
+def test_directions_are_fresh_at_each_step() -> None:
+    asked: list[np.ndarray] = []
+
+    def noting(x: np.ndarray) -> np.ndarray:
+        asked.append(x)
+        return np.zeros((len(x), K), dtype=np.float32)
+
+    fit(as_blackbox(noting, "logits"), "ZO-DS", estimator=RGE(1, 0.5), schedule=Schedule((Phase(2, 0.01),), BATCH))
+    steps = [x for x in asked if len(x) == BATCH]  # targets and votes come in batches of 16 and 4
+    directions = np.concatenate([(steps[i + 1] - steps[i]) / 0.5 for i in range(0, 8, 2)]).reshape(32, D)
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-4)
+    overlaps = np.abs(directions @ directions.T)[~np.eye(32, dtype=bool)]
+    assert overlaps.max() < 0.95
+
+
+def test_augmentation_is_fresh_at_each_step() -> None:
+    """One image, flipped or not: eight at a time, no two steps of seven agree."""
+    image = torch.zeros((28, *SHAPE), dtype=torch.uint8)
+    image[:, :, :, :2] = 255
+    images, schedule = Images(image, None, "half white"), Schedule((Phase(2, 0.01),), BATCH)
+    denoiser, own = Own(), bottleneck()
+    heard, encoded = listening(denoiser), listening(own)
+    fit(linear(), "DS", denoiser=denoiser, images=images, validation=grey(4), augmentation="flip", schedule=schedule)
+    pretrain_autoencoder(images, own, validation=grey(4), augmentation="flip", schedule=schedule, seed=0)
+    for found in (heard, encoded):
+        flips = [tuple((x[:, 0, 0, 0] < 0.5).tolist()) for training, x in found if training and len(x) == BATCH]
+        assert len(set(flips)) == len(flips) == 6
+
+
 def test_a_step_learns_from_the_images_it_shows_and_never_from_validation_images() -> None:
     denoiser, images = Own(), pictures(23)
     heard = listening(denoiser)

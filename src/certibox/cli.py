@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,11 @@ from torch import Tensor
 
 from certibox import certification, demo, query_cost, report
 from certibox.arguments import parse
-from certibox.blackbox import differentiable
-from certibox.config import Schedule, one_cycle
+from certibox.config import one_cycle
 from certibox.data import Images
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile
-from certibox.estimators import GradientEstimator
 from certibox.networks import Autoencoder
+from certibox.objective import METHODS
 from certibox.options import (
     BoxOptions,
     DataOptions,
@@ -34,7 +33,7 @@ from certibox.progress import bar
 from certibox.query import QueryClient
 from certibox.records import CertificateRow, read_rows, write_tsv
 from certibox.smoothing import SmoothedClassifier, require_certifiable
-from certibox.training import METHODS, Settings, pretrain_autoencoder, train
+from certibox.training import train
 from certibox.version import VERSION
 
 OUT = Console(soft_wrap=True, highlight=False)
@@ -71,6 +70,10 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     skip_dead: bool = option("spend no query on embedding coordinates without an upstream gradient", True)
     fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
     seed: int = option("seed of every random draw", 0)
+
+    def build_autoencoder(self, image_shape: tuple[int, int, int]) -> Autoencoder:
+        """The untrained autoencoder."""
+        return untrained_autoencoder(self.autoencoder, image_shape, self.d_z, self.seed)
 
 
 @dataclass(frozen=True)
@@ -148,17 +151,16 @@ def run_train(options: Train) -> None:
     out = Path(options.out)
     images = options.images()
     client = options.client(out / "ledger.sqlite")
-    estimator = options.build_estimator() if METHODS[options.method].order == 0 else None
-    schedule = options.build_schedule()
-    _require_trainable(options, client, estimator, schedule)
-    autoencoder = _autoencoder(options, images, out, estimator) if METHODS[options.method].bottleneck else None
+    method = METHODS[options.method]
+    estimator = options.build_estimator() if method.order == 0 else None
+    autoencoder = options.build_autoencoder(images.shape) if method.bottleneck else None
     with bar(f"training {options.method}", client) as progress:
         defense = train(
             client,
             images,
             method=options.method,
             sigma=options.sigma,
-            schedule=schedule,
+            schedule=options.build_schedule(),
             seed=options.seed,
             estimator=estimator,
             gamma=options.gamma,
@@ -167,6 +169,7 @@ def run_train(options: Train) -> None:
             scheme=options.scheme,
             denoiser=options.denoiser,
             autoencoder=autoencoder,
+            autoencoder_schedule=one_cycle(options.autoencoder_epochs, 3e-3, options.train_batch_size),
             targets=options.targets,
             augmentation=options.augmentation,
             validation=options.validation,
@@ -323,43 +326,6 @@ def usage() -> str:
             "Exit status: 0 done, 2 bad input, 3 budget spent, 130 interrupted. Work is kept in every case.",
         ]
     )
-
-
-def _require_trainable(
-    options: Train, client: QueryClient, estimator: GradientEstimator | None, schedule: Schedule
-) -> None:
-    """Refuse what `train` would refuse, before the minutes of stage 1 instead of after them."""
-    method = METHODS[options.method]
-    if options.gamma is None and method.order is not None and method.denoises:
-        raise InvalidInput("gamma is not given; wanted the weight of the stability term, such as --gamma 1")
-    if method.order == 1:
-        differentiable(client.box)
-    given: dict[str, Any] = {item.name: getattr(options, item.name, None) for item in fields(Settings)}
-    built: dict[str, Any] = {
-        "gamma": options.gamma or 0.0,
-        "schedule": schedule,
-        "estimator": estimator,
-        "hard_targets": True,
-    }
-    Settings(**given | built)
-
-
-def _autoencoder(options: Train, images: Images, out: Path, estimator: GradientEstimator | None) -> Autoencoder:
-    """The autoencoder of a run: stage 1, resumed if it was interrupted."""
-    fresh = untrained_autoencoder(options.autoencoder, images.shape, options.d_z, options.seed)
-    if estimator is not None:
-        estimator.cost(fresh.d_z)  # refuses more directions than dimensions
-    with bar("autoencoder") as progress:
-        return pretrain_autoencoder(
-            images,
-            fresh,
-            schedule=one_cycle(options.autoencoder_epochs, 3e-3, options.train_batch_size),
-            seed=options.seed,
-            augmentation=options.augmentation,
-            validation=options.validation,
-            out=out / "autoencoder",
-            progress=progress,
-        )
 
 
 def _smoothed(

@@ -1,0 +1,265 @@
+"""What training minimises: eq. 2 at one batch, its targets, and the validation score that selects an epoch.
+
+min_θ  w E‖D_θ(x+δ) − x‖²  +  γ E ℓ(R(f)(x+δ), f(x))  +  λ E‖ψ_dec(z) − x‖²          (eq. 2, and a free white term)
+
+with squared norms summed over pixels. First order differentiates ℓ through the box; zeroth order puts an estimate of
+∇_z ℓ, made from queries, in its place (eq. 8). Everything else is the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from certibox import losses, seeds
+from certibox.config import Phase, Schedule
+from certibox.data import AUGMENTATIONS, Images, augment
+from certibox.errors import InvalidInput
+from certibox.estimators import GradientEstimator, estimated_loss
+from certibox.loop import Step, Task
+from certibox.pipeline import RobustPipeline, StabilityObjective
+from certibox.query import QueryClient
+
+Scheme = Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"]
+SCHEMES = ("denoiser", "denoiser+encoder", "denoiser+autoencoder")
+VALIDATION_BATCH = 128  # validation noise is drawn in batches of this size, whatever the box takes at a time
+
+
+@dataclass(frozen=True)
+class Method:
+    """A defense of the paper. order: of the stability gradient, None where there is no stability term."""
+
+    order: Literal[0, 1] | None
+    bottleneck: bool = False
+    denoises: bool = True
+
+
+METHODS = {
+    "RS": Method(order=1, denoises=False),
+    "DS": Method(order=None),
+    "FO-DS": Method(order=1),
+    "FO-AE-DS": Method(order=1, bottleneck=True),
+    "ZO-DS": Method(order=0),
+    "ZO-AE-DS": Method(order=0, bottleneck=True),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The plain values of one training run: what may not change between an interruption and its resumption.
+
+    gamma: weight γ of the stability term. denoise_weight: w, 1 for eq. 2, 0 for the released code's stability alone.
+    reconstruction_weight: λ. skip_dead: spend no query on embedding coordinates whose upstream gradient is zero.
+    """
+
+    method: str
+    sigma: float
+    schedule: Schedule
+    seed: int
+    estimator: GradientEstimator | None
+    gamma: float
+    denoise_weight: float
+    reconstruction_weight: float
+    scheme: Scheme
+    hard_targets: bool
+    augmentation: str
+    skip_dead: bool
+    validation_votes: int
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidInput(f"method is {self.method!r}; wanted one of {', '.join(METHODS)}")
+        if not 0 < self.sigma < float("inf"):
+            raise InvalidInput(
+                f"sigma is {self.sigma}; wanted a positive standard deviation in pixels on [0, 1], such as 0.25"
+            )
+        if self.scheme not in SCHEMES:
+            raise InvalidInput(f"scheme is {self.scheme!r}; wanted one of {', '.join(SCHEMES)}")
+        if self.scheme == "denoiser+autoencoder" and METHODS[self.method].order == 0:
+            raise InvalidInput(
+                f"{self.method} cannot train the decoder: it is part of the black box; wanted scheme denoiser+encoder"
+            )
+        if METHODS[self.method].order == 0 and self.estimator is None:
+            raise InvalidInput(f"{self.method} got no estimator; wanted one such as certibox.CGE(mu=0.05)")
+        weights = (self.gamma, self.denoise_weight, self.reconstruction_weight)
+        if not all(0 <= weight < float("inf") for weight in weights):
+            raise InvalidInput(
+                f"gamma, denoise_weight and reconstruction_weight are {weights}; wanted finite weights >= 0"
+            )
+        if self.method == "RS" and any(phase.objective == "denoise" for phase in self.schedule.phases):
+            raise InvalidInput(
+                "RS has no denoiser, but the schedule has a phase with objective 'denoise'; wanted only 'full'"
+            )
+        if self.augmentation not in AUGMENTATIONS:
+            raise InvalidInput(f"augmentation is {self.augmentation!r}; wanted one of {', '.join(AUGMENTATIONS)}")
+        if self.validation_votes < 1:
+            raise InvalidInput(f"validation_votes is {self.validation_votes}; wanted at least 1 vote an image")
+
+
+@dataclass
+class Objective:
+    """One run of `train`: settings, data and the white part, with the terms of a step and the validation score."""
+
+    settings: Settings
+    client: QueryClient
+    pipeline: RobustPipeline
+    shown: Images
+    held: Images
+    num_classes: int | None = None
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.settings.method]
+
+    def prepare(self, constants: dict[str, Tensor]) -> Task:
+        """Fetch the targets once, and say what trains."""
+        if not constants and self.method.order is not None:
+            constants = {"shown": self._clean(self.shown), "held": self._clean(self.held)}
+            constants["num_classes"] = torch.tensor(self._count_classes())
+        self.constants = constants
+        self.num_classes = int(constants["num_classes"]) or None if constants else self.client.spec.num_classes
+        return Task(self.pipeline, self.parameters(), self.terms, self.score, self._scored, constants)
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """The terms of eq. 2 at one batch; `loss` is their weighted sum."""
+        s, seed = self.settings, self.settings.seed
+        x = augment(self.shown.floats(step.index), s.augmentation, seeds.generator(seed, "augment", step.number))
+        x, noisy = self._noisy(x, seeds.generator(seed, "noise", step.number))
+        self._train_mode()
+        denoised = self.pipeline.denoise(noisy)
+        terms = {}
+        if self.method.denoises:
+            terms["denoise"] = squared_error(denoised, x)
+        loss = s.denoise_weight * terms.get("denoise", x.new_zeros(()))
+        if step.phase.objective == "denoise":
+            return terms | {"loss": terms["denoise"]}
+        if self.method.order is None:
+            return terms | {"loss": loss}
+        z = self.pipeline.embed(denoised)
+        if s.reconstruction_weight:
+            terms["reconstruction"] = squared_error(self.pipeline.images(z, x.shape[1:]), x)
+            loss = loss + s.reconstruction_weight * terms["reconstruction"]
+        target = self.constants["shown"][step.index].to(z.device)
+        live = z.detach() > 0 if self._can_skip() else None
+        if live is not None:
+            terms["live"] = live.sum(1).float().mean()
+        terms["stability"] = self._stability(z, target, x.shape[1:], step.number, live).mean()
+        return terms | {"loss": loss + s.gamma * terms["stability"]}
+
+    def score(self) -> float:
+        """Validation score, higher is better: the share of noisy votes that keep the target, or minus the MSE."""
+        self.pipeline.eval()
+        with torch.inference_mode():
+            if self.method.order is None:
+                return -self._over_noise(
+                    lambda noisy, x, _: (self.pipeline.denoise(noisy) - x).flatten(1).square().sum(1)
+                )
+            return self._over_noise(self._kept)
+
+    def _kept(self, noisy: Tensor, x: Tensor, index: Tensor) -> Tensor:
+        kind, target = self.client.spec.outputs, self.constants["held"][index].to(noisy.device)
+        outputs = self._outputs(noisy)
+        if kind == "values":
+            return -losses.values_loss(outputs, target)
+        wanted = target if target.ndim == 1 else target.argmax(1)
+        return (losses.predictions(outputs, kind) == wanted).float()
+
+    def _over_noise(self, measure: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+        """Mean of measure(noisy, clean, index) over the held-out images, each under the same noise at every epoch."""
+        total, s = 0.0, self.settings
+        for vote in range(s.validation_votes):
+            for number, index in enumerate(torch.arange(len(self.held)).split(VALIDATION_BATCH)):
+                x, noisy = self._noisy(self.held.floats(index), seeds.generator(s.seed, "validation", vote, number))
+                total += float(measure(noisy, x, index).sum())
+        return total / (s.validation_votes * len(self.held))
+
+    def _noisy(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x and x + δ on the device of the white part; the noise is the same on every device."""
+        noise = torch.randn(x.shape, generator=generator)
+        noisy = (x + self.settings.sigma * noise).contiguous(memory_format=torch.channels_last)
+        device = next(self.pipeline.parameters()).device
+        return x.to(device), noisy.to(device)
+
+    def _stability(self, z: Tensor, target: Tensor, image_shape: torch.Size, step: int, live: Tensor | None) -> Tensor:
+        """ℓ(R(f)(x+δ), f(x)) of each image (b,), with the gradient of the method's order."""
+        loss = losses.LOSSES[self.client.spec.outputs]
+        if self.method.order == 1:
+            images = self.pipeline.images(z, image_shape)
+            if self.pipeline.classifier is not None:
+                return loss(self.pipeline.classifier(self.client.spec.prepare(images)), target)
+            return loss(self.client.white(images), target)
+        assert self.settings.estimator is not None
+        objective = StabilityObjective(self.pipeline, self.client, loss, target, tuple(image_shape))
+        directions = seeds.generator(self.settings.seed, "directions", step, device=z.device)
+        return estimated_loss(objective, z, self.settings.estimator, directions, live)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """Answers of the robustified model while it trains; passes of a white box are not queries."""
+        images = self.pipeline(x)
+        if self.pipeline.classifier is not None:
+            return self.pipeline.classifier(self.client.spec.prepare(images))
+        return self.client.white(images) if self.method.order == 1 else self.client(images)
+
+    def _clean(self, images: Images) -> Tensor:
+        """Targets of clean images: labels for RS where there are some, else the box's own answers."""
+        if self.settings.method == "RS" and images.labels is not None:
+            return images.labels
+        kind, hard = self.client.spec.outputs, self.settings.hard_targets
+        batches = torch.arange(len(images)).split(self.client.batch_size)
+        with torch.inference_mode():
+            return torch.cat(
+                [losses.targets(self.client(images.floats(index)), kind, hard) for index in batches]
+            ).clone()
+
+    def _count_classes(self) -> int:
+        """K, or 0 for a box that does not classify: as declared, else as answered."""
+        if self.client.spec.outputs == "values":
+            return 0
+        if self.pipeline.classifier is not None:
+            self.pipeline.eval()
+            x = self.shown.floats(slice(0, 1)).to(next(self.pipeline.parameters()).device)
+            with torch.inference_mode():
+                return self._outputs(x).shape[1]
+        return self.client.spec.num_classes or self.client.num_outputs or 0
+
+    def _train_mode(self) -> None:
+        self.pipeline.train()
+        if self.pipeline.autoencoder is not None and self.settings.scheme != "denoiser+autoencoder":
+            self.pipeline.autoencoder.decoder.eval()
+            self.pipeline.autoencoder.encoder.train(self.settings.scheme == "denoiser+encoder")
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Freeze everything but what the method and its scheme train."""
+        self.pipeline.requires_grad_(False)
+        trained: list[nn.Module | None] = [self.pipeline.denoiser, self.pipeline.classifier]
+        if self.pipeline.autoencoder is not None:
+            parts = {"denoiser": None, "denoiser+encoder": self.pipeline.autoencoder.encoder}
+            trained.append(parts.get(self.settings.scheme, self.pipeline.autoencoder))
+        for module in trained:
+            if module is not None:
+                module.requires_grad_(True)
+        return [parameter for parameter in self.pipeline.parameters() if parameter.requires_grad]
+
+    def _can_skip(self) -> bool:
+        autoencoder = self.pipeline.autoencoder
+        return (
+            self.method.order == 0 and self.settings.skip_dead and autoencoder is not None and autoencoder.nonnegative
+        )
+
+    def _scored(self, phase: Phase) -> bool:
+        return self.method.order is None or phase.objective == "full"
+
+
+def squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """E‖a − b‖²: summed over pixels, averaged over the batch; (b, ...) -> ()."""
+    return (a - b).flatten(1).square().sum(1).mean()
+
+
+def mean_over(images: Images, batch: int, measure: Callable[[Tensor], Tensor]) -> float:
+    """Mean of measure(x) over all images, in batches."""
+    parts = torch.arange(len(images)).split(batch)
+    return sum(float(measure(images.floats(index)).sum()) for index in parts) / len(images)
