@@ -124,6 +124,10 @@ def kinds_of(row: dict) -> tuple:
     return row["estimator"], row["q"], row["difference"]
 
 
+def read_rows(name: str) -> list[dict]:
+    return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+
+
 def read(name: str) -> dict:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 

@@ -11,13 +11,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from certibox.blackbox import BlackBox, BoxSpec
+from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
 from certibox.errors import (
     BadOutput,
     BoxChanged,
@@ -589,3 +590,24 @@ def test_a_box_needs_nothing_but_a_spec_and_a_call() -> None:
 
     x = images(5)
     assert torch.equal(QueryClient(Own(), batch_size=2)(x), x.flatten(1).sum(1))
+
+
+def test_answers_are_laid_out_as_the_journal_returns_them(tmp_path):
+    """A column-major answer would be summed in another order when it is replayed."""
+    weight = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    box = as_blackbox(lambda x: (weight @ x.reshape(len(x), 4).T).T, outputs="values")
+    client, x = QueryClient(box, ledger=tmp_path / "ledger.sqlite"), torch.rand(6, 1, 2, 2)
+    with client.journal("scope", 0):
+        bought = client(x)
+    with client.journal("scope", 0):
+        replayed = client(x)
+    assert client.queries == 6
+    assert torch.equal(bought, replayed)
+    assert bought.stride() == replayed.stride() == (5, 1)
+
+
+def test_a_single_pixel_cut_from_a_larger_tensor_is_journalled(tmp_path):
+    client = QueryClient(as_blackbox(lambda x: np.ones((len(x), 2)), outputs="values"), ledger=tmp_path / "l.sqlite")
+    with client.journal("scope", 0):
+        client(torch.rand(4, 2, 2, 2)[:1, :1, :1, :1])
+    assert client.queries == 1

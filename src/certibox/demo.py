@@ -37,7 +37,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Demo:
-    """Defend a scikit-learn digits model through queries alone, certify it, and compare: about three minutes."""
+    """Defend a scikit-learn digits model through queries alone, certify it, and compare: a minute or two."""
 
     out: str = option("directory for the report, certificates, defense and ledger", "runs/demo")
     images: int = option("held-out digits to certify", 200)

@@ -92,6 +92,11 @@ class RunDirectory:
                     self._board.add_scalar(name, value, row["step"])
             self._board.flush()
 
+    def close(self) -> None:
+        """End TensorBoard's writer, which runs in a thread of its own."""
+        if self._board:
+            self._board.close()
+
     @property
     def offset(self) -> int:
         """Bytes of rows so far."""
@@ -156,7 +161,10 @@ def run(
             journal.trim()  # in case the last run ended between its checkpoint and this
         task = prepare(tensors["constants"])
         loop = _Loop(task, schedule, state, tensors, client, delivered, directory, journal, progress)
-        return loop.go(images, seed, checkpoint_every)
+        loop.go(images, seed, checkpoint_every)
+    if directory:
+        directory.close()
+    return task
 
 
 class _Loop:
@@ -182,7 +190,7 @@ class _Loop:
             checkpoints.load_module(task.module, tensors["module"], "checkpoint")
         self._delivered = delivered
 
-    def go(self, images: int, seed: int, checkpoint_every: int) -> Task:
+    def go(self, images: int, seed: int, checkpoint_every: int) -> None:
         if self.directory and not self.directory.checkpoint.exists():
             self._save()
         total = self.schedule.epochs * self.schedule.steps_per_epoch(images)
@@ -199,7 +207,6 @@ class _Loop:
         if self.best:
             checkpoints.load_module(self.task.module, self.best, "selected weights")
         self.task.module.eval()
-        return self.task
 
     def _begin(self, step: Step) -> None:
         """A fresh optimizer for a phase, or the one of the checkpoint in the middle of a phase."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from certibox import losses, seeds
 from certibox.config import Phase, Schedule
 from certibox.data import AUGMENTATIONS, Images, augment
-from certibox.errors import InvalidInput
+from certibox.errors import CertiboxError, InvalidInput
 from certibox.estimators import GradientEstimator, estimated_loss
 from certibox.loop import Step, Task
 from certibox.pipeline import RobustPipeline, StabilityObjective
@@ -140,6 +140,10 @@ class Objective:
         if self.method.order is None:
             return terms | {"loss": loss}
         z = self.pipeline.embed(denoised)
+        if not torch.isfinite(z).all():  # before the box is asked, and blamed, for it
+            raise CertiboxError(
+                f"training diverged at step {step.number}: the embedding is not finite; lower lr or gamma"
+            )
         if s.reconstruction_weight:
             terms["reconstruction"] = squared_error(self.pipeline.images(z, x.shape[1:]), x)
             loss = loss + s.reconstruction_weight * terms["reconstruction"]

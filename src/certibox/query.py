@@ -149,7 +149,7 @@ class QueryClient:
             self._answer_shape = stored.shape[1:]  # a resumed run knows K just as an uninterrupted one does
             return torch.from_numpy(stored).to(batch.device)
         row = self._book(len(batch), wanted)
-        answer = self._ask(batch, row)
+        answer = self._ask(batch, row).contiguous()  # laid out as the journal will return it: sums round by layout
         self._answer_shape = tuple(answer.shape[1:])
         self._settle(row, len(batch), self._journal.entry(digest, answer.cpu().numpy()) if self._journal else None)
         return answer
@@ -256,5 +256,7 @@ def canary_images(image_shape: tuple[int, int, int], count: int) -> Tensor:
 def _digest(batch: Tensor) -> str:
     """128 bits of SHA-256 over type, shape and pixels; processors have instructions for it, so it beats BLAKE2."""
     total = hashlib.sha256(f"{batch.dtype}/{tuple(batch.shape)}".encode())
-    total.update(batch.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    flat = batch.detach().cpu().reshape(-1)
+    flat = flat if flat.stride(0) == 1 else flat.clone()  # a single pixel may keep an odd stride
+    total.update(flat.view(torch.uint8).numpy().data)
     return total.hexdigest()[:32]

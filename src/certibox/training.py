@@ -190,7 +190,7 @@ def _pipeline(
 ) -> RobustPipeline:
     """The white part to train, checked against the method, the images and the estimator."""
     method = METHODS[settings.method]
-    if method.order == 1:
+    if method.order == 1 and method.denoises:
         differentiable(client.box)  # asked once, at the border
     if method.bottleneck:
         assert autoencoder is not None
@@ -202,6 +202,7 @@ def _pipeline(
         c, h, w = image_shape
         settings.estimator.cost(autoencoder.d_z if method.bottleneck and autoencoder else c * h * w)
     if settings.method == "RS" and classifier is None:
+        differentiable(client.box)
         classifier = getattr(client.box, "module", None)
         if classifier is None:
             raise InvalidInput(f"RS got no classifier, and box {client.spec.name} holds no module; wanted one to train")
