@@ -232,13 +232,16 @@ def radii(s: Settings) -> list[float]:
 
 
 def comparisons(s: Settings, runs: list[report.Run]) -> list[str]:
-    """What the queries bought: (d) against (a), (b) and (c) at r = σ, each a paired difference with its interval."""
+    """(d) against (a), (b) and (c) at r = σ: each a paired difference, as it is; against (b), what the queries bought."""
     last, lines = runs[-1], []
     for other in runs[:-1]:
         difference, low, high = report.paired_difference(last.rows, other.rows, s.sigma)
-        verdict = "queries help" if low > 0 else "queries hurt" if high < 0 else "no difference can be told"
-        pair, interval = f"{last.name} minus {other.name}", f"95 % interval [{low:+.1%}, {high:+.1%}]"
-        lines.append(f"{pair} at r = sigma = {s.sigma:g}: {difference:+.1%}, {interval}: {verdict}")
+        better, worse = ("queries help", "queries hurt") if other is runs[1] else ("(d) is better", "(d) is worse")
+        verdict = better if low > 0 else worse if high < 0 else "no difference can be told"
+        interval = f"95 % interval [{low:+.1%}, {high:+.1%}]"
+        lines.append(
+            f"{last.name} minus {other.name} at r = sigma = {s.sigma:g}: {difference:+.1%}, {interval}: {verdict}"
+        )
     return lines
 
 
