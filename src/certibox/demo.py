@@ -232,7 +232,7 @@ def radii(s: Settings) -> list[float]:
 
 
 def comparisons(s: Settings, runs: list[report.Run]) -> list[str]:
-    """(d) against (a), (b) and (c) at r = σ: each a paired difference, as it is; against (b), what the queries bought."""
+    """(d) against (a), (b) and (c) at r = σ: paired differences as they are; that to (b) is what the queries bought."""
     last, lines = runs[-1], []
     for other in runs[:-1]:
         difference, low, high = report.paired_difference(last.rows, other.rows, s.sigma)
