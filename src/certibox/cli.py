@@ -180,6 +180,8 @@ def run_train(options: Train) -> None:
             progress=progress,
         )
     defense.save(out / "defense")
+    if (live := _live(out / "training" / "rows.jsonl")) is not None:
+        OUT.print(f"live coordinates of the embedding, on average over the last epoch: {live:.1f}")
     OUT.print(f"saved {out / 'defense'}; queries spent: {_spent(client)}")
 
 
@@ -384,6 +386,12 @@ def _check_box(defense: Defense | None, client: QueryClient) -> None:
     defense.fingerprint.check(client)
     # Not on standard output: that of `predict` is JSON lines.
     print("the box answers its canaries as it did when the defense was trained", file=sys.stderr)
+
+
+def _live(rows: Path) -> float | None:
+    """Mean number of live coordinates in the last epoch of a run; None where none are dead by construction."""
+    lines = rows.read_text(encoding="utf-8").splitlines()
+    return json.loads(lines[-1]).get("live") if lines else None
 
 
 def _shard(text: str) -> tuple[int, int]:
