@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -611,7 +612,9 @@ def test_images_with_another_number_of_pixels_than_the_estimator_are_refused() -
 
 def test_a_file_declares_what_it_fixes(tmp_path: Path) -> None:
     dynamic = linear_onnx(tmp_path / "dynamic.onnx", shape=(2, "h", "w"))
-    assert as_blackbox(str(dynamic), "logits").spec == BoxSpec("logits", num_classes=CLASSES, name="dynamic.onnx")
+    identity = hashlib.sha256(dynamic.read_bytes()).hexdigest()
+    wanted = BoxSpec("logits", num_classes=CLASSES, name="dynamic.onnx", identity=identity)
+    assert as_blackbox(str(dynamic), "logits").spec == wanted
     fixed = linear_onnx(tmp_path / "fixed.onnx", batch=4)
     spec = as_blackbox(fixed, "logits").spec
     assert (spec.image_shape, spec.num_classes, spec.max_batch, spec.batch_size) == (SHAPE, CLASSES, 4, 4)

@@ -71,9 +71,9 @@ def test_rates_of_fine_tuning(epoch: int, objective: str, rate: float) -> None:
 
 
 def test_lengths_of_the_presets() -> None:
-    assert (paper_scratch().epochs, paper_scratch().query_epochs, paper_scratch().batch_size) == (600, 600, 256)
-    assert (paper_finetune().epochs, paper_finetune().query_epochs) == (290, 200)
-    assert (one_cycle(5, denoise_epochs=3).epochs, one_cycle(5, denoise_epochs=3).query_epochs) == (8, 5)
+    assert (paper_scratch().epochs, paper_scratch().batch_size) == (600, 256)
+    assert paper_finetune().epochs == 290
+    assert one_cycle(5, denoise_epochs=3).epochs == 8
     assert len(one_cycle(5).phases) == 1
     assert set(SCHEDULES) == {"paper-scratch", "paper-finetune", "one-cycle"}
 

@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor, eye, rand
 
 import certibox
-from certibox.errors import BudgetExceeded, UnreadableFile
+from certibox.errors import BudgetExceeded, CertiboxError, UnreadableFile
 from certibox.ledger import Ledger
 from certibox.query import QueryClient
 from doubles import CountingBox, LinearBox
@@ -133,7 +133,7 @@ def test_forget_drops_one_scope_before_a_position(path: Path) -> None:
 def test_settling_is_all_or_nothing(path: Path) -> None:
     ledger = Ledger(path)
     row = ledger.send("train", 2)
-    with pytest.raises(sqlite3.Error):
+    with pytest.raises(CertiboxError, match=r"ledger\.sqlite failed"):
         ledger.settle(row, 2, (None, 0, "digest", np.ones(2)))  # pyright: ignore[reportArgumentType]
     assert ledger.totals() == (0, 2, 2)
     ledger.settle(row, 2, ("scope", 0, "digest", np.ones(2)))  # the failed transaction is closed

@@ -10,15 +10,17 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from certibox.config import require_same
 from certibox.data import Images
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.records import CertificateRow, append_row, read_rows, truncate_partial_line, write_text_atomic
+from certibox.records import CertificateRow, append_row, exclusive, read_rows, truncate_partial_line, write_text_atomic
 from certibox.smoothing import Certificate, SmoothedClassifier, image_digest, require_certifiable
 from certibox.version import VERSION
 
@@ -35,7 +37,7 @@ def certify_dataset(
     alpha: float,
     seed: int,
     out: str | Path | None = None,
-    model: str = "base classifier",
+    model: str | None = None,
     shard: tuple[int, int] = (0, 1),
     batch_size: int = 1000,
     progress: Progress | None = None,
@@ -44,6 +46,8 @@ def certify_dataset(
 
     Image i of `images` belongs to shard i % k of (index, k). out: a JSON-lines file to append to and resume from; it
     must hold rows of the same n0, n, alpha, sigma, seed and model, or `ConfigMismatch` is raised and nothing touched.
+    model: a name for the base classifier; a `QueryClient` or `Defense` has its own, but two bare functions can only be
+    told apart by the names that you give them.
     The noise of an image depends on its pixels and `seed` alone: not on shards, batches or interruptions. Errors
     of the base classifier (`BudgetExceeded` among them) pass through; rows and votes so far are kept.
     """
@@ -54,21 +58,45 @@ def certify_dataset(
     if images.num_classes is not None and images.num_classes > smoothed.num_classes:
         came = f"labels go up to {images.num_classes - 1} but the classifier has {smoothed.num_classes} classes"
         raise InvalidInput(f"{came}; wanted labels below {smoothed.num_classes}")
-    settings = {"n0": n0, "n": n, "alpha": alpha, "sigma": smoothed.sigma, "seed": seed, "model": model}
+    model = model or _model_id(smoothed)
+    settings: dict[str, Any] = {
+        "n0": n0,
+        "n": n,
+        "alpha": alpha,
+        "sigma": smoothed.sigma,
+        "seed": seed,
+        "model": model,
+    }
     path = Path(out) if out is not None else None
-    rows = _resume(path, settings, images)
+    with exclusive(path) if path else nullcontext():
+        return _certify(smoothed, images, settings, path, shard, batch_size, progress)
+
+
+def _certify(
+    smoothed: SmoothedClassifier,
+    images: Images,
+    settings: dict[str, Any],
+    path: Path | None,
+    shard: tuple[int, int],
+    batch_size: int,
+    progress: Progress | None,
+) -> list[CertificateRow]:
+    """Rows of a shard, going on from what `path` holds."""
+    index, shards = shard
+    rows = _resume(path, settings, images, smoothed.num_classes)
     mine = range(index, len(images), shards)
     todo = [i for i in mine if i not in rows]
-    votes = _VoteFile(path, settings) if path else None
+    votes = _VoteFile(path, settings | {"num_classes": smoothed.num_classes}) if path else None
     for done, i in enumerate(todo, start=len(mine) - len(todo)):
         if progress:
             progress(done, len(mine), f"image {i}")
         started = time.perf_counter()
         x = images.floats([i])[0]
         journal = votes.of(image_digest(x)) if votes else None
-        certificate = smoothed.certify(x, n0=n0, n=n, alpha=alpha, seed=seed, batch_size=batch_size, journal=journal)
+        asked = {key: settings[key] for key in ("n0", "n", "alpha", "seed")}
+        certificate = smoothed.certify(x, **asked, batch_size=batch_size, journal=journal)
         label = int(images.labels[i]) if images.labels is not None else None
-        rows[i] = _row(certificate, i, label, time.perf_counter() - started, model, VERSION)
+        rows[i] = _row(certificate, i, label, time.perf_counter() - started, settings["model"], VERSION)
         if path:
             with path.open("a", encoding="utf-8") as file:
                 append_row(file, rows[i])
@@ -127,7 +155,13 @@ def _row(
     return CertificateRow(idx, label, predict, correct=correct, seconds=seconds, model=model, version=version, **held)  # pyright: ignore
 
 
-def _resume(path: Path | None, settings: dict[str, object], images: Images) -> dict[int, CertificateRow]:
+def _model_id(smoothed: SmoothedClassifier) -> str:
+    """What the base classifier, or the object whose method it is, says of itself; a bare function says nothing."""
+    owner = getattr(smoothed.base_classifier, "__self__", smoothed.base_classifier)
+    return getattr(owner, "model_id", "base classifier")
+
+
+def _resume(path: Path | None, settings: dict[str, Any], images: Images, num_classes: int) -> dict[int, CertificateRow]:
     """Rows of earlier runs by image, after checking that they are of this configuration and these images."""
     if path is None:
         return {}
@@ -137,6 +171,7 @@ def _resume(path: Path | None, settings: dict[str, object], images: Images) -> d
     rows = {row.idx: row for row in read_rows(path)}
     for row in rows.values():
         require_same({key: getattr(row, key) for key in SETTINGS}, settings, str(path))
+        require_same({"num_classes": len(row.counts)}, {"num_classes": num_classes}, str(path))
         if row.idx >= len(images) or row.image != image_digest(images.floats([row.idx])[0]):
             raise InvalidInput(
                 f"{path} holds a certificate of another image {row.idx}; wanted the same images or a new file"
@@ -148,7 +183,7 @@ def _resume(path: Path | None, settings: dict[str, object], images: Images) -> d
 class _VoteFile:
     """Votes of the image under way: one JSON line a batch, kept only until the next image begins."""
 
-    def __init__(self, path: Path, settings: dict[str, object]) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self._settings = path.with_name(path.name + ".votes"), settings
         self._image = ""
         self._streams: dict[str, tuple[int, np.ndarray]] = {}

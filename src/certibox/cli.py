@@ -241,6 +241,8 @@ def run_merge(options: Merge) -> None:
         _rows(file)
     rows = certification.merge(options.files, options.out)
     OUT.print(f"saved {options.out}: {len(rows)} certificates")
+    if gaps := rows[-1].idx + 1 - len(rows):
+        OUT.print(f"{gaps} image{'s' if gaps > 1 else ''} below {rows[-1].idx} without one: is a shard missing?")
 
 
 def run_report(options: Report) -> None:
@@ -355,20 +357,26 @@ def _smoothed(
         raise InvalidInput("the number of classes is unknown; wanted --num-classes K")
     if defense:
         return client, SmoothedClassifier(defense.outputs, classes, sigma), defense.model_id
-    return client, SmoothedClassifier(_expecting(classes, client), classes, sigma), f"bare:{client.spec.name}"
+    return client, SmoothedClassifier(_BareBox(client, classes), classes, sigma), client.model_id
 
 
-def _expecting(classes: int, client: QueryClient) -> Callable[[Tensor], Tensor]:
+@dataclass(frozen=True)
+class _BareBox:
     """The bare box, refused if its scores are not for the number of classes that the data suggests."""
 
-    def answer(x: Tensor) -> Tensor:
-        outputs = client(x)
-        if client.num_outputs not in (None, classes):
-            came = f"the box answers {client.num_outputs} scores, but the data has {classes} classes"
-            raise InvalidInput(f"{came}; wanted --num-classes {client.num_outputs} if the data shows only some of them")
-        return outputs
+    client: QueryClient
+    classes: int
 
-    return answer
+    @property
+    def batch_size(self) -> int:
+        return self.client.batch_size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        outputs, scores = self.client(x), self.client.num_outputs
+        if scores not in (None, self.classes):
+            came = f"the box answers {scores} scores, but the data has {self.classes} classes"
+            raise InvalidInput(f"{came}; wanted --num-classes {scores} if the data shows only some of them")
+        return outputs
 
 
 def _rows(file: str) -> list[CertificateRow]:

@@ -63,8 +63,7 @@ def smallest_n(alpha: float, radius: float = 0.0, sigma: float = 1.0) -> int:
     10, 301 for r = 2σ, 5,114 for r = 3σ.
     """
     check_alpha(alpha)
-    p = float(norm.cdf(radius / sigma))
-    n = max(1, math.ceil(math.log(alpha) / math.log(p)))
+    n = max(1, math.ceil(math.log(alpha) / float(norm.logcdf(radius / sigma))))
     strict = radius <= 0.0  # a radius of exactly 0 is an abstention
     return n + 1 if strict and alpha ** (1.0 / n) <= 0.5 else n
 

@@ -76,11 +76,6 @@ class Schedule:
         """Epochs of all phases."""
         return sum(phase.epochs for phase in self.phases)
 
-    @property
-    def query_epochs(self) -> int:
-        """Epochs of the phases whose objective asks the box."""
-        return sum(phase.epochs for phase in self.phases if phase.objective == "full")
-
 
 def paper_scratch(lr: float = 1e-3, batch_size: int = 256) -> Schedule:
     """The paper's training from scratch: Adam for 200 epochs, then SGD dropping tenfold every 200; 600 in all.

@@ -87,14 +87,14 @@ def train_box(shown: Images, validation: Images):
     return models[best], scores[best]
 
 
-def train_stage1(s: Settings, shown: Images, validation: Images, seed: int) -> Autoencoder:
+def train_stage1(s: Settings, shown: Images, validation: Images, seed: int, out: Path | None = None) -> Autoencoder:
     """The autoencoder, pre-trained on clean images without queries."""
     with seeds.initialisation(seed, "autoencoder"):
         fresh = fitting_autoencoder(shown.shape, s.d_z)
     with bar("autoencoder") as progress:
         schedule = one_cycle(s.autoencoder_epochs, 3e-3, 64)
         return pretrain_autoencoder(
-            shown, fresh, schedule=schedule, seed=seed, validation=validation, progress=progress
+            shown, fresh, schedule=schedule, seed=seed, validation=validation, out=out, progress=progress
         )
 
 
@@ -177,7 +177,7 @@ def run(options: Demo) -> None:
 
     box = as_blackbox(model, outputs="probabilities", name=f"sklearn-mlp-{hidden}")
     client = QueryClient(box, ledger=out / "ledger.sqlite")
-    autoencoder = train_stage1(s, shown, validation, options.seed)
+    autoencoder = train_stage1(s, shown, validation, options.seed, out / "autoencoder")
     denoised = train_denoiser(s, client, shown, validation, options.seed)
     defenses = [
         train_queries(s, client, shown, validation, estimator, autoencoder, options.seed, out / name)
@@ -187,8 +187,8 @@ def run(options: Demo) -> None:
     rows = {
         "(a) bare model": ("baselines/bare", client, 0),
         "(b) MSE denoiser": ("baselines/mse-denoiser", denoised.outputs, 0),
-        "(c) ZO-AE-DS (RGE)": ("baselines/rge", defenses[0].outputs, client.spent["train ZO-AE-DS (RGE)"]),
-        "(d) ZO-AE-DS (CGE)": (".", defenses[1].outputs, client.spent["train ZO-AE-DS (CGE)"]),
+        "(c) ZO-AE-DS (RGE)": ("baselines/rge", defenses[0].outputs, client.spent.get("train ZO-AE-DS (RGE)", 0)),
+        "(d) ZO-AE-DS (CGE)": (".", defenses[1].outputs, client.spent.get("train ZO-AE-DS (CGE)", 0)),
     }
     runs = []
     for name, (place, base, spent) in rows.items():
@@ -201,7 +201,6 @@ def run(options: Demo) -> None:
                 alpha=s.alpha,
                 seed=options.seed,
                 out=out / place / "certificates.jsonl",
-                model=f"{name}:{box.spec.name}",
                 progress=progress,
             )
         write_tsv(certified, out / place / "certificates.tsv")

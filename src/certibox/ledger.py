@@ -8,12 +8,14 @@ the same transaction that settles it, so nothing paid for is lost.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from certibox.errors import BudgetExceeded, UnreadableFile
+from certibox.errors import BudgetExceeded, CertiboxError, UnreadableFile
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS spend (
@@ -34,7 +36,7 @@ class Ledger:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, isolation_level=None)
+            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=60)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(SCHEMA)
@@ -42,6 +44,18 @@ class Ledger:
         except (OSError, sqlite3.DatabaseError) as error:
             what = f"the ledger {path} cannot be opened ({error})"
             raise UnreadableFile(f"{what}; wanted a certibox ledger or a new path") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Commits, or rolls back when it raises; SQLite's errors in words."""
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+        except sqlite3.Error as error:
+            raise CertiboxError(
+                f"the ledger {self.path} failed ({error}); wanted a writable disk and no long locks"
+            ) from error
 
     def send(self, phase: str, n: int, wanted: int | None = None, budget: int | None = None) -> int:
         """Book n queries that are about to be sent; returns the row to settle.
@@ -51,8 +65,7 @@ class Ledger:
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         wanted = n if wanted is None else wanted
-        with self._db:  # commits, or rolls back when it raises
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             if budget is not None and wanted > budget - self.committed():
                 raise BudgetExceeded(wanted, max(0, budget - self.committed()))
             self._db.execute("UPDATE committed SET queries = queries + ?", (n,))
@@ -63,8 +76,7 @@ class Ledger:
 
     def settle(self, row: int, answered: int, entry: tuple[str, int, str, np.ndarray] | None = None) -> None:
         """Note that `answered` of a row's queries were answered and, with `entry`, journal the answers."""
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             refused = "(SELECT attempted FROM spend WHERE id = ?) - ?"
             self._db.execute(f"UPDATE committed SET queries = queries - ({refused})", (row, answered))
             self._db.execute("UPDATE spend SET answered = ? WHERE id = ?", (answered, row))

@@ -23,7 +23,7 @@ from certibox import checkpoints, seeds
 from certibox.config import Phase, Schedule, digest, require_same
 from certibox.errors import CertiboxError, InvalidInput
 from certibox.query import Journal, QueryClient
-from certibox.records import read_json, write_json_atomic
+from certibox.records import exclusive, read_json, write_json_atomic
 
 Progress = Callable[[int, int, str], None]  # done, total, what is going on
 
@@ -153,6 +153,20 @@ def run(
         raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")
     if checkpoint_every < 1:
         raise InvalidInput(f"checkpoint_every is {checkpoint_every}; wanted at least 1 step between checkpoints")
+    with exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
+        return _run(prepare, images, schedule, seed, client, directory, checkpoint_every, progress)
+
+
+def _run(
+    prepare: Callable[[dict[str, Tensor]], Task],
+    images: int,
+    schedule: Schedule,
+    seed: int,
+    client: QueryClient | None,
+    directory: RunDirectory | None,
+    checkpoint_every: int,
+    progress: Progress | None,
+) -> Task:
     tensors, state = _restore(directory)
     delivered = client.delivered if client else 0
     replaying = client.journal(directory.scope, state.journal) if client and directory else nullcontext()

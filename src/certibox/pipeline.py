@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from certibox import checkpoints, networks
-from certibox.errors import InvalidInput
+from certibox.config import require_same
+from certibox.errors import InvalidInput, UnreadableFile
 from certibox.estimators import GradientEstimator
 from certibox.losses import Loss
 from certibox.networks import Autoencoder
 from certibox.query import Fingerprint, QueryClient
-from certibox.records import read_json, write_json_atomic
+from certibox.records import write_json_atomic
 
 
 class RobustPipeline(nn.Module):
@@ -167,8 +168,13 @@ class Defense:
 
     @property
     def model_id(self) -> str:
-        """A name that changes when this defense or its box is replaced: method, box, digest of the white part."""
-        return f"{self.method}:{self.client.spec.name}:{checkpoints.module_digest(self.pipeline)[:12]}"
+        """A name in records that changes with the white part, the box's declaration, and a box that can be told."""
+        return f"{self.method}:{checkpoints.module_digest(self.pipeline)[:12]}:{self.client.spec.model_id}"
+
+    @property
+    def batch_size(self) -> int:
+        """Images that the box is asked at a time."""
+        return self.client.batch_size
 
     def save(self, directory: str | Path) -> Path:
         """Write `defense.safetensors` (everything) and `defense.json` (the same facts, to read) into `directory`."""
@@ -219,11 +225,18 @@ def load_defense(
     `UnreadableFile`; `InvalidInput` if a network of your own is missing, does not fit, or the box answers differently.
     """
     tensors, facts = checkpoints.read(Path(directory) / "defense.safetensors")
+    if "modules" not in facts:
+        raise UnreadableFile(
+            f"{directory} holds a checkpoint of training, not a defense; wanted what Defense.save wrote"
+        )
     kind = facts["box"]["outputs"]
     if kind != client.spec.outputs:
         raise InvalidInput(
             f"the defense in {directory} is for a box that answers {kind}, this one answers {client.spec.outputs}"
         )
+    declared = ("input_range", "clip", "levels", "mean", "std")
+    here = client.spec.provenance()
+    require_same({key: facts["box"][key] for key in declared}, {key: here[key] for key in declared}, str(directory))
     given = {"denoiser": denoiser, "autoencoder": autoencoder, "classifier": classifier}
     parts: dict[str, Callable | nn.Module | None] = dict.fromkeys(given)
     for name, spec in facts["modules"].items():
@@ -248,8 +261,3 @@ def load_defense(
         facts=facts["training"],
         fingerprint=Fingerprint.from_dict(stored) if stored else None,
     )
-
-
-def read_facts(directory: str | Path) -> dict[str, Any]:
-    """The readable facts of a saved defense."""
-    return read_json(Path(directory) / "defense.json")

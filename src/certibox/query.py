@@ -77,6 +77,11 @@ class QueryClient:
         return self.box.spec
 
     @property
+    def model_id(self) -> str:
+        """The bare box's name in records."""
+        return f"bare:{self.spec.model_id}"
+
+    @property
     def left(self) -> int | None:
         """Queries that the budget still allows; None without a budget. Lost ones may have been paid for, and count."""
         if self.budget is None:
@@ -124,6 +129,8 @@ class QueryClient:
         Errors: `BudgetExceeded` before the first query that the budget cannot pay, with the rest of the call unsent;
         `BoxFailed`, `BadOutput`, `InvalidImages`.
         """
+        if not isinstance(x, Tensor):
+            raise InvalidImages(f"a query is {type(x).__name__}; wanted a float tensor (n, channels, height, width)")
         self.spec.check_images(x)
         if len(x) == 0:
             raise InvalidImages(f"a query has shape {tuple(x.shape)}; wanted at least one image")

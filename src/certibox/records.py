@@ -11,7 +11,8 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
@@ -278,6 +279,29 @@ def read_json(path: PathLike) -> Any:
         return json.loads(content)
     except ValueError as error:
         raise UnreadableFile(f"{path}: not JSON ({error}); restore the file or make it again") from error
+
+
+@contextmanager
+def exclusive(path: PathLike) -> Iterator[None]:
+    """Keep other processes from writing to `path` inside; `InvalidInput` at once if one already does.
+
+    The lock is the operating system's, on a file beside it, and ends with the process however that ends. Where the
+    system has no such locks (Windows), nothing is kept out.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock = Path(path).with_name(f".{Path(path).name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            text = f"another process is writing {path}; wait for it, or write to another place"
+            raise InvalidInput(text) from error
+        yield
 
 
 def write_json_atomic(path: PathLike, obj: Any) -> None:

@@ -7,6 +7,8 @@ each from its own seed, so neither the batch size nor an interruption changes wh
 from __future__ import annotations
 
 import hashlib
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -107,6 +109,8 @@ class SmoothedClassifier:
         if num_classes < 2:
             raise InvalidInput(f"num_classes is {num_classes}; wanted at least 2")
         self.base_classifier, self.num_classes, self.sigma = base_classifier, num_classes, float(sigma)
+        owner = getattr(base_classifier, "__self__", base_classifier)
+        self._asked_at_a_time: int | None = getattr(owner, "batch_size", None)
 
     def certify(
         self,
@@ -154,8 +158,9 @@ class SmoothedClassifier:
         """
         check_image(x)
         confidence.check_alpha(alpha)
-        if n < 1:
-            raise InvalidInput(f"n is {n}; wanted at least 1 vote")
+        smallest = math.ceil(1 - math.log2(alpha))  # unanimous votes have a p-value of 2 / 2^n
+        if n < smallest:
+            raise InvalidInput(f"n is {n}, which can only abstain at alpha = {alpha}; the smallest n is {smallest}")
         counts = self._count(x, n, seed, image_digest(x), "predict", batch_size, None)
         second, first = np.argsort(counts, kind="stable")[-2:]
         p_value = confidence.two_sided_p_value(int(counts[first]), int(counts[second]))
@@ -173,10 +178,14 @@ class SmoothedClassifier:
         total = np.zeros(self.num_classes, dtype=np.int64) if votes is None else votes.copy()
         with torch.inference_mode():
             for noisy in noisy_batches(x, self.sigma, done, n, batch_size, (seed, image, stream)):
-                total += self._votes(self.base_classifier(noisy), len(noisy))
-                done += len(noisy)
-                if journal:
-                    journal.note(stream, done, total)
+                for asked in noisy.split(
+                    self._asked_at_a_time or len(noisy)
+                ):  # a vote is kept as soon as it is paid for
+                    total += self._votes(self.base_classifier(asked), len(asked))
+                    done += len(asked)
+                    if journal:
+                        journal.note(stream, done, total)
+                    del asked
                 del noisy  # before the next is drawn: memory is one batch
         return total
 
@@ -210,6 +219,13 @@ def check_image(x: Tensor) -> None:
         raise InvalidImages(f"the image is {came}; wanted one float tensor (channels, height, width) on [0, 1]")
     if not torch.isfinite(x).all():
         raise InvalidImages("the image holds NaN or infinite pixels; wanted finite pixels on [0, 1]")
+    low, high = (float(pixel) for pixel in x.aminmax())
+    if high > 16 or low < -16:
+        raise InvalidImages(f"pixels go from {low:g} to {high:g}; wanted [0, 1], the units of sigma: divide by 255")
+    if high > 1.001 or low < -0.001:
+        warnings.warn(
+            f"pixels go from {low:g} to {high:g}, not [0, 1]: sigma and radius are in these units", stacklevel=3
+        )
 
 
 def image_digest(x: Tensor) -> str:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +74,8 @@ def train(
 
     Errors: `InvalidInput` for values out of order, `NotDifferentiable`, `BudgetExceeded` and the errors of the client.
     """
+    if not isinstance(images, Images):
+        raise InvalidInput(f"images is {type(images).__name__}; wanted certibox.Images, see images_from_arrays")
     settings = Settings(
         method=method,
         sigma=sigma,
@@ -117,6 +119,7 @@ def train(
         "validation": held.digest,
         "start": module_digest(pipeline),
         "box": client.spec.provenance(),
+        "batch_size": client.batch_size,
     }
     _check_step(pipeline, client, shown, settings)
     job = Objective(settings, client, pipeline, shown, held)
@@ -201,6 +204,10 @@ def _pipeline(
     if method.order == 0 and settings.estimator is not None:
         c, h, w = image_shape
         settings.estimator.cost(autoencoder.d_z if method.bottleneck and autoencoder else c * h * w)
+    if settings.method == "RS" and client.spec.outputs != "logits":
+        raise InvalidInput(
+            f"RS trains a network's logits, the box answers {client.spec.outputs}; wanted outputs='logits'"
+        )
     if settings.method == "RS" and classifier is None:
         differentiable(client.box)
         classifier = getattr(client.box, "module", None)
@@ -284,8 +291,9 @@ def _gamma(method: str, gamma: float | None) -> float:
 
 def _plain(settings: Settings) -> dict[str, Any]:
     """Settings as plain values; an estimator by its type and fields."""
-    estimator = settings.estimator
-    fields = asdict(estimator) if is_dataclass(estimator) and not isinstance(estimator, type) else {}
     plain: dict[str, Any] = {**vars(settings), "schedule": asdict(settings.schedule)}
-    plain["estimator"] = {"name": type(estimator).__name__, **fields} if estimator is not None else None
+    if (estimator := settings.estimator) is not None:
+        held = getattr(estimator, "__dict__", {})
+        fields = {name: value if isinstance(value, int | float | str) else repr(value) for name, value in held.items()}
+        plain["estimator"] = {"name": type(estimator).__name__, **fields}
     return plain

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,6 +35,8 @@ class BoxSpec:
     image_shape: (c, h, w); images of another shape are refused.
     batch_size: the number of images a call that serves the box best; never above `max_batch`.
     max_batch: the most images that one call may hold.
+    name: what messages and records call the box.
+    identity: a digest of the model itself, where an adapter can take one without a query; None for a function.
 
     Raises InvalidInput for a declaration that cannot hold.
     """
@@ -48,6 +52,7 @@ class BoxSpec:
     batch_size: int = 256
     max_batch: int | None = None
     name: str = "box"
+    identity: str | None = None
 
     def __post_init__(self) -> None:
         if self.outputs not in OUTPUTS:
@@ -128,6 +133,12 @@ class BoxSpec:
         fields = asdict(self)
         del fields["batch_size"], fields["max_batch"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+    @property
+    def model_id(self) -> str:
+        """A name that changes with the declaration, and with the model where that has an identity."""
+        declared = json.dumps(self.provenance(), sort_keys=True)
+        return f"{self.name}:{hashlib.sha256(declared.encode()).hexdigest()[:12]}"
 
 
 class BlackBox(Protocol):

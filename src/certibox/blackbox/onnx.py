@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class OnnxBox:
         self._output_name = output.name
         batch = image.shape[0]
         self._fixed_batch: int | None = batch if isinstance(batch, int) else None
+        declared.setdefault("identity", hashlib.sha256(Path(path).read_bytes()).hexdigest())
         self.spec = _spec(path, image, output, outputs, declared)
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs

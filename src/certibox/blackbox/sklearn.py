@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -38,9 +40,15 @@ class SklearnBox:
                     f"num_classes is {declared['num_classes']}; {name} was fitted to {num_classes} classes"
                 )
             declared["num_classes"] = num_classes
+            if not np.array_equal(self._classes, np.arange(num_classes)):
+                some = ", ".join(map(str, self._classes[:5]))
+                warnings.warn(
+                    f"column k of {name} is class classes_[k] ({some}, ...); labels count columns", stacklevel=3
+                )
             if outputs == "logits" and num_classes > 2 and _votes_one_vs_one(estimator):
                 raise InvalidInput(f"{name} has decision_function_shape='ovo', a score a pair; make it 'ovr'")
         declared.setdefault("name", name)
+        declared.setdefault("identity", _identity(estimator))
         self.spec = BoxSpec(outputs, **declared)
         self.estimator = estimator
         self._threads = ThreadpoolController()
@@ -74,6 +82,17 @@ def _classes(estimator: Any) -> np.ndarray | None:
     if isinstance(classes, list):
         raise InvalidInput(f"{type(estimator).__name__} predicts {len(classes)} labels an image; give one of one label")
     return None if classes is None else np.asarray(classes)
+
+
+def _identity(estimator: Any) -> str | None:
+    """SHA-256 of the arrays that were fitted; None where they lie deeper, as in forests and pipelines."""
+    found = {name: value for name, value in sorted(vars(estimator).items()) if name.endswith("_")}
+    parts = [part for value in found.values() for part in (value if isinstance(value, list) else [value])]
+    numbers = [part for part in parts if isinstance(part, np.ndarray) and part.dtype.kind in "fiu"]
+    total = hashlib.sha256()
+    for array in numbers:
+        total.update(f"{array.dtype}/{array.shape}".encode() + array.tobytes())
+    return total.hexdigest() if numbers else None
 
 
 def _offered(estimator: Any, classes: np.ndarray | None) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from certibox.blackbox.base import BoxSpec, to_outputs
+from certibox.checkpoints import module_digest
 
 # Images a second by batch size, channels last (contiguous), at 3x32x32 on 2 CPU threads with torch 2.13, best of three:
 #     batch size                                16           32           64          128          256          512
@@ -30,6 +31,7 @@ class TorchBox:
         batch_size = _CPU_BATCH_SIZE if reference is None or reference.device.type == "cpu" else BoxSpec.batch_size
         declared.setdefault("batch_size", batch_size)
         declared.setdefault("name", type(module).__name__)
+        declared.setdefault("identity", module_digest(module))
         self.spec = BoxSpec(outputs, **declared)
         self.module = module.eval()
         self._lay_out(channels_last=any(isinstance(layer, nn.Conv2d) for layer in module.modules()))
@@ -44,6 +46,8 @@ class TorchBox:
         return self._forward(x).to(x.device)
 
     def _forward(self, x: Tensor) -> Tensor:
+        if self.module.training:  # its owner may have gone on training it
+            self.module.eval()
         reference = _reference(self.module)  # looked up every time: the user may move the module
         like = x if reference is None else reference
         layout = torch.channels_last if self._channels_last else torch.contiguous_format

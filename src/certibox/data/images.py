@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from certibox import seeds
 from certibox.errors import InvalidImages, InvalidInput
 
 Index = slice | Tensor | Sequence[int]
@@ -103,7 +104,7 @@ class Images:
             raise InvalidInput(
                 f"{self.name}: share {share} of {len(self)} images leaves a part empty; choose in (0, 1)"
             )
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self), generator=seeds.generator(seed, "split"))
         rest, kept = self.select(order[held:]), self.select(order[:held])
         origin = f"share {share}, seed {seed} of {self.name}"
         return replace(rest, name=f"all but {origin}"), replace(kept, name=origin)

@@ -126,7 +126,14 @@ def joined(rows_a: Sequence[Outcome], rows_b: Sequence[Outcome]) -> tuple[Sequen
     order = sorted(a)
     if any(a[idx].label != b[idx].label for idx in order):
         raise InvalidInput("the two runs give one image different labels; compare runs on the same data set")
+    if any(getattr(a[idx], "image", None) != getattr(b[idx], "image", None) for idx in order if _told(a[idx], b[idx])):
+        raise InvalidInput("the two runs certified other images under one number; compare runs on the same images")
     return [a[idx] for idx in order], [b[idx] for idx in order]
+
+
+def _told(a: Outcome, b: Outcome) -> bool:
+    """Whether both rows say which image they are of; published rows do not."""
+    return hasattr(a, "image") and hasattr(b, "image")
 
 
 @dataclass(frozen=True)
