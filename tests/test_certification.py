@@ -17,9 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from certibox.blackbox import as_blackbox
 from certibox.certification import at_alpha, certify_dataset, merge
 from certibox.data import Images, load_images
-from certibox.errors import ConfigMismatch, InvalidInput, UnreadableFile
+from certibox.errors import BudgetExceeded, ConfigMismatch, InvalidInput, UnreadableFile
+from certibox.query import QueryClient
 from certibox.records import CertificateRow, append_row, read_rows
 from certibox.smoothing import SmoothedClassifier
 from doubles import CountingBox, LinearBox
@@ -417,3 +419,54 @@ def test_a_killed_process_loses_one_batch_and_changes_no_row(tmp_path: Path) -> 
     extra = sum(asked(calls)) - sum(asked(tmp_path / "plain-calls"))
     assert 0 <= extra <= KILLS * KILL_BATCH
     assert not votes_of(out).exists()
+
+
+def linear_client(seed: int = 1, budget: int | None = None, ledger: Path | None = None, **declared: Any) -> QueryClient:
+    """A metered linear box that is asked 10 images at a time."""
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3))
+    with torch.no_grad():
+        module[1].weight.copy_(torch.randn(3, 6, generator=torch.Generator().manual_seed(seed)))
+        module[1].bias.zero_()
+    return QueryClient(as_blackbox(module, "logits", max_batch=10, **declared), budget=budget, ledger=ledger)
+
+
+def test_a_budget_raised_again_and_again_pays_every_vote_once(tmp_path: Path) -> None:
+    """Votes are kept as the box answers, not as noise is drawn: 50 noisy copies are asked in five batches of ten."""
+    whole = certify(linear_client(), model=None)
+    out, ledger = tmp_path / "rows.jsonl", tmp_path / "ledger.sqlite"
+    for budget in range(95, len(whole) * QUERIES, 95):
+        with pytest.raises(BudgetExceeded):
+            certify(linear_client(budget=budget, ledger=ledger), out, model=None)
+    client = linear_client(budget=len(whole) * QUERIES, ledger=ledger)
+    assert timeless(certify(client, out, model=None)) == timeless(whole)
+    assert client.queries == len(whole) * QUERIES
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"levels": 4}, {"input_range": (0, 255)}])
+def test_certificates_of_another_box_are_not_gone_on_with(tmp_path: Path, change: dict[str, Any]) -> None:
+    out = tmp_path / "rows.jsonl"
+    certify(linear_client(), out, pictures(2), model=None)
+    kept = out.read_bytes()
+    with pytest.raises(ConfigMismatch, match="model is"):
+        certify(linear_client(**change), out, model=None)
+    assert out.read_bytes() == kept
+
+
+def test_certificates_of_another_number_of_classes_are_not_gone_on_with(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    certify(box(), out, pictures(2))
+    four = CountingBox(LinearBox(torch.randn(4, 6)))
+    with pytest.raises(ConfigMismatch, match="num_classes is 3 there and 4 here"):
+        certify_dataset(SmoothedClassifier(four, 4, SIGMA), pictures(), out=out, **SETTINGS)
+
+
+def test_a_file_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+
+    def second_writer(x: Tensor) -> Tensor:
+        with pytest.raises(InvalidInput, match=r"another process is writing .*rows\.jsonl"):
+            certify(box(), out)
+        return box()(x)
+
+    assert timeless(certify(second_writer, out, pictures(1))) == timeless(certify(box(), None, pictures(1)))
+    certify(box(), out)  # the lock ended with its holder

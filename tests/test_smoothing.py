@@ -403,3 +403,24 @@ def test_certify_holds_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(box.batch_sizes) == 64
     assert len(given) == 6  # 20 = 1 batch, 300 = 5 batches
     assert set(alive) == {0}
+
+
+def test_pixels_of_another_scale_are_named_before_a_query() -> None:
+    asked = []
+    smoothed = SmoothedClassifier(lambda x: asked.append(x) or x.flatten(1)[:, :2], 2, 0.25)
+    for image in (torch.full((1, 2, 2), 255.0), torch.full((1, 2, 2), -17.0)):
+        with pytest.raises(InvalidImages, match="divide by 255"):
+            smoothed.certify(image, n0=10, n=10, alpha=0.01, seed=0)
+        with pytest.raises(InvalidImages, match="divide by 255"):
+            smoothed.predict(image, n=10, alpha=0.01, seed=0)
+    assert not asked
+    with pytest.warns(UserWarning, match=r"not \[0, 1\]"):
+        smoothed.certify(torch.full((1, 2, 2), 1.5), n0=10, n=10, alpha=0.01, seed=0)
+
+
+def test_a_prediction_that_can_only_abstain_names_the_smallest_n() -> None:
+    smoothed = SmoothedClassifier(lambda x: torch.ones(len(x), dtype=torch.int64), 2, 0.25)
+    x = torch.full((1, 2, 2), 0.5)
+    with pytest.raises(InvalidInput, match="smallest n is 11"):
+        smoothed.predict(x, n=10, alpha=0.001, seed=0)
+    assert smoothed.predict(x, n=11, alpha=0.001, seed=0).label == 1
