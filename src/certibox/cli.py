@@ -180,8 +180,8 @@ def run_train(options: Train) -> None:
             progress=progress,
         )
     defense.save(out / "defense")
-    if (live := _live(out / "training" / "rows.jsonl")) is not None:
-        OUT.print(f"live coordinates of the embedding, on average over the last epoch: {live:.1f}")
+    for line in _outcome(out / "training" / "rows.jsonl", options.method):
+        OUT.print(line)
     OUT.print(f"saved {out / 'defense'}; queries spent: {_spent(client)}")
 
 
@@ -396,10 +396,20 @@ def _check_box(defense: Defense | None, client: QueryClient) -> None:
     print("the box answers its canaries as it did when the defense was trained", file=sys.stderr)
 
 
-def _live(rows: Path) -> float | None:
-    """Mean number of live coordinates in the last epoch of a run; None where none are dead by construction."""
-    lines = rows.read_text(encoding="utf-8").splitlines()
-    return json.loads(lines[-1]).get("live") if lines else None
+def _outcome(path: Path, method: str) -> list[str]:
+    """What the rows of a run tell about how it went: the selected score, and the live coordinates of the last epoch."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    scores, lines = [row["validation"] for row in rows if row["validation"] is not None], []
+    if scores:
+        said = (
+            "minus the squared error of denoising"
+            if METHODS[method].order is None
+            else "noisy votes that keep the target"
+        )
+        lines.append(f"validation, best epoch: {max(scores):.3f} ({said})")
+    if rows and "live" in rows[-1]:
+        lines.append(f"live coordinates of the embedding, on average over the last epoch: {rows[-1]['live']:.1f}")
+    return lines
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -206,7 +206,9 @@ def run(options: Demo) -> None:
         write_tsv(certified, out / place / "certificates.tsv")
         runs.append(report.Run(name, certified, {"train": spent, "certify": sum(row.queries for row in certified)}))
 
-    pictures = {"digits.png": _picture(defenses[-1], test, s.sigma, options.seed, out / "digits.png")}
+    pictures = {
+        "clean, noisy, denoised and decoded": _picture(defenses[-1], test, s.sigma, options.seed, out / "digits.png")
+    }
     facts = {
         "box": f"{box.spec.name}, {accuracy:.1%} right on clean validation digits",
         "images": f"{len(test)} held-out digits",

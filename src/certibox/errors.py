@@ -67,7 +67,5 @@ class BudgetExceeded(CertiboxError):
     exit_status = 3
 
     def __init__(self, wanted: int, left: int) -> None:
-        super().__init__(
-            f"{wanted} queries wanted, {left} left in the budget; raise the budget and resume, or lower q or n"
-        )
+        super().__init__(f"{wanted} queries wanted, {left} left in the budget; raise the budget and resume")
         self.wanted, self.left = wanted, left

@@ -178,9 +178,8 @@ class SmoothedClassifier:
         total = np.zeros(self.num_classes, dtype=np.int64) if votes is None else votes.copy()
         with torch.inference_mode():
             for noisy in noisy_batches(x, self.sigma, done, n, batch_size, (seed, image, stream)):
-                for asked in noisy.split(
-                    self._asked_at_a_time or len(noisy)
-                ):  # a vote is kept as soon as it is paid for
+                # Votes are kept as they are paid for: no more than the box is asked at a time is ever lost.
+                for asked in noisy.split(self._asked_at_a_time or len(noisy)):
                     total += self._votes(self.base_classifier(asked), len(asked))
                     done += len(asked)
                     if journal:
