@@ -414,7 +414,7 @@ def test_pixels_of_another_scale_are_named_before_a_query() -> None:
         with pytest.raises(InvalidImages, match="divide by 255"):
             smoothed.predict(image, n=10, alpha=0.01, seed=0)
     assert not asked
-    with pytest.warns(UserWarning, match=r"not \[0, 1\]"):
+    with pytest.warns(UserWarning, match=r"outside \[0, 1\]"):
         smoothed.certify(torch.full((1, 2, 2), 1.5), n0=10, n=10, alpha=0.01, seed=0)
 
 

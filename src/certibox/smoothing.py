@@ -222,9 +222,8 @@ def check_image(x: Tensor) -> None:
     if high > 16 or low < -16:
         raise InvalidImages(f"pixels go from {low:g} to {high:g}; wanted [0, 1], the units of sigma: divide by 255")
     if high > 1.001 or low < -0.001:
-        warnings.warn(
-            f"pixels go from {low:g} to {high:g}, not [0, 1]: sigma and radius are in these units", stacklevel=3
-        )
+        text = "an image has pixels outside [0, 1]: sigma and radius are in the units of its own pixels"
+        warnings.warn(text, stacklevel=3)  # the same text every time, so that it is shown once
 
 
 def image_digest(x: Tensor) -> str:
