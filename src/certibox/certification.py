@@ -58,14 +58,13 @@ def certify_dataset(
     if images.num_classes is not None and images.num_classes > smoothed.num_classes:
         came = f"labels go up to {images.num_classes - 1} but the classifier has {smoothed.num_classes} classes"
         raise InvalidInput(f"{came}; wanted labels below {smoothed.num_classes}")
-    model = model or _model_id(smoothed)
     settings: dict[str, Any] = {
         "n0": n0,
         "n": n,
         "alpha": alpha,
         "sigma": smoothed.sigma,
         "seed": seed,
-        "model": model,
+        "model": model or smoothed.model_id,
     }
     path = Path(out) if out is not None else None
     with exclusive(path) if path else nullcontext():
@@ -153,12 +152,6 @@ def _row(
     correct = None if label is None else certificate.label == label
     predict = certificate.label
     return CertificateRow(idx, label, predict, correct=correct, seconds=seconds, model=model, version=version, **held)  # pyright: ignore
-
-
-def _model_id(smoothed: SmoothedClassifier) -> str:
-    """What the base classifier, or the object whose method it is, says of itself; a bare function says nothing."""
-    owner = getattr(smoothed.base_classifier, "__self__", smoothed.base_classifier)
-    return getattr(owner, "model_id", "base classifier")
 
 
 def _resume(path: Path | None, settings: dict[str, Any], images: Images, num_classes: int) -> dict[int, CertificateRow]:

@@ -153,31 +153,18 @@ def run(
         raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")
     if checkpoint_every < 1:
         raise InvalidInput(f"checkpoint_every is {checkpoint_every}; wanted at least 1 step between checkpoints")
-    with exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
-        return _run(prepare, images, schedule, seed, client, directory, checkpoint_every, progress)
-
-
-def _run(
-    prepare: Callable[[dict[str, Tensor]], Task],
-    images: int,
-    schedule: Schedule,
-    seed: int,
-    client: QueryClient | None,
-    directory: RunDirectory | None,
-    checkpoint_every: int,
-    progress: Progress | None,
-) -> Task:
-    tensors, state = _restore(directory)
     delivered = client.delivered if client else 0
-    replaying = client.journal(directory.scope, state.journal) if client and directory else nullcontext()
-    with replaying as journal:
-        if journal:
-            journal.trim()  # in case the last run ended between its checkpoint and this
-        task = prepare(tensors["constants"])
-        loop = _Loop(task, schedule, state, tensors, client, delivered, directory, journal, progress)
-        loop.go(images, seed, checkpoint_every)
-    if directory:
-        directory.close()
+    with exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
+        tensors, state = _restore(directory)
+        replaying = client.journal(directory.scope, state.journal) if client and directory else nullcontext()
+        with replaying as journal:
+            if journal:
+                journal.trim()  # in case the last run ended between its checkpoint and this
+            task = prepare(tensors["constants"])
+            loop = _Loop(task, schedule, state, tensors, client, delivered, directory, journal, progress)
+            loop.go(images, seed, checkpoint_every)
+        if directory:
+            directory.close()
     return task
 
 

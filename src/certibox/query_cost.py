@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from certibox.errors import InvalidInput
+from certibox.objective import METHODS
 from certibox.options import EstimatorOptions, option
-from certibox.training import METHODS
 
 
 @dataclass(frozen=True)

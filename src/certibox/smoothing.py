@@ -110,7 +110,9 @@ class SmoothedClassifier:
             raise InvalidInput(f"num_classes is {num_classes}; wanted at least 2")
         self.base_classifier, self.num_classes, self.sigma = base_classifier, num_classes, float(sigma)
         owner = getattr(base_classifier, "__self__", base_classifier)
-        self._asked_at_a_time: int | None = getattr(owner, "batch_size", None)
+        self.model_id: str = getattr(owner, "model_id", "base classifier")  # a bare function says nothing of itself
+        size = getattr(owner, "batch_size", None)
+        self._asked_at_a_time = size if isinstance(size, int) and size > 0 else None
 
     def certify(
         self,

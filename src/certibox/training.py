@@ -96,11 +96,7 @@ def train(
         stage1 = one_cycle(math.ceil(STAGE1_STEPS / steps), 3e-3, schedule.batch_size)
         autoencoder_schedule = autoencoder_schedule or stage1
     pipeline = _pipeline(settings, client, images.shape, denoiser, autoencoder, classifier)
-    held, shown = (validation, images) if isinstance(validation, Images) else images.split(validation, seed)[::-1]
-    if isinstance(validation, Images) and validation.shape != images.shape:
-        raise InvalidInput(
-            f"validation images have shape {validation.shape}, training images {images.shape}; wanted the same"
-        )
+    shown, held = _held_out(images, validation, seed)
     if pipeline.autoencoder is not None and autoencoder_schedule is not None:  # now that all else is known to fit
         pipeline.autoencoder = pretrain_autoencoder(
             images,
@@ -158,7 +154,7 @@ def pretrain_autoencoder(
     """Stage 1: a copy of `autoencoder` trained to reconstruct clean images; no query. Selects on validation MSE."""
     trained = copy.deepcopy(autoencoder).to(memory_format=torch.channels_last)  # pyright: ignore
     trained.to(device).requires_grad_(True)
-    held, shown = (validation, images) if isinstance(validation, Images) else images.split(validation, seed)[::-1]
+    shown, held = _held_out(images, validation, seed)
     config = {"schedule": asdict(schedule), "seed": seed, "augmentation": augmentation}
     config |= {"images": shown.digest, "validation": held.digest, "start": module_digest(trained)}
     directory = RunDirectory(out, config) if out is not None else None
@@ -176,6 +172,17 @@ def pretrain_autoencoder(
     task = Task(trained, list(trained.parameters()), terms, score, lambda phase: True, {})
     run(lambda constants: task, len(shown), schedule, seed, directory=directory, progress=progress)
     return trained.eval().requires_grad_(False)
+
+
+def _held_out(images: Images, validation: Images | float, seed: int) -> tuple[Images, Images]:
+    """The images to train on and those to select on: given apart, or a share of the first."""
+    if not isinstance(validation, Images):
+        return images.split(validation, seed)
+    if validation.shape != images.shape:
+        raise InvalidInput(
+            f"validation images have shape {validation.shape}, training images {images.shape}; wanted the same"
+        )
+    return images, validation
 
 
 def _suitable(images: Images, seed: int) -> Autoencoder:
