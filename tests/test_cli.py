@@ -21,9 +21,11 @@ import torch
 import yaml
 
 from certibox import certification, checkpoints
+from certibox.authors import save_autoencoder
 from certibox.cli import COMMANDS, Certify, main, parse
 from certibox.data import load_images
 from certibox.ledger import Ledger
+from certibox.networks import fitting_autoencoder
 from certibox.options import load_model
 from certibox.query_cost import QueryCost, plan
 from certibox.records import CertificateRow, read_json, read_rows, read_tsv
@@ -729,6 +731,35 @@ def test_training_spends_what_query_cost_says_and_the_seed_names_the_result(run)
     assert checkpoints.tensors_digest(a) == checkpoints.tensors_digest(b)
     frozen = next(name for name in a if "decoder" in name)
     assert not torch.equal(a[frozen], c[frozen])  # the autoencoder, too, starts from the seed
+
+
+def test_a_saved_autoencoder_is_taken_as_pre_trained(place: Path, run) -> None:
+    ours = fitting_autoencoder((1, 4, 4), d_z=4)
+    save_autoencoder(ours, "ours")
+    assert run(train(more="--autoencoder ours --scheme denoiser", method="ZO-AE-DS")).status == 0
+    assert not (place / "run" / "training" / "autoencoder").exists()
+    tensors, facts = checkpoints.read("run/defense/defense.safetensors")
+    assert facts["modules"]["autoencoder"] == ours.spec
+    assert checkpoints.tensors_digest(checkpoints.under("autoencoder", tensors)) == checkpoints.module_digest(ours)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("--autoencoder ours --d-z 4", ["d_z is 4", "saved in ours"]),
+        ("--autoencoder ours --data larger.npz", ["(1, 4, 4)", "(1, 5, 5)"]),
+        ("--autoencoder empty", ["empty/autoencoder.safetensors"]),
+        ("--autoencoder ae-48", ["(3, 32, 32)", "(1, 4, 4)"]),  # a name wins over a directory
+        ("--autoencoder ./ae-48", ["ae-48/autoencoder.safetensors"]),
+        ("--autoencoder nowhere", ["'nowhere'", "directory of a saved one"]),
+    ],
+)
+def test_a_saved_autoencoder_that_does_not_fit_is_refused(place: Path, refused, more: str, words: list[str]) -> None:
+    save_autoencoder(fitting_autoencoder((1, 4, 4), d_z=4), "ours")
+    for empty in ("empty", "ae-48"):
+        (place / empty).mkdir()
+    refused(train(more=more, method="ZO-AE-DS"), *words)
+    assert totals("run/ledger.sqlite") == (0, 0, 0)
 
 
 def test_a_model_file_may_bear_the_name_of_a_module_that_others_need(place: Path, run) -> None:

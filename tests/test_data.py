@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,44 @@ def test_split_is_a_function_of_the_seed() -> None:
 def test_split_refuses_a_share_that_leaves_a_part_empty(share: float) -> None:
     with pytest.raises(InvalidInput, match="leaves a part empty"):
         random_images().split(share, 0)
+
+
+class Negative:
+    digest = "negative"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 0.3 - x
+
+
+def test_a_view_is_what_floats_show() -> None:
+    plain = random_images()
+    seen = replace(plain, view=Negative())
+    assert torch.equal(seen.floats([3, 1]), 0.3 - plain.floats([3, 1]))
+    assert torch.equal(seen.select([5, 2]).floats(), 0.3 - plain.floats([5, 2]))
+    for part, original in zip(seen.split(0.25, 3), plain.split(0.25, 3), strict=True):
+        assert torch.equal(part.floats(), 0.3 - original.floats())
+        assert part.labels is not None
+        assert original.labels is not None
+        assert torch.equal(part.labels, original.labels)
+    assert seen.shape == plain.shape
+
+
+def test_a_view_enters_the_digest() -> None:
+    plain, other = random_images(), Negative()
+    other.digest = "other"
+    views = (None, Negative(), other)
+    assert len({replace(plain, view=view).digest for view in views}) == 3
+    assert replace(plain, view=Negative()).digest == replace(plain, view=Negative()).digest
+
+
+def test_a_view_that_changes_the_shape_is_refused() -> None:
+    class Flat(Negative):
+        def __call__(self, x: Tensor) -> Tensor:
+            return x.flatten(1)
+
+    with pytest.raises(InvalidImages, match=r"made \(12, 90\) of \(12, 3, 5, 6\)") as caught:
+        replace(random_images(), view=Flat()).floats()
+    assert_one_line(caught)
 
 
 def test_digest_is_the_sha256_of_shape_and_pixels() -> None:

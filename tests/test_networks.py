@@ -16,12 +16,14 @@ from certibox.networks import (
     AUTOENCODERS,
     CLASSIFIERS,
     DENOISERS,
+    RECONSTRUCTORS,
     Autoencoder,
     build,
     cifar_resnet,
     dncnn,
     fitting_autoencoder,
     imagenet_resnet,
+    mnist_reconstructor,
     resnet18_stl10,
     unet,
 )
@@ -524,12 +526,51 @@ def test_classifiers_need_classes_and_channels(name: str):
             CLASSIFIERS[name](**arguments)
 
 
+# --- reconstructors --------------------------------------------------------------------------------------------------
+
+
+def test_reconstructor_layers_are_the_papers():
+    net = mnist_reconstructor()
+    down, up = layers(net, nn.Conv2d), layers(net, nn.ConvTranspose2d)
+    assert [type(m) for m in net] == [nn.Conv2d, nn.ReLU] * 4 + [nn.ConvTranspose2d, nn.ReLU] * 2 + [
+        nn.ConvTranspose2d,
+        nn.Tanh,
+    ]
+    windows = [(m.out_channels, m.kernel_size[0], m.stride[0], m.padding[0]) for m in (*down, *up)]
+    assert windows == [
+        (16, 3, 1, 1),
+        (32, 3, 3, 1),
+        (16, 3, 3, 1),
+        (8, 3, 3, 1),
+        (16, 3, 2, 0),
+        (8, 5, 3, 1),
+        (1, 2, 2, 1),
+    ]
+    assert net[:8](images(2, 1, 28, 28)).shape == (2, 8, 2, 2)
+    assert net(images(2, 1, 28, 28)).shape == (2, 1, 28, 28)
+    assert parameters(net) == 160 + 4640 + 4624 + 1160 + 1168 + 3208 + 33
+
+
+def test_reconstructor_starts_with_hes_weights():
+    """Weight variance 2 / fan; the bound is 4 standard errors of a sample variance, 4 sqrt(2 / count)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = mnist_reconstructor()
+    fans = [9, 16 * 9, 32 * 9, 16 * 9, 16 * 9, 8 * 25, 4]
+    for layer, fan in zip(layers(net, nn.Conv2d) + layers(net, nn.ConvTranspose2d), fans, strict=True):
+        variance = layer.weight.square().mean().item()
+        assert variance == pytest.approx(2 / fan, rel=4 * math.sqrt(2 / layer.weight.numel()))
+        assert layer.bias is not None
+        assert not layer.bias.any()
+
+
 # --- rebuilding ------------------------------------------------------------------------------------------------------
 
 MADE: dict[str, Callable[[], nn.Module]] = {
     **{name: (lambda f=factory: f(2)) for name, factory in DENOISERS.items()},
     **AUTOENCODERS,
     **{name: (lambda f=factory: f(num_classes=4, channels=2)) for name, factory in CLASSIFIERS.items()},
+    **RECONSTRUCTORS,
     "short dncnn": lambda: dncnn(1, depth=5, width=8),
     "wide unet": lambda: unet(1, width=16),
     "fitted": lambda: fitting_autoencoder((2, 9, 14), d_z=5, width=3),

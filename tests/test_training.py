@@ -36,7 +36,8 @@ from certibox.networks import Autoencoder, dncnn, fitting_autoencoder
 from certibox.pipeline import Defense, load_defense
 from certibox.query import QueryClient
 from certibox.smoothing import SmoothedClassifier
-from certibox.training import METHODS, pretrain_autoencoder, train
+from certibox.supervised import pretrain_autoencoder
+from certibox.training import METHODS, train
 from doubles import CountingBox, LinearBox
 
 SHAPE, D, D_Z, K = (1, 4, 4), 16, 6, 3

@@ -14,7 +14,8 @@ from certibox.pipeline import Defense, load_defense
 from certibox.query import Fingerprint, QueryClient
 from certibox.report import certified_accuracy, certified_accuracy_interval
 from certibox.smoothing import Certificate, Prediction, SmoothedClassifier
-from certibox.training import pretrain_autoencoder, train
+from certibox.supervised import pretrain_autoencoder
+from certibox.training import train
 
 __all__ = [
     "CGE",

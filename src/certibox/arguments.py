@@ -28,7 +28,8 @@ def parse(name: str, options: type, arguments: list[str]) -> Any:
     try:
         parsed = _parser(name, options).parse_args(arguments)
     except (ArgumentError, UnicodeDecodeError) as error:
-        text = _explained(" ".join(str(error).split()), get_type_hints(options), arguments)
+        places = {item.name for item in fields(options) if _positional(item)}
+        text = _explained(" ".join(str(error).split()), get_type_hints(options), arguments, places)
         raise InvalidInput(f"{text}; see certibox {name} --help") from error
     values = {key: value for key, value in parsed.as_dict().items() if key not in ("config", "print_config")}
     return options(**values)
@@ -37,8 +38,8 @@ def parse(name: str, options: type, arguments: list[str]) -> Any:
 def _parser(name: str, options: type) -> ArgumentParser:
     """One flag a field, in groups by the class that declares them; the docstring of `options` describes the command."""
     groups = {kind: _declared(kind, options) for kind in options.__mro__[:-1]}
-    required = [item.name for items in groups.values() for item in items if item.default is MISSING]
-    shown = ["FILE [FILE ...]" if item == "files" else f"{_flag(item)} {item.upper()}" for item in required]
+    required = [item for items in groups.values() for item in items if item.default is MISSING]
+    shown = [_usage(item) for item in sorted(required, key=lambda item: not _positional(item))]
     parser = ArgumentParser(
         prog=f"certibox {name}",
         usage=" ".join([f"certibox {name}", *shown, "[OPTIONS]"]),
@@ -67,9 +68,11 @@ def _declared(kind: type, options: type) -> list[Any]:
 
 
 def _add(group: Any, item: Any, hint: Any) -> None:
-    """The flag of one field; the field `files` is positional."""
-    if item.name == "files":
-        group.add_argument("files", nargs="+", type=str, metavar="FILE", help=item.metadata["help"])
+    """The flag of one field, or its place."""
+    if _positional(item):
+        many = {"nargs": "+"} if get_origin(hint) is list else {}
+        metavar = _placeholder(item)
+        group.add_argument(item.name, type=str, metavar=metavar, help=item.metadata["help"], **many)
         return
     settings: dict[str, Any] = {"type": hint, "help": item.metadata["help"]}
     if item.default is MISSING:
@@ -80,6 +83,23 @@ def _add(group: Any, item: Any, hint: Any) -> None:
         settings["metavar"] = _METAVARS[_plain(hint)]
     action = group.add_argument(_flag(item.name), **settings)
     action.option_strings = [_flag(item.name)]  # show no --radii+ beside --radii
+
+
+def _positional(item: Any) -> bool:
+    return item.metadata.get("positional", False)
+
+
+def _placeholder(item: Any) -> str:
+    """What a positional field is called in the help: FILE for files."""
+    return item.name.removesuffix("s").upper()
+
+
+def _usage(item: Any) -> str:
+    """A required field in the line of usage."""
+    if not _positional(item):
+        return f"{_flag(item.name)} {item.name.upper()}"
+    name = _placeholder(item)
+    return f"{name} [{name} ...]" if item.name.endswith("s") else name
 
 
 def _flag(name: str) -> str:
@@ -108,14 +128,14 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         return f"{text} (default: {default})"
 
 
-def _explained(text: str, hints: dict[str, Any], arguments: list[str]) -> str:
+def _explained(text: str, hints: dict[str, Any], arguments: list[str], places: set[str]) -> str:
     """A message of the parser in our words: what came and what was wanted."""
     wrong = re.match(r'Parser key "(\w+)".* (?:Got|Given) value: (.*)', text)
     if wrong and wrong[1] in hints:
         return f"{wrong[1]} is {wrong[2]!r}; wanted {_kind(hints[wrong[1]])}"
     missing = re.match(r"the following arguments are required: (.*)", text)
     if missing:
-        names = [name if name == "files" else _flag(name) for name in missing[1].split(", ")]
+        names = [name if name in places else _flag(name) for name in missing[1].split(", ")]
         return f"{', '.join(names)} not given, but required"
     valueless = re.match(r"argument --([\w-]+): expected one argument", text)
     if valueless and valueless[1].replace("-", "_") in hints:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from certibox import certification, demo, query_cost, report
 from certibox.arguments import parse
-from certibox.config import one_cycle
-from certibox.data import Images
+from certibox.authors import import_authors, reconstruction_mse, save_autoencoder
+from certibox.config import Schedule, one_cycle
+from certibox.data import Images, load_images
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile
 from certibox.networks import Autoencoder
 from certibox.objective import METHODS
@@ -26,8 +27,10 @@ from certibox.options import (
     EstimatorOptions,
     ScheduleOptions,
     option,
+    saved_autoencoder,
     untrained_autoencoder,
 )
+from certibox.paper import commands as paper
 from certibox.pipeline import Defense, load_defense
 from certibox.progress import bar
 from certibox.query import QueryClient
@@ -60,7 +63,11 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
         "parts that train", "denoiser+encoder"
     )
     denoiser: Literal["dncnn", "dncnn-wide", "unet"] = option("denoising network", "dncnn")
-    autoencoder: str = option("suitable, or ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-1152", "suitable")
+    autoencoder: str = option(
+        "suitable, or ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-1152; or the directory of a saved one, "
+        "which is taken as pre-trained",
+        "suitable",
+    )
     d_z: int | None = option("dimension of the embedding; by default the paper's for the size of the images", None)
     autoencoder_epochs: int = option("epochs of the autoencoder's query-free pre-training on clean images", 50)
     targets: Literal["hard", "soft"] = option("compare with the box's label, or with its probabilities", "hard")
@@ -71,9 +78,12 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
     seed: int = option("seed of every random draw", 0)
 
-    def build_autoencoder(self, image_shape: tuple[int, int, int]) -> Autoencoder:
-        """The untrained autoencoder."""
-        return untrained_autoencoder(self.autoencoder, image_shape, self.d_z, self.seed)
+    def build_autoencoder(self, image_shape: tuple[int, int, int]) -> tuple[Autoencoder, Schedule | None]:
+        """The autoencoder, and the schedule of its pre-training: None for a saved one."""
+        if saved := saved_autoencoder(self.autoencoder, self.d_z):
+            return saved, None
+        untrained = untrained_autoencoder(self.autoencoder, image_shape, self.d_z, self.seed)
+        return untrained, one_cycle(self.autoencoder_epochs, 3e-3, self.train_batch_size)
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ class Merge:
     example: certibox merge runs/mine/certified/certificates.*-of-4.jsonl --out runs/mine/certificates.jsonl
     """
 
-    files: list[str] = option("certificate files of the shards")
+    files: list[str] = option("certificate files of the shards", positional=True)
     out: str = option("the merged file", "certificates.jsonl")
 
 
@@ -139,11 +149,27 @@ class Report:
                  --radii "[0, 0.25, 0.5]" --out runs/report
     """
 
-    files: list[str] = option("certificate files, each as NAME=FILE or FILE")
+    files: list[str] = option("certificate files, each as NAME=FILE or FILE", positional=True)
     radii: list[float] = option("l2 radii of the table, as [0, 0.25, ...]", (0.0, 0.25, 0.5, 0.75))
     alpha: float | None = option("replay the stored votes at another alpha; costs no query", None)
     title: str = option("title of the page", "Certified accuracy")
     out: str = option("directory for report.html, ca_curve.png and the TSV files", "report")
+
+
+@dataclass(frozen=True)
+class ImportAuthors:
+    """Import an autoencoder that the paper's authors released, for `train --autoencoder`.
+
+    example: certibox import-authors --encoder cifar10_ae192_encoder.pth.tar --decoder cifar10_ae192_decoder.pth.tar \\
+                 --out runs/authors
+    """
+
+    encoder: str = option("the authors' .pth.tar file of the encoder; tensors and plain values are read, no code")
+    decoder: str = option("the authors' .pth.tar file of the decoder")
+    out: str = option("directory for autoencoder.safetensors and autoencoder.json")
+    data: str | None = option("images to reconstruct, as in `train`; prints the mean squared error", None)
+    split: str = option("which split of the data", "test")
+    limit: int | None = option("use only the first N images", None)
 
 
 def run_train(options: Train) -> None:
@@ -153,7 +179,7 @@ def run_train(options: Train) -> None:
     client = options.client(out / "ledger.sqlite")
     method = METHODS[options.method]
     estimator = options.build_estimator() if method.order == 0 else None
-    autoencoder = options.build_autoencoder(images.shape) if method.bottleneck else None
+    autoencoder, stage1 = options.build_autoencoder(images.shape) if method.bottleneck else (None, None)
     with bar(f"training {options.method}", client) as progress:
         defense = train(
             client,
@@ -169,7 +195,7 @@ def run_train(options: Train) -> None:
             scheme=options.scheme,
             denoiser=options.denoiser,
             autoencoder=autoencoder,
-            autoencoder_schedule=one_cycle(options.autoencoder_epochs, 3e-3, options.train_batch_size),
+            autoencoder_schedule=stage1,
             targets=options.targets,
             augmentation=options.augmentation,
             validation=options.validation,
@@ -261,6 +287,17 @@ def run_report(options: Report) -> None:
     OUT.print(f"saved {page}")
 
 
+def run_import_authors(options: ImportAuthors) -> None:
+    """`certibox import-authors`."""
+    autoencoder, facts = import_authors(options.encoder, options.decoder)
+    OUT.print(f"{autoencoder.spec['name']}: images {autoencoder.image_shape}, embedding of {autoencoder.d_z}")
+    if options.data is not None:
+        images = load_images(options.data, options.split, limit=options.limit)
+        error = reconstruction_mse(autoencoder, images)
+        OUT.print(f"reconstruction MSE: {error:.6f} a pixel, over {len(images):,} images of {images.name}")
+    OUT.print(f"saved {save_autoencoder(autoencoder, options.out, facts)}")
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand: its options and what runs them."""
@@ -276,7 +313,11 @@ COMMANDS = {
     "predict": Command(Predict, run_predict),
     "merge": Command(Merge, run_merge),
     "report": Command(Report, run_report),
+    "import-authors": Command(ImportAuthors, run_import_authors),
     "query-cost": Command(query_cost.QueryCost, query_cost.run),
+    "paper list": Command(paper.PaperList, paper.run_list),
+    "paper run": Command(paper.PaperRun, paper.run_run),
+    "paper report": Command(paper.PaperReport, paper.run_report),
 }
 
 
@@ -290,6 +331,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"certibox {VERSION}")
         return 0
     name, *rest = arguments
+    if name == "paper" and rest:
+        name, *rest = f"paper {rest[0]}", *rest[1:]
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # its errors arrive as ours, in one line
     try:
         if name not in COMMANDS:
@@ -315,7 +358,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def usage() -> str:
     """What `certibox --help` prints."""
-    lines = [f"  {name:<12}{(command.options.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines = [
+        f"  {name:<{width}}{(command.options.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()
+    ]
     return "\n".join(
         [
             "usage: certibox COMMAND [OPTIONS]",

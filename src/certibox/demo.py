@@ -30,7 +30,8 @@ from certibox.progress import bar
 from certibox.query import QueryClient
 from certibox.records import write_json_atomic, write_tsv
 from certibox.smoothing import SmoothedClassifier
-from certibox.training import pretrain_autoencoder, train
+from certibox.supervised import pretrain_autoencoder
+from certibox.training import train
 
 CLASSES = 10
 

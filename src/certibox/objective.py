@@ -261,9 +261,3 @@ class Objective:
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
     """E‖a − b‖²: summed over pixels, averaged over the batch; (b, ...) -> ()."""
     return (a - b).flatten(1).square().sum(1).mean()
-
-
-def mean_over(images: Images, batch: int, measure: Callable[[Tensor], Tensor]) -> float:
-    """Mean of measure(x) over all images, in batches."""
-    parts = torch.arange(len(images)).split(batch)
-    return sum(float(measure(images.floats(index)).sum()) for index in parts) / len(images)

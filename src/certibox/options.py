@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from certibox import seeds
+from certibox.authors import load_autoencoder
 from certibox.blackbox import BlackBox, as_blackbox
 from certibox.config import Schedule, one_cycle, paper_finetune, paper_scratch
 from certibox.data import Images, load_images
@@ -22,9 +23,9 @@ from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, su
 from certibox.query import QueryClient
 
 
-def option(text: str, default: Any = MISSING) -> Any:
-    """A field with its help text; without a default it is required."""
-    return field(default=default, metadata={"help": text}, kw_only=True)
+def option(text: str, default: Any = MISSING, *, positional: bool = False) -> Any:
+    """A field with its help text; without a default it is required. positional: given without a flag."""
+    return field(default=default, metadata={"help": text, "positional": positional}, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,25 @@ class ScheduleOptions:
         return paper_finetune(1e-5 if self.lr is None else self.lr, self.train_batch_size)
 
 
+def saved_autoencoder(name: str, d_z: int | None) -> Autoencoder | None:
+    """The autoencoder in the directory `name`; None if `name` is a network's (./NAME is a directory all the same)."""
+    if name == "suitable" or name in AUTOENCODERS or not Path(name).is_dir():
+        return None
+    if d_z is not None:
+        raise InvalidInput(
+            f"d_z is {d_z}, but the autoencoder saved in {name} has its own; wanted one without the other"
+        )
+    return load_autoencoder(name)
+
+
 def untrained_autoencoder(name: str, image_shape: tuple[int, int, int], d_z: int | None, seed: int) -> Autoencoder:
     """An autoencoder by name; `suitable` is one of d_z dimensions where d_z is given, else the paper's for the size."""
     with seeds.initialisation(seed, "autoencoder"):
         if name == "suitable":
             return suitable_autoencoder(image_shape) if d_z is None else fitting_autoencoder(image_shape, d_z)
         if name not in AUTOENCODERS:
-            raise InvalidInput(f"autoencoder is {name!r}; wanted suitable or one of {', '.join(AUTOENCODERS)}")
+            known = ", ".join(("suitable", *AUTOENCODERS))
+            raise InvalidInput(f"autoencoder is {name!r}; wanted {known} or the directory of a saved one")
         if d_z is not None:
             raise InvalidInput(f"d_z is {d_z}, but {name} has its own; wanted --d-z or --autoencoder by name, not both")
         return AUTOENCODERS[name]()

@@ -1,4 +1,4 @@
-"""Training of defenses: RS, DS, FO-DS, FO-AE-DS, ZO-DS and ZO-AE-DS from one loop, and of autoencoders (stage 1)."""
+"""Training of defenses: RS, DS, FO-DS, FO-AE-DS, ZO-DS and ZO-AE-DS from one loop."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from certibox import networks, seeds
 from certibox.checkpoints import module_digest
 from certibox.config import Schedule, one_cycle
-from certibox.data import Images, augment
+from certibox.data import Images
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator
-from certibox.loop import Progress, RunDirectory, Step, Task, run
+from certibox.loop import Progress, RunDirectory, run
 from certibox.networks import Autoencoder
-from certibox.objective import METHODS, Objective, Scheme, Settings, mean_over, squared_error
+from certibox.objective import METHODS, Objective, Scheme, Settings
 from certibox.pipeline import Defense, RobustPipeline, surviving_share
 from certibox.query import Fingerprint, QueryClient, differentiable
 from certibox.records import read_json, write_json_atomic
+from certibox.supervised import held_out, pretrain_autoencoder
 
 STAGE1_STEPS = 2000  # pre-training of an autoencoder that the user did not bring
 
@@ -96,7 +97,7 @@ def train(
         stage1 = one_cycle(math.ceil(STAGE1_STEPS / steps), 3e-3, schedule.batch_size)
         autoencoder_schedule = autoencoder_schedule or stage1
     pipeline = _pipeline(settings, client, images.shape, denoiser, autoencoder, classifier)
-    shown, held = _held_out(images, validation, seed)
+    shown, held = held_out(images, validation, seed)
     if pipeline.autoencoder is not None and autoencoder_schedule is not None:  # now that all else is known to fit
         pipeline.autoencoder = pretrain_autoencoder(
             images,
@@ -137,52 +138,6 @@ def train(
     mark = _fingerprint(client, images.shape, directory) if fingerprint else None
     pipeline.eval().requires_grad_(False)
     return Defense(pipeline, client, method, sigma, images.shape, job.num_classes, config, mark)
-
-
-def pretrain_autoencoder(
-    images: Images,
-    autoencoder: Autoencoder,
-    *,
-    schedule: Schedule,
-    seed: int,
-    augmentation: str = "none",
-    validation: Images | float = 0.1,
-    out: str | Path | None = None,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> Autoencoder:
-    """Stage 1: a copy of `autoencoder` trained to reconstruct clean images; no query. Selects on validation MSE."""
-    trained = copy.deepcopy(autoencoder).to(memory_format=torch.channels_last)  # pyright: ignore
-    trained.to(device).requires_grad_(True)
-    shown, held = _held_out(images, validation, seed)
-    config = {"schedule": asdict(schedule), "seed": seed, "augmentation": augmentation}
-    config |= {"images": shown.digest, "validation": held.digest, "start": module_digest(trained)}
-    directory = RunDirectory(out, config) if out is not None else None
-
-    def terms(step: Step) -> dict[str, Tensor]:
-        trained.train()
-        x = augment(shown.floats(step.index), augmentation, seeds.generator(seed, "augment", step.number)).to(device)
-        return {"loss": squared_error(trained(x), x)}
-
-    def score() -> float:
-        trained.eval()
-        with torch.inference_mode():
-            return -mean_over(held, 256, lambda x: (trained(x.to(device)) - x.to(device)).flatten(1).square().sum(1))
-
-    task = Task(trained, list(trained.parameters()), terms, score, lambda phase: True, {})
-    run(lambda constants: task, len(shown), schedule, seed, directory=directory, progress=progress)
-    return trained.eval().requires_grad_(False)
-
-
-def _held_out(images: Images, validation: Images | float, seed: int) -> tuple[Images, Images]:
-    """The images to train on and those to select on: given apart, or a share of the first."""
-    if not isinstance(validation, Images):
-        return images.split(validation, seed)
-    if validation.shape != images.shape:
-        raise InvalidInput(
-            f"validation images have shape {validation.shape}, training images {images.shape}; wanted the same"
-        )
-    return images, validation
 
 
 def _suitable(images: Images, seed: int) -> Autoencoder:

@@ -4,13 +4,25 @@ Storage is 8 bits a pixel; everything that leaves for a model (`Images.floats`, 
 
 - `images`: `Images`, and `images_from_arrays`;
 - `sources`: `load_images`, and a reader for each kind of source;
+- `stl10`: the binary files of STL-10, for `load_images`;
+- `restricted_imagenet`: `load_restricted_imagenet`, ten super-classes of ImageNet-1k;
 - `augmentation`: `augment`, and the policies `AUGMENTATIONS`.
 """
 
 from __future__ import annotations
 
 from certibox.data.augmentation import AUGMENTATIONS, augment
-from certibox.data.images import Images, Index, images_from_arrays
+from certibox.data.images import Images, Index, View, images_from_arrays
+from certibox.data.restricted_imagenet import load_restricted_imagenet
 from certibox.data.sources import load_images
 
-__all__ = ["AUGMENTATIONS", "Images", "Index", "augment", "images_from_arrays", "load_images"]
+__all__ = [
+    "AUGMENTATIONS",
+    "Images",
+    "Index",
+    "View",
+    "augment",
+    "images_from_arrays",
+    "load_images",
+    "load_restricted_imagenet",
+]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,18 +19,32 @@ from certibox.errors import InvalidImages, InvalidInput
 Index = slice | Tensor | Sequence[int]
 
 
+class View(Protocol):
+    """What a model is shown of images, such as measurements of them: float (n, c, h, w) -> the same shape.
+
+    Each image is viewed alone. digest: changes with what the view does.
+    """
+
+    @property
+    def digest(self) -> str: ...
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Images:
     """Images of one size with optional labels. Treat the tensors as read-only: `digest` is computed once.
 
     images: uint8 (n, c, h, w), n >= 1. labels: int64 (n,), >= 0, or None. class_names: the name of label k at
-    position k. `name` says where the images came from, for records and messages. Raises InvalidImages.
+    position k. `name` says where the images came from, for records and messages. view: what `floats` shows instead of
+    the pixels themselves, in float precision. Raises InvalidImages.
     """
 
     images: Tensor
     labels: Tensor | None
     name: str
     class_names: tuple[str, ...] | None = None
+    view: View | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8:
@@ -79,20 +94,32 @@ class Images:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, of the shape and the pixels. Labels and names do not enter."""
+        """SHA-256, in hex, of the shape, the pixels and the view's digest. Labels and names do not enter."""
         sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         sha.update(self.images.cpu().contiguous().numpy().data)
+        if self.view is not None:
+            sha.update(self.view.digest.encode())
         return sha.hexdigest()
 
     def floats(self, index: Index | None = None) -> Tensor:
-        """The chosen images (default all) as float32 (b, c, h, w) in [0, 1]: pixel / 255."""
+        """The chosen images (default all) as float32 (b, c, h, w) in [0, 1]: pixel / 255; seen by the view, if any.
+
+        Raises InvalidImages if the view changes the shape.
+        """
         chosen = self.images if index is None else self.images[_as_index(index)]
-        return chosen.to(torch.float32).div_(255)
+        x = chosen.to(torch.float32).div_(255)
+        if self.view is None:
+            return x
+        seen = self.view(x)
+        if seen.shape != x.shape:
+            came, wanted = tuple(seen.shape), tuple(x.shape)
+            raise InvalidImages(f"{self.name}: the view made {came} of {wanted}; wanted the same shape: reshape it")
+        return seen
 
     def select(self, index: Index) -> Images:
         """The chosen images with their labels, in the order of `index`."""
         at = _as_index(index)
-        return Images(self.images[at], None if self.labels is None else self.labels[at], self.name, self.class_names)
+        return replace(self, images=self.images[at], labels=None if self.labels is None else self.labels[at])
 
     def split(self, share: float, seed: int) -> tuple[Images, Images]:
         """Divide at random, by `seed`, into (the rest, a held-out `share`): disjoint and together everything.

@@ -1,4 +1,7 @@
-"""Images from an `.npz`, an image folder, Hugging Face datasets or scikit-learn's digits."""
+"""Images from an `.npz`, an image folder, Hugging Face datasets, STL-10's binary files or scikit-learn's digits.
+
+The names without an underscore are the readers' common parts; outside this package only `load_images` is public.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from certibox.data.images import Images, images_from_arrays, one_line
+from certibox.data.stl10 import read_stl10, stl10_splits
 from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
@@ -44,6 +48,7 @@ def load_images(
       The columns say where images and integer labels are; a missing `label` column means no labels;
     - a folder of images: split/class/*.png, class/*.png or, without labels, split/*.png or *.png (also jpg, jpeg,
       bmp), all of one size. Classes are numbered in the order of their names over all splits;
+    - a folder with STL-10's binary files train_X.bin, train_y.bin, …: splits "train", "test" and "unlabeled";
     - an `.npz` with `images` (or `x`) and optionally `labels` (or `y`), as `images_from_arrays` takes them;
     - Images, returned as they are.
     An `.npz`, Images and folders without splits are taken whole whatever `split` says. Grey images have one
@@ -55,19 +60,23 @@ def load_images(
         return source.select(slice(limit)) if limit else source
     if source == "digits":
         return _digits(split).select(slice(limit))
-    path = _local_path(source)
+    path = local_path(source)
     if path is None:
-        rows = _hub_rows(str(source), split)
+        rows = hub_rows(str(source), split)
         return _from_rows(rows, f"{source}:{split}", limit, image_column, label_column)
     if path.is_file():
         return _from_npz(path).select(slice(limit))
     name = f"{path.resolve().name}:{split}"
-    if _holds_dataset(path):
-        return _from_rows(_folder_rows(path, split), name, limit, image_column, label_column)
+    binaries = stl10_splits(path)
+    if binaries:
+        with reading(path):
+            return read_stl10(pick(binaries, split, str(path)), name, limit)
+    if holds_dataset(path):
+        return _from_rows(folder_rows(path, split), name, limit, image_column, label_column)
     return _from_image_folder(path, split, name, limit)
 
 
-def _local_path(source: str | Path) -> Path | None:
+def local_path(source: str | Path) -> Path | None:
     """The existing path that `source` means, or None for a Hub name."""
     text = os.fspath(source)
     path = Path(os.path.expanduser(text))
@@ -80,8 +89,8 @@ def _local_path(source: str | Path) -> Path | None:
     return None
 
 
-def _holds_dataset(folder: Path) -> bool:
-    with _reading(folder):
+def holds_dataset(folder: Path) -> bool:
+    with reading(folder):
         return any(
             Path(file).suffix.lower() in _DATASET_SUFFIXES or file in _DATASET_FILES
             for _, _, files in os.walk(folder)
@@ -98,16 +107,16 @@ def _digits(split: str) -> Images:
     by_class = order[np.argsort(bunch.target[order], kind="stable")]
     test = np.zeros(len(order), dtype=bool)
     validation = np.zeros(len(order), dtype=bool)
-    test[_evenly(by_class, 500)] = True
-    validation[_evenly(by_class[~test[by_class]], 297)] = True
+    test[evenly(by_class, 500)] = True
+    validation[evenly(by_class[~test[by_class]], 297)] = True
     masks = {"train": ~(test | validation), "validation": validation, "test": test}
-    chosen = order[_pick(masks, split, "digits")[order]]
+    chosen = order[pick(masks, split, "digits")[order]]
     pixels = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
     digits = images_from_arrays(pixels, bunch.target[chosen], f"digits:{split}")
     return Images(digits.images, digits.labels, digits.name, tuple(str(name) for name in bunch.target_names))
 
 
-def _evenly(items: np.ndarray, count: int) -> np.ndarray:
+def evenly(items: np.ndarray, count: int) -> np.ndarray:
     """`count` items at even distances: from a list sorted by class, each class in proportion."""
     steps = np.arange(len(items) + 1) * count // len(items)
     return items[np.diff(steps) == 1]
@@ -116,7 +125,7 @@ def _evenly(items: np.ndarray, count: int) -> np.ndarray:
 def _from_npz(path: Path) -> Images:
     if path.suffix.lower() != ".npz":
         raise UnreadableFile(f"{path}: not a known kind of file; wanted an .npz or a folder")
-    with _reading(path), np.load(path, allow_pickle=False) as arrays:
+    with reading(path), np.load(path, allow_pickle=False) as arrays:
         images = next((arrays[key] for key in ("images", "x") if key in arrays), None)
         labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
         found = ", ".join(arrays) or "nothing"
@@ -129,43 +138,43 @@ def _from_npz(path: Path) -> Images:
 
 
 def _from_image_folder(root: Path, split: str, name: str, limit: int | None) -> Images:
-    with _reading(root):
+    with reading(root):
         base, classes = _class_folders(root, split)
-        files = [(file, None) for file in _image_files(base)]
-        labelled = [(file, label) for label, kind in enumerate(classes) for file in _image_files(base / kind)]
+        files = [(file, None) for file in image_files(base)]
+        labelled = [(file, label) for label, kind in enumerate(classes) for file in image_files(base / kind)]
     if files and labelled:
         raise InvalidInput(f"{base}: images both beside and inside class folders; keep one or the other")
     chosen = (labelled or files)[:limit]
     if not chosen:
         raise InvalidInput(f"{base}: holds no png, jpg, jpeg or bmp images, no .parquet and no .arrow files")
-    pile = _Pile()
+    pile = Pile()
     for file, _ in chosen:
-        pile.add(_decode(file, str(file)), str(file))
+        pile.add(pixels_of(read_image(file, str(file))), str(file))
     labels = torch.tensor([label for _, label in chosen]) if labelled else None
     return Images(pile.tensor(), labels, name, tuple(classes) if labelled else None)
 
 
 def _class_folders(root: Path, split: str) -> tuple[Path, list[str]]:
     """The folder of this split, and the class names that all splits together have, so that numbers agree."""
-    folders = {folder.name: folder for folder in _folders(root)}
-    nested = any(_folders(folder) for folder in folders.values())
+    folders = {folder.name: folder for folder in subfolders(root)}
+    nested = any(subfolders(folder) for folder in folders.values())
     if not folders or not (nested or folders.keys() <= _SPLIT_FOLDERS):
         return root, list(folders)
-    base = _pick(folders, split, str(root))
-    return base, sorted({kind.name for folder in folders.values() for kind in _folders(folder)})
+    base = pick(folders, split, str(root))
+    return base, sorted({kind.name for folder in folders.values() for kind in subfolders(folder)})
 
 
-def _folders(root: Path) -> list[Path]:
+def subfolders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():  # a class that this split lacks
         return []
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES and not f.name.startswith("."))
 
 
-class _Pile:
+class Pile:
     """Images of one shape, packed as they come: the pixels are never held twice."""
 
     def __init__(self) -> None:
@@ -185,15 +194,17 @@ class _Pile:
         return torch.frombuffer(self.buffer, dtype=torch.uint8).reshape(-1, *self.shape)
 
 
-def _decode(file: Path | io.BytesIO, where: str) -> np.ndarray:
-    """One encoded image -> uint8 (c, h, w): c = 1 for grey, 3 for all others."""
-    with _reading(where), Image.open(file) as image:
+def read_image(file: Path | io.BytesIO, where: str) -> Image.Image:
+    """One encoded image, upright: grey (mode L) if it is stored so, RGB otherwise."""
+    with reading(where), Image.open(file) as image:
         if image.mode[0] in "IF":  # wide integers or floats, which a conversion would clip without a word
             raise InvalidImages(f"{where}: {image.size[0]}×{image.size[1]}, mode {image.mode}; wanted 8 bits a channel")
         upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("L", "1"):
-            return np.asarray(upright.convert("L"))[None]
-        return np.asarray(upright.convert("RGB")).transpose(2, 0, 1)
+        return upright.convert("L" if upright.mode in ("L", "1") else "RGB")
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:  # mode L or RGB -> uint8 (1 or 3, h, w)
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------- Hugging Face datasets
@@ -207,7 +218,7 @@ def _import_datasets(source: str) -> ModuleType:
     return datasets
 
 
-def _hub_rows(name: str, split: str) -> Any:
+def hub_rows(name: str, split: str) -> Any:
     datasets = _import_datasets(f"{name} (no local path; a Hub name)")
     try:
         splits = datasets.load_dataset(name)
@@ -215,34 +226,42 @@ def _hub_rows(name: str, split: str) -> Any:
         raise InvalidInput(
             f"{name!r} is neither a local path nor readable from the Hugging Face Hub: {one_line(error)}"
         ) from error
-    return _pick(splits, split, name)
+    return pick(splits, split, name)
 
 
-def _folder_rows(folder: Path, split: str) -> Any:
+def folder_rows(folder: Path, split: str) -> Any:
     datasets = _import_datasets(str(folder))
-    with _reading(folder):
+    with reading(folder):
         if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
             loaded = datasets.load_from_disk(str(folder))
         else:
             # Streaming reads the files in place: no copy in the cache, no network.
             loaded = datasets.load_dataset(str(folder), streaming=True)
     splits = loaded if isinstance(loaded, dict) else {str(loaded.split or split): loaded}
-    return _pick(splits, split, str(folder))
+    return pick(splits, split, str(folder))
+
+
+def check_columns(rows: Any, name: str, *columns: str) -> None:
+    features = rows.features or {}
+    for column in columns:
+        if column not in features:
+            raise InvalidInput(f"{name} has no column {column!r}; available: {', '.join(features)}")
+
+
+def left_encoded(rows: Any, image_column: str) -> Any:
+    """The rows with encoded images as bytes: so one decoder serves files and columns, and its errors name the row."""
+    feature = rows.features[image_column]
+    return rows.cast_column(image_column, type(feature)(decode=False)) if hasattr(feature, "decode") else rows
 
 
 def _from_rows(rows: Any, name: str, limit: int | None, image_column: str, label_column: str) -> Images:
     """Images from a datasets.Dataset or IterableDataset."""
     features = rows.features or {}
     has_labels = label_column in features
-    if image_column not in features or not (has_labels or label_column == "label"):
-        missing = label_column if image_column in features else image_column
-        raise InvalidInput(f"{name} has no column {missing!r}; available: {', '.join(features)}")
-    pile, labels = _Pile(), []
-    with _reading(name):
-        # Left encoded, one decoder serves files and columns, and its errors name the row.
-        if hasattr(features[image_column], "decode"):
-            rows = rows.cast_column(image_column, type(features[image_column])(decode=False))
-        for i, row in enumerate(islice(rows, limit)):
+    check_columns(rows, name, image_column, *([label_column] if label_column != "label" else []))
+    pile, labels = Pile(), []
+    with reading(name):
+        for i, row in enumerate(islice(left_encoded(rows, image_column), limit)):
             where = f"{name} row {i}"
             pile.add(_cell_pixels(row[image_column], where), where)
             labels.append(row[label_column] if has_labels else -1)
@@ -259,29 +278,35 @@ def _from_rows(rows: Any, name: str, limit: int | None, image_column: str, label
 
 def _cell_pixels(cell: Any, where: str) -> np.ndarray:
     """One cell of an image column -> uint8 (c, h, w): an encoded image, its path, or nested lists of pixels."""
-    if isinstance(cell, dict) and {"bytes", "path"} & cell.keys():
-        data, path = cell.get("bytes"), cell.get("path")
-        cell = data if data is not None else path and Path(path)
-    if isinstance(cell, bytes):
-        return _decode(io.BytesIO(cell), where)
-    if isinstance(cell, Path):
-        return _decode(cell, where)
+    file = cell_file(cell)
+    if file is not None:
+        return pixels_of(read_image(file, where))
     if not isinstance(cell, list | np.ndarray):
         raise InvalidImages(f"{where}: holds {type(cell).__name__}, wanted an image; choose another image column")
     return images_from_arrays(np.asarray(cell)[None], name=where).images[0].numpy()
 
 
+def cell_file(cell: Any) -> Path | io.BytesIO | None:
+    """The encoded image in a cell, to be opened: its bytes or its path; None for a cell of another kind."""
+    if isinstance(cell, dict) and {"bytes", "path"} & cell.keys():
+        data, path = cell.get("bytes"), cell.get("path")
+        cell = data if data is not None else path and Path(path)
+    if isinstance(cell, bytes):
+        return io.BytesIO(cell)
+    return cell if isinstance(cell, Path) else None
+
+
 # --------------------------------------------------------------------------------------------------------- messages
 
 
-def _pick(splits: Any, split: str, name: str) -> Any:
+def pick(splits: Any, split: str, name: str) -> Any:
     if split not in splits:
         raise InvalidInput(f"{name} has no split {split!r}; available: {', '.join(map(str, splits))}")
     return splits[split]
 
 
 @contextmanager
-def _reading(what: str | Path) -> Iterator[None]:
+def reading(what: str | Path) -> Iterator[None]:
     """Turn whatever a reader of foreign bytes raises into one line. Such readers share no base exception."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Denoisers, autoencoders and classifiers by name, and their rebuilding from a checkpoint's spec.
+"""Denoisers, autoencoders, classifiers and reconstructors by name, and their rebuilding from a checkpoint's spec.
 
 Every module made here carries `.spec`, a plain dict such as {"name": "dncnn", "arguments": {"channels": 1, ...}} that
 `build` turns into the same architecture. A name of a dict below may be short for a more general factory with
@@ -16,17 +16,20 @@ from torch import nn
 from ..errors import InvalidInput
 from .autoencoder import PAPER_AUTOENCODERS, Autoencoder, fitting_autoencoder, paper_autoencoder, suitable_autoencoder
 from .dncnn import DnCNN, dncnn
+from .reconstructor import Reconstructor, mnist_reconstructor
 from .resnet import ResNet, cifar_resnet, imagenet_resnet, resnet18_stl10
 from .unet import UNet, unet
-from .vgg import ConvNet, mnist_cnn, vgg16
+from .vgg import ConvNet, mnist_cnn, mnist_mlp, vgg16
 
 __all__ = [
     "AUTOENCODERS",
     "CLASSIFIERS",
     "DENOISERS",
+    "RECONSTRUCTORS",
     "Autoencoder",
     "ConvNet",
     "DnCNN",
+    "Reconstructor",
     "ResNet",
     "UNet",
     "build",
@@ -35,6 +38,8 @@ __all__ = [
     "fitting_autoencoder",
     "imagenet_resnet",
     "mnist_cnn",
+    "mnist_mlp",
+    "mnist_reconstructor",
     "resnet18_stl10",
     "suitable_autoencoder",
     "unet",
@@ -60,12 +65,18 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {  # factory(num_classes, cha
     "resnet18": partial(imagenet_resnet, 18),
     "resnet50": partial(imagenet_resnet, 50),
     "mnist-cnn": mnist_cnn,
+    "mnist-mlp": mnist_mlp,
+}
+
+RECONSTRUCTORS: dict[str, Callable[[], nn.Module]] = {  # (b, 1, 28, 28) -> (b, 1, 28, 28)
+    "mnist-reconstructor": mnist_reconstructor,
 }
 
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     **DENOISERS,
     **AUTOENCODERS,
     **CLASSIFIERS,
+    **RECONSTRUCTORS,
     "fitting-autoencoder": fitting_autoencoder,
     "cifar-resnet": cifar_resnet,
     "imagenet-resnet": imagenet_resnet,

@@ -104,6 +104,7 @@ PAPER_AUTOENCODERS: dict[str, tuple[ImageShape, tuple[Layer, ...]]] = {
         (Layer(18, 5, 3, 1), Layer(72, 4, 4, 0), Layer(144, 3, 3, 2), Layer(288, 4, 2, 1), Layer(576, 2, 2, 0)),
     ),
     "ae-mnist": ((1, 28, 28), (Layer(3, 4, 2, 1), Layer(12, 5, 3, 0))),
+    "ae-mnist-96": ((1, 28, 28), (Layer(3, 4, 2, 1), Layer(6, 5, 3, 0))),  # ours: the same with half the embedding
     "ae-1152": (
         (3, 224, 224),
         (
@@ -115,9 +116,10 @@ PAPER_AUTOENCODERS: dict[str, tuple[ImageShape, tuple[Layer, ...]]] = {
 
 
 def paper_autoencoder(name: str) -> Autoencoder:
-    """One of `PAPER_AUTOENCODERS`, with torch's default weights from its global generator."""
+    """One of `PAPER_AUTOENCODERS`, with He's normal weights from torch's global generator (the paper states none)."""
     image_shape, layers = PAPER_AUTOENCODERS[name]
     autoencoder = _mirrored(image_shape, layers)
+    _start_like_he(autoencoder)
     autoencoder.spec = {"name": name, "arguments": {}}
     return autoencoder
 

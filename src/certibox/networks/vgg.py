@@ -1,6 +1,6 @@
-"""Plain convolutional classifiers: VGG-16 for 32x32 images (Simonyan & Zisserman, ICLR 2015) and a small MNIST one.
+"""Plain classifiers: VGG-16 for 32x32 images (Simonyan & Zisserman, ICLR 2015), and two small ones for MNIST.
 
-Both take pixels in [0, 1] and hold no normalisation: that belongs to the black box.
+All take pixels in [0, 1] and hold no normalisation: that belongs to the black box.
 """
 
 from __future__ import annotations
@@ -50,6 +50,16 @@ def mnist_cnn(num_classes: int = 10, channels: int = 1) -> ConvNet:
     features.append(nn.Flatten())
     classifier = [nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, num_classes)]
     return _conv_net("mnist-cnn", features, classifier, num_classes, channels)
+
+
+def mnist_mlp(num_classes: int = 10, channels: int = 1) -> ConvNet:
+    """A perceptron with 256 hidden units, for 28x28 images: no convolution, so another family than `mnist_cnn`.
+
+    Raises `InvalidInput` without classes or channels.
+    """
+    _check(num_classes, channels)
+    classifier = [nn.Linear(channels * 28 * 28, 256), nn.ReLU(), nn.Linear(256, num_classes)]
+    return _conv_net("mnist-mlp", [nn.Flatten()], classifier, num_classes, channels)
 
 
 def _conv_net(

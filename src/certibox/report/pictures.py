@@ -29,7 +29,7 @@ _LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _DPI = 150
 
 
-def plot_ca_curves(runs: Sequence[Run], path: PathLike | None) -> bytes:
+def plot_ca_curves(runs: Sequence[Run], path: PathLike | None, *, bands: bool = True) -> bytes:
     """Certified accuracy against radius with light 95 % bands, one exact step curve for each run; a PNG.
 
     Shows the certified share instead when a run has no labels. Also writes the PNG to `path` unless None.
@@ -38,7 +38,7 @@ def plot_ca_curves(runs: Sequence[Run], path: PathLike | None) -> bytes:
     figure = _figure(7.0, 4.2)
     axes = figure.add_subplot()
     for number, run in enumerate(runs):
-        _draw_curve(axes, measure.reach(run.rows), _COLOURS[number % len(_COLOURS)], _LINES[number % len(_LINES)])
+        _draw_curve(axes, measure.reach(run.rows), *_style(number), bands)
     axes.set(xlim=(0, None), ylim=(0, 1), xlabel="l2 radius (pixels in [0, 1])", ylabel=measure.name)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -49,11 +49,17 @@ def plot_ca_curves(runs: Sequence[Run], path: PathLike | None) -> bytes:
     return _png(figure, path)
 
 
-def _draw_curve(axes: Axes, reach: np.ndarray, colour: str, line: Any) -> None:
+def _style(number: int) -> tuple[str, Any]:
+    """Colour and line of a curve."""
+    return _COLOURS[number % len(_COLOURS)], _LINES[number % len(_LINES)]
+
+
+def _draw_curve(axes: Axes, reach: np.ndarray, colour: str, line: Any, band: bool) -> None:
     """The exact step curve of (n,) reaches: constant up to each radius that occurs, lower just behind it."""
     x = np.append(0.0, np.unique(reach[reach > 0]))
-    low, high = intervals(reach, x).T
-    axes.fill_between(x, low, high, step="pre", color=colour, alpha=0.14, linewidth=0)
+    if band:
+        low, high = intervals(reach, x).T
+        axes.fill_between(x, low, high, step="pre", color=colour, alpha=0.14, linewidth=0)
     y = np.append(shares(reach, x), 0.0)
     axes.plot(np.append(x, x[-1]), y, drawstyle="steps-pre", linestyle=line, color=colour)
 

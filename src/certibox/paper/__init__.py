@@ -1,0 +1,10 @@
+"""The paper's tables and figures as data plus one runner: `certibox paper list | run | report`.
+
+- `plans`: what a row is made of;
+- `suite`: the YAML files of `experiments/`, tables and rows;
+- `stages`: images, box, autoencoder and defense, each done once and kept;
+- `runner`: rows of the suite to measured rows;
+- `measured`: measured rows on disk;
+- `claims`: what the measured rows say of the paper's claims;
+- `results`: RESULTS.md and its plots, from committed rows alone.
+"""

@@ -1,0 +1,106 @@
+"""`certibox paper list | run | report`: options, and what they do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from certibox.errors import InvalidInput
+from certibox.options import option
+from certibox.paper import runner
+from certibox.paper.measured import Results
+from certibox.paper.results import write_results
+from certibox.paper.stages import Workshop
+from certibox.paper.suite import NAMES, Suite
+from certibox.progress import bar
+
+OUT = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Experiments:
+    """The suite."""
+
+    experiments: str = option("folder of the experiments", "experiments")
+
+
+@dataclass(frozen=True)
+class PaperList(Experiments):
+    """List the paper's tables and figures: their scales, and how many rows are measured at each.
+
+    example: certibox paper list
+    """
+
+
+@dataclass(frozen=True)
+class PaperRun(Experiments):
+    """Measure rows of a table at a scale. Rows measured before stand; interrupted work goes on where it stopped.
+
+    example: certibox paper run table2 --scale cpu --data ../shared/data
+    """
+
+    table: str = option(f"one of {', '.join(NAMES)}", positional=True)
+    scale: str = option(
+        "paper: the paper's own settings; gpu: minutes a stage on one GPU; cpu: minutes on two cores", "cpu"
+    )
+    data: str | None = option(
+        "folder with the data sets, one folder each; without it they come from Hugging Face", None
+    )
+    row: str | None = option("measure this row alone", None)
+    seed: int | None = option("measure this seed alone", None)
+    work: str = option("folder where the stages are kept, shared by all tables", "runs/paper")
+    device: str = option("where networks train and answer: cpu or cuda", "cpu")
+    threads: int | None = option("CPU threads; by default all", None)
+
+
+@dataclass(frozen=True)
+class PaperReport(Experiments):
+    """Write RESULTS.md and its plots from the measured rows: reported beside measured, with what each number took.
+
+    example: certibox paper report
+    """
+
+    out: str = option("the page; its plots go into a folder `results` beside it", "RESULTS.md")
+
+
+def run_list(options: PaperList) -> None:
+    """`certibox paper list`."""
+    suite, results = Suite(options.experiments), Results(options.experiments)
+    for name, table in suite.tables.items():
+        known = {(row.scale, row.row, row.seed, row.digest) for row in results.read(name)}
+        parts = []
+        for scale, seeds in table.seeds.items():
+            wanted = [
+                (scale, r.name, seed, r.plans[scale].digest) for r in table.rows if scale in r.plans for seed in seeds
+            ]
+            parts.append(f"{scale} {sum(key in known for key in wanted)}/{len(wanted)}")
+        OUT.print(f"{name:<8} {table.title}")
+        OUT.print(f"{'':<8} measured: {', '.join(parts)}")
+
+
+def run_run(options: PaperRun) -> None:
+    """`certibox paper run`."""
+    suite = Suite(options.experiments)
+    table, results = suite.table(options.table), Results(options.experiments)
+    if options.scale not in table.scales:
+        raise InvalidInput(f"{table.name} has no scale {options.scale!r}; wanted one of {', '.join(table.scales)}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    workshop = Workshop(suite, Path(options.data) if options.data else None, Path(options.work), bar, options.device)
+    rows = [options.row] if options.row is not None else []
+    seeds = [options.seed] if options.seed is not None else []
+    for job in runner.jobs(table, options.scale, rows, seeds):
+        started = time.perf_counter()
+        measured, fresh = runner.measure(job, workshop, results)
+        took = f"{time.perf_counter() - started:.0f} s" if fresh else "measured before"
+        OUT.print(f"{job.name}: {runner.headline(measured)}; {measured.queries['train']:,} queries to train; {took}")
+
+
+def run_report(options: PaperReport) -> None:
+    """`certibox paper report`."""
+    for path in write_results(Suite(options.experiments), Results(options.experiments), Path(options.out)):
+        OUT.print(f"saved {path}")

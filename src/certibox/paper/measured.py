@@ -1,0 +1,106 @@
+"""Measured rows on disk: one JSON line for a row of a table, a scale and a seed, with its provenance. No torch.
+
+A row keeps a number for every image, so that comparisons can be paired and any column recomputed:
+
+    classification   series `reach`: the radius up to which the image is certified correctly; null where it is not
+    reconstruction   series `adaptive rmse 1`, `transfer ssim 0`, ...: threat, measure and epsilon
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from certibox.errors import InvalidInput, UnreadableFile
+from certibox.records import truncate_partial_line
+
+DECIMALS = 4  # of the stored numbers; radii are rounded down, so that none grows
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row as it was measured. digest: that of its plan, so that a row of other settings is never taken for it.
+
+    queries: answers that the defense took to train (targets and validation included) and to evaluate. seconds: by
+    stage; a stage that rows share is in each of them. data: the images, with the word that says they are copies.
+    """
+
+    table: str
+    row: str
+    scale: str
+    seed: int
+    digest: str
+    values: Mapping[str, Sequence[float | None]]
+    queries: Mapping[str, int]
+    epochs: int
+    seconds: Mapping[str, float]
+    settings: Mapping[str, Any]  # sigma, n0, n, alpha, or those of the attack
+    data: str
+    clean_accuracy: float | None  # of the bare box, without noise, on the same images
+    command: str
+    hardware: str
+    versions: Mapping[str, str]
+    date: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What the row answers, within its table."""
+        return self.row, self.scale, self.seed
+
+    def series(self, name: str) -> np.ndarray:
+        """One series over images (n,); null becomes -inf, below every radius."""
+        if name not in self.values:
+            raise InvalidInput(
+                f"{self.table} / {self.row} has no series {name!r}; wanted one of {', '.join(self.values)}"
+            )
+        return np.array([-np.inf if value is None else value for value in self.values[name]])
+
+
+class Results:
+    """The measured rows of a suite: one file a table, in `measured/`."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder) / "measured"
+
+    def path(self, table: str) -> Path:
+        """Where the rows of a table are."""
+        return self.folder / f"{table}.jsonl"
+
+    def read(self, table: str) -> list[Measured]:
+        """All rows of a table, in the order in which they were measured; none where there is no file."""
+        path = self.path(table)
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [_parsed(line, path, number) for number, line in enumerate(lines, start=1)]
+
+    def append(self, row: Measured) -> None:
+        """Write one row and flush it."""
+        path = self.path(row.table)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        truncate_partial_line(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n")
+
+    def of_plan(self, digest: str, seed: int) -> Measured | None:
+        """A row of any table that was measured under this plan: tables share rows."""
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for row in self.read(path.stem):
+                if (row.digest, row.seed) == (digest, seed):
+                    return row
+        return None
+
+
+def _parsed(line: str, path: Path, number: int) -> Measured:
+    try:
+        values = json.loads(line)
+        if set(values) != {item.name for item in fields(Measured)}:
+            raise ValueError("the fields are not those of a measured row")
+    except (ValueError, TypeError) as error:
+        raise UnreadableFile(f"{path}, line {number}: {error}; restore the file or delete the line") from error
+    return Measured(**values)

@@ -1,0 +1,205 @@
+"""What one row of a table is made of: frozen plans, one a stage, that a YAML mapping spells.
+
+A plan holds every setting that can change a number, so its digest names the work: rows of different tables that share
+a plan, or its first stages, share the computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from certibox.config import Phase, Schedule, digest
+from certibox.errors import InvalidInput
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images. name: an entry of `datasets.yaml`. Counts of None mean all.
+
+    train: the first so many of the training split train the defense; validation: the last so many of it select. test:
+    so many of the test split, evenly spaced. size: resize to size x size (Restricted ImageNet).
+    """
+
+    name: str
+    train: int | None
+    validation: int
+    test: int | None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network trained by itself: the black box, or the autoencoder of stage 1.
+
+    images: so many of the training split, by default those of the defense. weights: a file or folder to load instead.
+    mean, std: the box's own normalisation, per channel.
+    """
+
+    network: str
+    phases: tuple[Phase, ...] = ()
+    batch_size: int = 256
+    arguments: dict[str, Any] = field(default_factory=dict)
+    images: int | None = None
+    augmentation: str = "none"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    seed: int | None = None
+    weights: str | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """How it is trained."""
+        return Schedule(self.phases, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A zeroth-order estimator by name: cge, rge or orthogonal."""
+
+    name: Literal["cge", "rge", "orthogonal"]
+    mu: float
+    q: int | None = None
+    central: bool = False
+
+
+@dataclass(frozen=True)
+class Defense:
+    """How a defense is trained; the names are those of `certibox.train`. method `none`: the bare model, smoothed."""
+
+    method: str
+    sigma: float
+    phases: tuple[Phase, ...] = ()
+    batch_size: int = 256
+    gamma: float = 1.0
+    denoise_weight: float = 1.0
+    reconstruction_weight: float = 0.0
+    denoiser: dict[str, Any] = field(default_factory=lambda: {"name": "dncnn", "arguments": {}})
+    estimator: Estimator | None = None
+    scheme: Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"] = "denoiser+encoder"
+    targets: Literal["hard", "soft"] = "hard"
+    augmentation: str = "none"
+    validation_votes: int = 1
+    skip_dead: bool = True
+
+    @property
+    def schedule(self) -> Schedule:
+        """How it is trained."""
+        return Schedule(self.phases, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Certify:
+    """How it is certified. columns: radii of the table, as multiples of sigma, in the order of the paper's columns."""
+
+    n0: int
+    n: int
+    alpha: float
+    columns: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How a reconstruction is attacked. epsilons: l2 norms in the scaled units of the measurement.
+
+    copies: noisy copies behind one defended output. samples: noise samples in the gradient of the adaptive attack.
+    """
+
+    epsilons: tuple[float, ...]
+    steps: int
+    copies: int
+    samples: int
+    measurements: int = 576
+    measurement_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row at one scale, seeds apart. box: the classifier or, for reconstruction, the reconstruction network."""
+
+    data: Data
+    box: Network
+    autoencoder: Network
+    defense: Defense
+    certify: Certify | None = None
+    attack: Attack | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certify is None) == (self.attack is None):
+            raise InvalidInput("a plan has both or none of certify and attack; wanted one: classify or reconstruct")
+
+    @property
+    def digest(self) -> str:
+        """Names the work: equal for plans that do the same."""
+        return digest(stated(self))
+
+    @property
+    def queries_answered_by_box(self) -> bool:
+        """False for white-box rows, whose training gradients need no query."""
+        return not (self.defense.method == "RS" or self.defense.method.startswith("FO-"))
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the defense."""
+        return self.defense.schedule.epochs if self.defense.method != "none" else 0
+
+
+def stated(plan: Any) -> Any:
+    """A plan as plain values without those that are at their defaults: a setting added later keeps earlier digests."""
+    if isinstance(plan, tuple):
+        return [stated(item) for item in plan]
+    if not is_dataclass(plan):
+        return plan
+    values = {item.name: (getattr(plan, item.name), item) for item in fields(plan)}
+    return {name: stated(value) for name, (value, item) in values.items() if not _default(item, value)}
+
+
+def _default(item: Field[Any], value: Any) -> bool:
+    return value == (item.default_factory() if item.default_factory is not MISSING else item.default)
+
+
+def parse(kind: type[_T], values: Any, place: str) -> _T:
+    """`values` of a YAML file as a `kind`; `InvalidInput` names the place and the key that is wrong."""
+    if not isinstance(values, Mapping):
+        raise InvalidInput(f"{place} is {values!r}; wanted a mapping of {', '.join(_names(kind))}")
+    hints = get_type_hints(kind)
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        raise InvalidInput(f"{place} has {unknown[0]!r}; wanted one of {', '.join(_names(kind))}")
+    settled = {key: _typed(hints[key], value, f"{place}.{key}") for key, value in values.items()}
+    try:
+        return kind(**settled)
+    except TypeError as error:  # a required key is missing
+        raise InvalidInput(f"{place}: {' '.join(str(error).split())}; give the missing keys") from error
+
+
+def _names(kind: type) -> list[str]:
+    return [item.name for item in fields(kind)]  # pyright: ignore[reportArgumentType]
+
+
+def _typed(hint: Any, value: Any, place: str) -> Any:
+    """One value of a YAML file in the type of its field."""
+    options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    if value is None and type(None) in options:
+        return None
+    hint = next(option for option in options if option is not type(None))
+    if is_dataclass(hint):
+        return parse(hint, value, place)  # pyright: ignore[reportArgumentType]
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise InvalidInput(f"{place} is {value!r}; wanted a list")
+        return tuple(_typed(get_args(hint)[0], item, f"{place}[{i}]") for i, item in enumerate(value))
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise InvalidInput(f"{place} is {value!r}; wanted one of {', '.join(get_args(hint))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = get_origin(hint) or hint
+    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
+        raise InvalidInput(f"{place} is {value!r}; wanted {plain.__name__}")
+    return value

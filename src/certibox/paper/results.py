@@ -1,0 +1,384 @@
+"""RESULTS.md and its plots, from the suite and its measured rows alone: the same rows give the same bytes.
+
+Every table shows what the paper reports beside what was measured, with scale, queries and epochs; then the claims with
+their intervals; then, folded away, the provenance of every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from certibox.confidence import paired_bootstrap, smallest_n
+from certibox.paper.claims import Finding, certified, check
+from certibox.paper.measured import Measured, Results
+from certibox.paper.suite import Claim, Row, Suite, Table
+from certibox.records import PublishedRow, write_text_atomic
+from certibox.report import Run, plot_ca_curves, plot_images
+
+NONE = "–"
+_HEAD = """# Results: the paper's tables and figures, reported beside measured
+
+This page is made by `certibox paper report` from the settings and the measured rows in `experiments/`. Reported numbers
+are those of Zhang et al., "How to Robustify Black-Box ML Models? A Zeroth-Order Optimization Perspective", ICLR 2022.
+
+**How to read it.** *Scale* says how large the measurement was: `paper` has the paper's own settings; `gpu` takes minutes
+a stage on one GPU; `cpu` takes minutes a table on two cores, with smaller networks and fewer and other images, so that
+not its levels but the *order of its rows* is to be compared with the paper's. Certified accuracy is in %, the mean over
+seeds with a 95 % interval (bootstrap over images); an abstention counts as wrong. Columns are l2 radii in multiples of
+sigma, since scales differ in sigma. *Queries* are the answers of the black box that training took, targets and
+validation included; rows that also differentiate the box are marked *white box*. A claim *holds* if the 95 % interval of
+its paired difference (bootstrap over images, seeds averaged) lies above its margin, *does not hold* if it lies below, and
+otherwise *cannot be told*.
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The measured rows of a table at one scale, by row name in the order of the table."""
+
+    table: Table
+    scale: str
+    rows: dict[str, list[Measured]]  # sorted by seed
+
+    def findings(self) -> list[tuple[Claim, Finding | None]]:
+        """The claims of the table, with what these rows say of them."""
+        return [
+            (claim, check(claim, self.rows.get(claim.better, []), self.rows.get(claim.worse, [])))
+            for claim in self.table.claims
+        ]
+
+    @property
+    def measured(self) -> list[Measured]:
+        """All rows."""
+        return [row for rows in self.rows.values() for row in rows]
+
+
+def write_results(suite: Suite, results: Results, page: Path) -> list[Path]:
+    """Write the page and its plots; returns their paths."""
+    folder = page.parent / "results"
+    blocks = {name: _blocks(table, results.read(name)) for name, table in suite.tables.items()}
+    plots = {name: _plots(blocks[name], folder) for name in blocks}
+    done: set[tuple[str, int]] = set()
+    parts = [_HEAD, _summary(blocks)]
+    for name, table in suite.tables.items():
+        parts.append(_section(table, blocks[name], plots[name], page.parent, done))
+        done |= {(row.digest, row.seed) for block in blocks[name] for row in block.measured}
+    write_text_atomic(page, "\n".join(parts))
+    return [page, *(path for paths in plots.values() for path in paths)]
+
+
+def _blocks(table: Table, measured: Sequence[Measured]) -> list[Block]:
+    """The rows that were measured under the table's present settings, by scale."""
+    blocks = []
+    for scale in table.scales:
+        rows: dict[str, list[Measured]] = {}
+        for row in table.rows:
+            if scale not in row.plans:
+                continue
+            key = (row.name, scale, row.plans[scale].digest)
+            found = {m.seed: m for m in measured if (m.row, m.scale, m.digest) == key and m.seed in table.seeds[scale]}
+            if found:
+                rows[row.name] = [found[seed] for seed in sorted(found)]
+        if rows:
+            blocks.append(Block(table, scale, rows))
+    return blocks
+
+
+# ------------------------------------------------------------------------------------------------------------ summary
+
+
+def _summary(blocks: dict[str, list[Block]]) -> str:
+    """All claims at a glance."""
+    body = [
+        [_link(block.table), claim.text, f"`{block.scale}`", _difference(finding, block), f"**{finding.verdict}**"]
+        for own in blocks.values()
+        for block in own
+        for claim, finding in block.findings()
+        if finding
+    ]
+    header = ["", "claim", "scale", "measured difference", "verdict"]
+    return "## The paper's claims\n\n" + _markdown([header, *body]) if body else ""
+
+
+def _link(table: Table) -> str:
+    title = table.title.split(":")[0]
+    return f"[{title}](#{table.name.lower()})"
+
+
+def _difference(finding: Finding, block: Block) -> str:
+    if _classifies(block):
+        return (
+            f"{100 * finding.difference:+.1f} [{100 * finding.low:+.1f}, {100 * finding.high:+.1f}] points "
+            f"at r = {_multiple(finding.claim.at)}"
+        )
+    claim = finding.claim
+    return (
+        f"{finding.difference:+.3f} [{finding.low:+.3f}, {finding.high:+.3f}] RMSE saved "
+        f"at ‖δ‖ = {claim.at:g}, {claim.threat}"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- sections
+
+
+def _section(table: Table, blocks: list[Block], plots: list[Path], root: Path, done: set[tuple[str, int]]) -> str:
+    parts = [f'<a id="{table.name.lower()}"></a>\n\n## {table.title}\n']
+    if not blocks:
+        parts.append(_reported_alone(table))
+    for block in blocks:
+        parts.append(_classification(block) if _classifies(block) else _reconstruction(block))
+        parts.append(_claims(block))
+        parts.append(_provenance(block, done))
+    missing = [scale for scale in table.scales if scale not in {block.scale for block in blocks}]
+    if missing:
+        commands = ", ".join(f"`certibox paper run {table.name} --scale {scale}`" for scale in missing)
+        parts.append(f"Not measured: {commands}.\n")
+    parts += [f"![{table.title}]({path.relative_to(root).as_posix()})\n" for path in plots]
+    parts += [f"{note}\n" for note in table.notes]
+    return "\n".join(part for part in parts if part)
+
+
+def _classifies(block: Block) -> bool:
+    return "reach" in block.measured[0].values
+
+
+def _classification(block: Block) -> str:
+    first = block.measured[0]
+    reported = _columns(block.table)
+    columns = list(first.settings["columns"])
+    header = ["row", *(f"reported r = {_multiple(k)}" for k in range(len(reported)))]
+    header += [*(f"measured r = {_multiple(k)}" for k in columns), "queries to train", "epochs"]
+    body = []
+    for row in block.table.rows:
+        if block.scale not in row.plans:
+            continue
+        rows = block.rows.get(row.name, [])
+        cells = [_reported_cell(row, column) for column in reported]
+        cells += [_share(rows, multiple) for multiple in columns] if rows else [NONE] * len(columns)
+        body.append([_named(row), *cells, _queries(row, block.scale, rows), str(row.plans[block.scale].epochs)])
+    return f"### Scale `{block.scale}`\n\n{_settings(block)}\n\n" + _markdown([header, *body])
+
+
+def _settings(block: Block) -> str:
+    """What was run, in a line."""
+    first = block.measured[0]
+    s, plan = first.settings, block.table.row(first.row).plans[block.scale]
+    seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in block.measured}))
+    words = [f"**{first.data}**, {plan.data.train or 'all'} training and {_images(first)} test images"]
+    words.append(f"box {plan.box.network}")
+    if first.clean_accuracy is not None:
+        words[-1] += f", {100 * first.clean_accuracy:.1f} % right on the clean test images"
+    words.append(f"σ = {s['sigma']:g}")
+    if _classifies(block):
+        words.append(f"n0 = {s['n0']}, n = {s['n']:,}, α = {s['alpha']:g}")
+        beyond = [k for k in (1.0, 2.0, 3.0) if smallest_n(s["alpha"], k) > s["n"]]
+        words += [f"r = {_multiple(k)} would take n = {smallest_n(s['alpha'], k):,}" for k in beyond[:1]]
+    else:
+        words.append(f"PGD of {s['steps']} steps, {s['copies']} noisy copies an output")
+        words.append(f"{s['samples']} copies in the adaptive gradient")
+    return "; ".join([*words, f"seeds {seeds}"]) + "."
+
+
+def _images(row: Measured) -> int:
+    name = "reach" if "reach" in row.values else f"adaptive rmse {row.settings['epsilons'][0]:g}"
+    return len(row.series(name))
+
+
+def _reconstruction(block: Block) -> str:
+    """RMSE / SSIM by attack norm: reported, then measured under either threat."""
+    epsilons = block.measured[0].settings["epsilons"]
+    parts = [f"### Scale `{block.scale}`\n\n{_settings(block)}\n"]
+    for threat, words in (
+        ("transfer", "attack on the undefended network, as in the released code"),
+        ("adaptive", "attack on the whole defended pipeline"),
+    ):
+        header = ["row"]
+        for epsilon in epsilons:
+            header += [f"reported ‖δ‖ = {epsilon:g}"] * (threat == "transfer") + [f"measured ‖δ‖ = {epsilon:g}"]
+        body = []
+        for row in block.table.rows:
+            rows = block.rows.get(row.name, [])
+            cells = []
+            for epsilon in epsilons:
+                if threat == "transfer":
+                    cells.append(_reported_cell(row, f"{epsilon:g}"))
+                cells.append(_errors(rows, threat, epsilon))
+            body.append([_named(row), *cells, _queries(row, block.scale, rows), str(row.plans[block.scale].epochs)])
+        title = f"**{threat.capitalize()}**: {words}; RMSE / SSIM.\n\n"
+        parts.append(title + _markdown([[*header, "queries to train", "epochs"], *body]))
+    return "\n".join(parts)
+
+
+def _errors(rows: Sequence[Measured], threat: str, epsilon: float) -> str:
+    """Mean RMSE and SSIM. SSIM with a window around every pixel: that is how the released code pads it."""
+    if not rows:
+        return NONE
+    means = [np.mean([row.series(f"{threat} {name} {epsilon:g}") for row in rows]) for name in ("rmse", "ssim_padded")]
+    return " / ".join(f"{mean:.3f}" for mean in means)
+
+
+def _reported_alone(table: Table) -> str:
+    columns = _columns(table)
+    header = ["row", *(f"reported {column}" for column in columns), "measured"]
+    body = [[_named(row), *(_reported_cell(row, column) for column in columns), "not measured"] for row in table.rows]
+    return _markdown([header, *body])
+
+
+def _columns(table: Table) -> list[str]:
+    """The columns of what the paper reports."""
+    return list(next((row.reported for row in table.rows if row.reported), {}))
+
+
+def _named(row: Row) -> str:
+    return f"{row.name} <br><sub>{row.note}</sub>" if row.note else row.name
+
+
+def _reported_cell(row: Row, column: str) -> str:
+    value = row.reported.get(column)
+    if value is None:
+        return NONE
+    return " / ".join(f"{part:.3f}" for part in value) if isinstance(value, list) else f"{value:.2f}"
+
+
+def _share(rows: Sequence[Measured], multiple: float) -> str:
+    """Certified accuracy over all seeds, with its interval over images."""
+    by_image = np.mean([certified(row, multiple) for row in rows], axis=0)
+    share, low, high = paired_bootstrap(by_image, np.zeros_like(by_image))
+    return f"**{100 * share:.1f}** [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _queries(row: Row, scale: str, rows: Sequence[Measured]) -> str:
+    if not rows:
+        return NONE
+    spent = f"{round(float(np.mean([measured.queries['train'] for measured in rows]))):,}"
+    return spent if row.plans[scale].queries_answered_by_box else f"{spent} + white box"
+
+
+def _multiple(k: float) -> str:
+    return "0" if k == 0 else "σ" if k == 1 else f"{k:g}σ"
+
+
+# ------------------------------------------------------------------------------------------------- claims, provenance
+
+
+def _claims(block: Block) -> str:
+    findings = [(claim, finding) for claim, finding in block.findings()]
+    if not findings:
+        return ""
+    body = []
+    for claim, finding in findings:
+        said = _reported_difference(block, claim)
+        if finding is None:
+            body.append([claim.text, said, "not measured", NONE, NONE])
+            continue
+        scale = 100 if _classifies(block) else 1
+        digits = 1 if _classifies(block) else 3
+        seeds = ", ".join(f"{scale * value:+.{digits}f}" for value in finding.by_seed)
+        body.append([claim.text, said, _difference(finding, block), seeds, f"**{finding.verdict}**"])
+    return _markdown([["claim", "reported difference", "measured difference", "by seed", "verdict"], *body])
+
+
+def _reported_difference(block: Block, claim: Claim) -> str:
+    """The difference that the paper reports at the claim's column."""
+    columns = _columns(block.table)
+    better, worse = (block.table.row(name).reported for name in (claim.better, claim.worse))
+    column = columns[int(claim.at)] if _classifies(block) else f"{claim.at:g}"
+    if column not in better or column not in worse:
+        return NONE
+    if _classifies(block):
+        return f"{better[column] - worse[column]:+.2f}"
+    return f"{worse[column][0] - better[column][0]:+.3f}"
+
+
+def _provenance(block: Block, done: set[tuple[str, int]]) -> str:
+    header = ["row", "seed", "command", "queries: train, evaluate", "seconds: defense, evaluation", "date"]
+    body = [
+        [
+            row.row,
+            str(row.seed),
+            f"`{row.command}`",
+            f"{row.queries['train']:,}, {row.queries['evaluate']:,}",
+            f"{row.seconds['defense']:.0f}, {row.seconds['evaluation']:.0f}",
+            row.date,
+        ]
+        for row in block.measured
+    ]
+    where = "; ".join(dict.fromkeys(row.hardware for row in block.measured))
+    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in row.versions.items()) for row in block.measured)
+    text = f"Measured on {where}, with {'; '.join(versions)}. {_cost(block.measured, done)}"
+    return f"<details><summary>Provenance</summary>\n\n{text}\n\n{_markdown([header, *body])}\n</details>\n"
+
+
+def _cost(rows: Iterable[Measured], done: set[tuple[str, int]]) -> str:
+    """Seconds of the table's own defenses and evaluations; those of an earlier table's rows apart."""
+    own, shared = 0.0, 0.0
+    for row in rows:
+        took = row.seconds["defense"] + row.seconds["evaluation"]
+        if (row.digest, row.seed) in done:
+            shared += took
+        else:
+            own += took
+    text = f"The table took {own / 60:.0f} minutes of single processes"
+    return text + (f", and {shared / 60:.0f} more in rows shared with earlier tables." if shared else ".")
+
+
+# -------------------------------------------------------------------------------------------------------------- plots
+
+
+def _plots(blocks: list[Block], folder: Path) -> list[Path]:
+    """The picture of a figure, one a scale."""
+    paths = []
+    for block in blocks:
+        picture = block.table.picture
+        if picture:
+            path = folder / f"{block.table.name}-{block.scale}.png"
+            _PICTURES[picture](block, path)
+            paths.append(path)
+    return paths
+
+
+def _curves(block: Block, path: Path) -> None:
+    """Certified accuracy against radius, seeds pooled. No bands: seeds share their images."""
+    runs = [Run(name, _outcomes(rows)) for name, rows in block.rows.items()]
+    plot_ca_curves(runs, path, bands=False)
+
+
+def _outcomes(rows: Sequence[Measured]) -> list[PublishedRow]:
+    """Every image of every seed as an outcome: the series keep how far each is certified correctly, and no more."""
+    reach = np.concatenate([row.series("reach") for row in rows])
+    return [
+        PublishedRow(i, 0, 0 if value >= 0 else None, max(0.0, float(value)), bool(value >= 0), 0.0)
+        for i, value in enumerate(reach)
+    ]
+
+
+def _reconstructions(block: Block, path: Path) -> None:
+    """The first images: the truth, then every row's answer under the transferred and under the adaptive attack."""
+    columns = {"truth": _pictures(block.measured[0], "truth")}
+    for name, rows in block.rows.items():
+        for threat in ("transfer", "adaptive"):
+            columns[f"{_short(name)}\n{threat}"] = _pictures(rows[0], threat)
+    plot_images(columns, path)
+
+
+def _short(name: str) -> str:
+    return name.split(" (")[0]
+
+
+def _pictures(row: Measured, name: str) -> np.ndarray:
+    flat = row.series(f"{name} pictures")
+    return flat.reshape(-1, 1, 28, 28)
+
+
+_PICTURES: dict[str, Any] = {"curves": _curves, "reconstructions": _reconstructions}
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    header, *body = rows
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "".join("| " + " | ".join(row) + " |\n" for row in [header, rule, *body])

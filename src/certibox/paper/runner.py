@@ -1,0 +1,219 @@
+"""From rows of the suite to measured rows: every stage that is missing, then the evaluation, then one line on disk."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from math import floor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from certibox.certification import certify_dataset
+from certibox.config import digest
+from certibox.data import Images
+from certibox.paper.claims import certified
+from certibox.paper.measured import DECIMALS, Measured, Results
+from certibox.paper.plans import Plan
+from certibox.paper.stages import Workshop, measurement_of, spent, timed
+from certibox.paper.suite import Row, Table
+from certibox.pipeline import Defense
+from certibox.query import QueryClient
+from certibox.reconstruction import THREATS, Attack, evaluate, reconstruct
+from certibox.smoothing import SmoothedClassifier
+from certibox.version import VERSION
+
+Model = Defense | QueryClient
+CERTIFY_BATCH = 500
+PICTURES = 6  # images that a row of a reconstruction keeps for figure 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to measure at one scale with one seed."""
+
+    table: Table
+    row: Row
+    scale: str
+    seed: int
+
+    @property
+    def plan(self) -> Plan:
+        """What to do."""
+        return self.row.plans[self.scale]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.table.name} / {self.row.name} / {self.scale} / seed {self.seed}"
+
+
+def jobs(table: Table, scale: str, rows: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[Job]:
+    """The rows of a table at a scale, seed by seed, so that every row has its first seed early."""
+    chosen = [table.row(name) for name in rows] or list(table.rows)
+    for seed in seeds or table.seeds[scale]:
+        for row in chosen:
+            if scale in row.plans:
+                yield Job(table, row, scale, seed)
+
+
+def measure(job: Job, workshop: Workshop, results: Results) -> tuple[Measured, bool]:
+    """The measured row of a job, and whether it was measured just now; rows measured before stand."""
+    plan = job.plan
+    for row in results.read(job.table.name):
+        if row.key == (job.row.name, job.scale, job.seed) and row.digest == plan.digest:
+            return row, False
+    shared = results.of_plan(plan.digest, job.seed)
+    if shared is not None:  # another table has measured it
+        row = replace(shared, table=job.table.name, row=job.row.name, scale=job.scale, command=command(job))
+        results.append(row)
+        return row, False
+    row = _measured(job, workshop)
+    results.append(row)
+    return row, True
+
+
+def command(job: Job) -> str:
+    """What measures this row again."""
+    return (
+        f"certibox paper run {job.table.name} --scale {job.scale} --row {shlex.quote(job.row.name)} --seed {job.seed}"
+    )
+
+
+def headline(row: Measured) -> str:
+    """The row in a few words: certified accuracy at its columns, or the errors under the adaptive attack."""
+    if "reach" in row.values:
+        shares = [certified(row, multiple).mean() for multiple in row.settings["columns"]]
+        return "certified " + " / ".join(f"{100 * share:.1f}" for share in shares) + " %"
+    errors = [row.series(f"adaptive rmse {epsilon:g}").mean() for epsilon in row.settings["epsilons"]]
+    return "RMSE " + " / ".join(f"{error:.3f}" for error in errors)
+
+
+def _measured(job: Job, workshop: Workshop) -> Measured:
+    plan, seed = job.plan, job.seed
+    model, folder = workshop.defense(plan, seed)
+    client = model if isinstance(model, QueryClient) else model.client
+    test = workshop.splits(plan).test
+    with timed(folder / "evaluation"):
+        if plan.certify:
+            values, queries = _certified(job, workshop, model, folder / "evaluation", test)
+        else:
+            values, queries = _reconstructed(job, workshop, model, folder / "evaluation", test)
+    seconds = workshop.seconds(plan, seed) | {"evaluation": spent(folder / "evaluation")}
+    return Measured(
+        table=job.table.name,
+        row=job.row.name,
+        scale=job.scale,
+        seed=seed,
+        digest=plan.digest,
+        values=values,
+        queries={"train": workshop.training_queries(plan, seed), "evaluate": queries},
+        epochs=plan.epochs,
+        seconds=seconds,
+        settings={"sigma": plan.defense.sigma, **asdict(plan.certify or plan.attack)},  # pyright: ignore
+        data=workshop.source(plan.data.name)[1],
+        clean_accuracy=_clean_accuracy(client, test) if plan.certify else None,
+        command=command(job),
+        hardware=hardware(workshop.device),
+        versions=versions(),
+        date=datetime.now(UTC).date().isoformat(),
+    )
+
+
+def _certified(
+    job: Job, workshop: Workshop, model: Model, folder: Path, test: Images
+) -> tuple[dict[str, list[float | None]], int]:
+    """The reach of every test image, and the queries that it took."""
+    wanted, sigma = job.plan.certify, job.plan.defense.sigma
+    assert wanted is not None
+    client = model if isinstance(model, QueryClient) else model.client
+    base = model if isinstance(model, QueryClient) else model.outputs
+    asked = {"n0": wanted.n0, "n": wanted.n, "alpha": wanted.alpha}
+    name = f"certificates-{digest({**asked, 'images': test.digest})}.jsonl"
+    with client.phase("certify"), workshop.bar(f"certify {job.row.name}") as progress:
+        rows = certify_dataset(
+            SmoothedClassifier(base, test.num_classes or 10, sigma),
+            test,
+            seed=job.seed,
+            out=folder / name,
+            batch_size=CERTIFY_BATCH,
+            progress=progress,
+            **asked,
+        )
+    return {"reach": [rounded_down(row.radius) if row.correct else None for row in rows]}, sum(r.queries for r in rows)
+
+
+def _reconstructed(
+    job: Job, workshop: Workshop, model: Model, folder: Path, test: Images
+) -> tuple[dict[str, list[float | None]], int]:
+    """Errors of every test image under both threats and all norms, some pictures, and the queries of the outputs."""
+    wanted = job.plan.attack
+    assert wanted is not None
+    measurement, values, queries = measurement_of(wanted), {}, 0
+    shared: dict[str, Any] = {"copies": wanted.copies, "seed": job.seed, "device": workshop.device}
+    for threat in THREATS:
+        attack = Attack(threat, wanted.steps, wanted.samples)  # pyright: ignore[reportArgumentType]
+        with workshop.bar(f"{threat} {job.row.name}") as progress:
+            rows = evaluate(
+                model,
+                test,
+                measurement,
+                attack=attack,
+                epsilons=wanted.epsilons,
+                progress=progress,
+                **shared,
+            )
+        for epsilon in wanted.epsilons:
+            here = [row for row in rows if row.epsilon == epsilon]
+            for measure in ("rmse", "ssim", "ssim_padded"):
+                values[f"{threat} {measure} {epsilon:g}"] = [round(getattr(row, measure), DECIMALS) for row in here]
+        queries += sum(row.queries for row in rows)
+        pictures = reconstruct(model, test, measurement, range(PICTURES), attack, 1.0, **shared)
+        values[f"{threat} pictures"] = [round(value, 2) for value in pictures.flatten().tolist()]
+    values["truth pictures"] = [round(value, 2) for value in test.floats(slice(0, PICTURES)).flatten().tolist()]
+    return values, queries
+
+
+def rounded_down(radius: float) -> float:
+    """A radius with `DECIMALS` decimals that is not above it."""
+    return floor(radius * 10**DECIMALS) / 10**DECIMALS
+
+
+def _clean_accuracy(client: QueryClient, test: Images) -> float:
+    """Share of the clean test images that the bare box gets right."""
+    assert test.labels is not None
+    with client.phase("clean accuracy"):
+        right = [
+            client(test.floats(index)).argmax(1).cpu() == test.labels[index]
+            for index in torch.arange(len(test)).split(client.batch_size)
+        ]
+    return float(torch.cat(right).float().mean())
+
+
+def hardware(device: str) -> str:
+    """What the row was measured on."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    threads = torch.get_num_threads()
+    return f"{names[0] if names else platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def versions() -> dict[str, str]:
+    """What the row was measured with."""
+    return {
+        "certibox": VERSION,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

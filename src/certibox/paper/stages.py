@@ -1,0 +1,302 @@
+"""The stages behind a row: images, box, autoencoder, defense. Each is done once a plan and seed, and kept in a folder.
+
+A folder's name carries the digest of all that its stage depends on, so rows and tables share stages without knowing of
+each other, and an interrupted stage goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from certibox import checkpoints, networks, seeds
+from certibox.authors import load_autoencoder, save_autoencoder
+from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
+from certibox.config import digest
+from certibox.data import Images, load_images, load_restricted_imagenet
+from certibox.errors import InvalidInput
+from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal
+from certibox.loop import Progress
+from certibox.networks import Autoencoder
+from certibox.paper.plans import Attack, Data, Defense, Estimator, Plan, stated
+from certibox.paper.suite import Suite
+from certibox.pipeline import Defense as TrainedDefense
+from certibox.pipeline import load_defense
+from certibox.query import QueryClient
+from certibox.reconstruction import Measurement, measured, train_reconstructor
+from certibox.records import read_json, write_json_atomic
+from certibox.supervised import pretrain_autoencoder, train_classifier
+from certibox.training import train
+
+Bar = Callable[[str], AbstractContextManager[Progress]]
+CHECKPOINT_EVERY = 50  # steps
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of one plan."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+@dataclass
+class Workshop:
+    """Where stages are done. data: a folder with the data sets. work: where stages are kept. bar: shows progress.
+
+    models: a folder of finished stages from elsewhere, each under the name of its folder in `work`.
+    """
+
+    suite: Suite
+    data: Path | None
+    work: Path
+    bar: Bar
+    device: str = "cpu"
+    models: Path | None = None
+    _loaded: dict[tuple[str, str, int | None], Images] = field(default_factory=dict)
+
+    def splits(self, plan: Plan) -> Splits:
+        """Images to train on, to select on and to test on; those of a reconstruction are measurements."""
+        wanted = plan.data
+        everything = self._load(wanted, "train")
+        if len(everything) <= wanted.validation:
+            raise InvalidInput(
+                f"{wanted.name} has {len(everything)} training images, {wanted.validation} of them for validation; "
+                "wanted some left to train on"
+            )
+        rest = everything.select(slice(0, len(everything) - wanted.validation))
+        held = everything.select(slice(len(everything) - wanted.validation, None))
+        test = self._load(wanted, "test")
+        return Splits(rest.select(slice(0, wanted.train)), held, spread(test, wanted.test))
+
+    def source(self, name: str) -> tuple[str | Path, str]:
+        """Where a data set is: a folder of `data`, else its Hugging Face name; and what to call it."""
+        known = self.suite.datasets
+        if name not in known:
+            raise InvalidInput(f"there is no data set {name!r}; wanted one of {', '.join(known)}")
+        for folder in known[name]["folders"] if self.data else ():
+            path = (self.data or Path()) / folder
+            if path.exists():
+                return path, folder
+        return known[name]["hub"], name
+
+    def _load(self, wanted: Data, split: str) -> Images:
+        entry = self.suite.datasets.get(wanted.name, {})
+        source, called = self.source(wanted.name)
+        key = (wanted.name, split, wanted.size)
+        if key not in self._loaded:
+            called_split = entry.get("splits", {}).get(split, split)
+            columns = {
+                key: entry[key] for key in ("image_column", "label_column") if key in entry and source == entry["hub"]
+            }
+            if wanted.name == "restricted-imagenet":
+                images = load_restricted_imagenet(source, called_split, size=wanted.size or 224)
+            else:
+                images = load_images(source, called_split, **columns)
+            self._loaded[key] = replace(images, name=f"{called}:{split}")
+        return self._loaded[key]
+
+    def box(self, plan: Plan) -> BlackBox:
+        """The black box: a network trained on clean images, held without its weights by all but first-order methods."""
+        wanted, seed = plan.box, plan.box.seed or 0
+        folder = self._folder("box", seed, plan.data, wanted, plan.attack and measurement_of(plan.attack).digest)
+        outputs = "values" if plan.attack else "logits"
+        declared = {"mean": wanted.mean, "std": wanted.std, "name": wanted.network}
+        if not (self._kept(folder) / "network.safetensors").exists():
+            network = self._train_box(plan, folder, seed, BoxSpec(outputs, **declared))
+            facts = {"spec": network.spec}
+            checkpoints.write(folder / "network.safetensors", network.state_dict(), facts)
+        tensors, facts = checkpoints.read(self._kept(folder) / "network.safetensors")
+        network = networks.build(facts["spec"])
+        checkpoints.load_module(network, tensors, "box")
+        network.to(self.device)
+        return as_blackbox(network.eval().requires_grad_(False), outputs=outputs, **declared)
+
+    def _train_box(self, plan: Plan, folder: Path, seed: int, spec: BoxSpec) -> nn.Module:
+        wanted, splits = plan.box, self.splits(replace(plan, data=replace(plan.data, train=plan.box.images)))
+        shared: dict[str, Any] = {"schedule": wanted.schedule, "seed": seed, "validation": splits.validation}
+        shared |= {"out": folder / "training", "device": self.device}
+        with timed(folder), self.bar(f"box {wanted.network}") as progress:
+            if plan.attack:
+                return train_reconstructor(splits.train, measurement_of(plan.attack), progress=progress, **shared)
+            labels = splits.train.num_classes or 10
+            arguments = {"num_classes": labels, "channels": splits.train.shape[0], **wanted.arguments}
+            with seeds.initialisation(seed, "box"):
+                fresh = networks.build({"name": wanted.network, "arguments": arguments})
+            return train_classifier(
+                splits.train, fresh, spec=spec, augmentation=wanted.augmentation, progress=progress, **shared
+            )
+
+    def autoencoder(self, plan: Plan, seed: int) -> Autoencoder:
+        """Stage 1, or the weights that the plan names."""
+        wanted = plan.autoencoder
+        if wanted.weights is not None:
+            return load_autoencoder(wanted.weights)
+        seed = seed if wanted.seed is None else wanted.seed
+        measurement = plan.attack and measurement_of(plan.attack).digest
+        folder = self._folder("autoencoder", seed, plan.data, wanted, measurement)
+        if not (self._kept(folder) / "autoencoder.json").exists():
+            splits = self._seen(plan)
+            with seeds.initialisation(seed, "autoencoder"):
+                fresh = networks.build({"name": wanted.network, "arguments": wanted.arguments})
+            assert isinstance(fresh, Autoencoder)
+            with timed(folder), self.bar(f"autoencoder {wanted.network}") as progress:
+                trained = pretrain_autoencoder(
+                    splits.train,
+                    fresh,
+                    schedule=wanted.schedule,
+                    seed=seed,
+                    augmentation=wanted.augmentation,
+                    validation=splits.validation,
+                    out=folder / "training",
+                    device=self.device,
+                    progress=progress,
+                )
+            save_autoencoder(trained, folder)
+        return load_autoencoder(self._kept(folder))
+
+    def defense(self, plan: Plan, seed: int) -> tuple[TrainedDefense | QueryClient, Path]:
+        """The defense, or the bare box behind its meter for method `none`; and the folder of its evaluation."""
+        folder = self.row_folder(plan, seed)
+        wanted = plan.defense
+        client = QueryClient(self.box(plan), ledger=folder / "ledger.sqlite")
+        if wanted.method == "none":
+            return client, folder
+        if not (self._kept(folder) / "queries.json").exists():
+            bottleneck = self.autoencoder(plan, seed) if "AE" in wanted.method else None
+            with timed(folder), self.bar(f"{wanted.method}, seed {seed}") as progress:
+                trained = self._train(plan, client, bottleneck, folder, seed, progress)
+            trained.save(folder)
+            write_json_atomic(folder / "queries.json", client.queries)  # last: it says that the stage is finished
+        loaded = load_defense(self._kept(folder), client)
+        loaded.pipeline.to(self.device)
+        return loaded, folder
+
+    def _train(
+        self,
+        plan: Plan,
+        client: QueryClient,
+        autoencoder: Autoencoder | None,
+        folder: Path,
+        seed: int,
+        progress: Progress,
+    ) -> TrainedDefense:
+        wanted, splits = plan.defense, self._seen(plan)
+        return train(
+            client,
+            splits.train,
+            method=wanted.method,
+            sigma=wanted.sigma,
+            schedule=wanted.schedule,
+            seed=seed,
+            estimator=estimator_of(wanted.estimator),
+            gamma=wanted.gamma,
+            denoise_weight=wanted.denoise_weight,
+            reconstruction_weight=wanted.reconstruction_weight,
+            scheme=wanted.scheme,
+            denoiser=self._denoiser(wanted, splits.train.shape[0], seed),
+            autoencoder=autoencoder,
+            targets=wanted.targets,
+            augmentation=wanted.augmentation,
+            validation=splits.validation,
+            validation_votes=wanted.validation_votes,
+            skip_dead=wanted.skip_dead,
+            device=self.device,
+            out=folder / "training",
+            checkpoint_every=CHECKPOINT_EVERY,
+            progress=progress,
+        )
+
+    def _denoiser(self, wanted: Defense, channels: int, seed: int) -> nn.Module:
+        arguments = {"channels": channels, **wanted.denoiser.get("arguments", {})}
+        with seeds.initialisation(seed, "denoiser"):
+            return networks.build({"name": wanted.denoiser["name"], "arguments": arguments})
+
+    def _seen(self, plan: Plan) -> Splits:
+        """The images as the box is shown them."""
+        splits = self.splits(plan)
+        if plan.attack is None:
+            return splits
+        measurement = measurement_of(plan.attack)
+        return Splits(measured(splits.train, measurement), measured(splits.validation, measurement), splits.test)
+
+    def training_queries(self, plan: Plan, seed: int) -> int:
+        """Answers that the defense took to train, targets and validation included."""
+        path = self._kept(self.row_folder(plan, seed)) / "queries.json"
+        return int(read_json(path)) if plan.defense.method != "none" else 0
+
+    def _kept(self, folder: Path) -> Path:
+        """Where a stage is finished, if it is."""
+        elsewhere = self.models / folder.name if self.models else folder
+        return elsewhere if elsewhere.exists() else folder
+
+    def row_folder(self, plan: Plan, seed: int) -> Path:
+        """Where the defense of a plan and seed is kept: evaluation and test images do not matter to it."""
+        stages = (replace(plan.data, test=None), plan.box, plan.autoencoder, plan.defense)
+        return self._folder("defense", seed, *stages, plan.attack and measurement_of(plan.attack).digest)
+
+    def _folder(self, kind: str, seed: int, *parts: Any) -> Path:
+        plain = [stated(part) for part in parts]
+        if kind == "box":  # which images train the defense, and which test it, does not matter to the box
+            plain[0] = {key: value for key, value in plain[0].items() if key not in ("train", "test")}
+        elif kind == "autoencoder":
+            plain[0] = {key: value for key, value in plain[0].items() if key != "test"}
+        folder = self.work / f"{kind}-{digest({'stage': kind, 'seed': seed, 'parts': plain})}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def seconds(self, plan: Plan, seed: int) -> dict[str, float]:
+        """Seconds that each stage of a row took so far."""
+        measurement = plan.attack and measurement_of(plan.attack).digest
+        folders = {"box": self._folder("box", plan.box.seed or 0, plan.data, plan.box, measurement)}
+        if "AE" in plan.defense.method and plan.autoencoder.weights is None:
+            own = seed if plan.autoencoder.seed is None else plan.autoencoder.seed
+            folders["autoencoder"] = self._folder("autoencoder", own, plan.data, plan.autoencoder, measurement)
+        folders["defense"] = self.row_folder(plan, seed)
+        return {stage: spent(self._kept(folder)) for stage, folder in folders.items()}
+
+
+def measurement_of(attack: Attack) -> Measurement:
+    """The measurement of a reconstruction."""
+    return Measurement(attack.measurement_seed, measurements=attack.measurements)
+
+
+def estimator_of(wanted: Estimator | None) -> GradientEstimator | None:
+    """The estimator of a plan."""
+    if wanted is None:
+        return None
+    if wanted.name == "cge":
+        return CGE(wanted.mu, wanted.central)
+    if wanted.q is None:
+        raise InvalidInput(f"estimator {wanted.name} has no q; wanted its number of directions")
+    return {"rge": RGE, "orthogonal": Orthogonal}[wanted.name](wanted.q, wanted.mu, wanted.central)
+
+
+def spread(images: Images, count: int | None) -> Images:
+    """`count` images at even distances: a test set in any order is sampled fairly. All, for None."""
+    if count is None or count >= len(images):
+        return images
+    return images.select([i * len(images) // count for i in range(count)])
+
+
+@contextmanager
+def timed(folder: Path) -> Iterator[None]:
+    """Add the wall-clock seconds inside to those that the stage in `folder` has taken."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        write_json_atomic(folder / "seconds.json", round(spent(folder) + time.perf_counter() - started, 1))
+
+
+def spent(folder: Path) -> float:
+    """Seconds that a stage has taken so far."""
+    path = folder / "seconds.json"
+    return float(read_json(path)) if path.exists() else 0.0

@@ -1,0 +1,180 @@
+"""The suite as data: tables, their rows at every scale, what the paper reports, and what is claimed.
+
+`experiments/` holds one YAML file a table, `setups.yaml` with the settings that tables share, and `datasets.yaml`. A
+row says only how it differs from its setup:
+
+    setups.yaml     mnist-cpu: {data: {...}, box: {...}, autoencoder: {...}, defense: {...}, certify: {...}}
+    table2.yaml     scales: {cpu: mnist-cpu, ...}
+                    rows:
+                    - name: ZO-AE-DS (RGE, q=20)
+                      reported: {"0.00": 42.72, ...}
+                      set: {defense: {method: ZO-AE-DS, estimator: {name: rge, q: 20}}}      at every scale
+                      cpu: {...}                                                             at this one
+                      only: [cpu]                                                            at no other
+                    - like: table2 / ZO-AE-DS (RGE, q=20)                                    the row of another table
+
+Mappings merge key by key, all else is replaced. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from certibox.errors import InvalidInput, UnreadableFile
+from certibox.paper.plans import Plan, parse
+
+NAMES = (
+    *("table1", "table2", "table3", "table4", "table5"),
+    *("tableA1", "tableA2", "tableA3", "tableA4", "figure4", "figure5"),
+)
+_ROW_KEYS = {"name", "like", "reported", "set", "note", "only"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table. reported: column -> what the paper reports there (percent, or [RMSE, SSIM]); or nothing."""
+
+    name: str
+    reported: Mapping[str, Any]
+    plans: Mapping[str, Plan]  # scale -> plan
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that the paper claims, put so that measured rows can contradict it.
+
+    at: multiple of sigma (classification) or epsilon (reconstruction) at which `better` and `worse` are compared.
+    margin: the claim is that `better` exceeds `worse` by more than this; a negative margin is "comes near".
+    """
+
+    text: str
+    better: str
+    worse: str
+    at: float
+    margin: float = 0.0
+    threat: str = "adaptive"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table or figure of the paper. scales: scale -> name of the setup, in order of size."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...]
+    scales: Mapping[str, str]
+    seeds: Mapping[str, tuple[int, ...]]  # scale -> seeds
+    notes: tuple[str, ...]
+    picture: str | None = None  # curves or reconstructions, for the figures
+
+    def row(self, name: str) -> Row:
+        """The row of this name; `InvalidInput` names those there are."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise InvalidInput(f"{self.name} has no row {name!r}; wanted one of {', '.join(row.name for row in self.rows)}")
+
+
+class Suite:
+    """The experiments of a folder, read when they are asked for."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "setups.yaml").is_file():
+            raise UnreadableFile(f"{folder} holds no setups.yaml; wanted the folder of experiments: --experiments DIR")
+
+    @cached_property
+    def setups(self) -> dict[str, Any]:
+        """Shared settings by name, with `base` resolved."""
+        raw = self._read("setups")
+        return {name: _with_base(name, raw) for name in raw}
+
+    @cached_property
+    def datasets(self) -> dict[str, dict[str, Any]]:
+        """Where images come from, by name."""
+        return self._read("datasets")
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """All tables and figures, in the order of the paper."""
+        return {name: self.table(name) for name in NAMES}
+
+    def table(self, name: str) -> Table:
+        """One table, with every row resolved at every scale."""
+        if name not in NAMES:
+            raise InvalidInput(f"there is no experiment {name!r}; wanted one of {', '.join(NAMES)}")
+        raw = self._read(name)
+        scales = raw["scales"]
+        for setup in scales.values():
+            if setup not in self.setups:
+                raise InvalidInput(f"{name}: there is no setup {setup!r}; wanted one of {', '.join(self.setups)}")
+        return Table(
+            name=name,
+            title=raw["title"],
+            rows=tuple(self._row(entry, scales, name) for entry in raw["rows"]),
+            claims=tuple(parse(Claim, entry, f"{name}: claim") for entry in raw.get("claims", [])),
+            scales=scales,
+            seeds={scale: tuple(self.setups[setup]["seeds"]) for scale, setup in scales.items()},
+            notes=tuple(raw.get("notes", [])),
+            picture=raw.get("picture"),
+        )
+
+    def _row(self, entry: dict[str, Any], scales: Mapping[str, str], place: str) -> Row:
+        entry = self._unlike(entry, place)
+        unknown = entry.keys() - _ROW_KEYS - scales.keys()
+        if unknown or "name" not in entry:
+            wanted = ", ".join([*sorted(_ROW_KEYS), *scales])
+            raise InvalidInput(f"{place}: a row has {sorted(unknown) or 'no name'}; wanted {wanted}")
+        plans = {}
+        for scale, setup in scales.items():
+            if scale not in entry.get("only", scales):
+                continue
+            shared = {key: value for key, value in self.setups[setup].items() if key != "seeds"}
+            values = merged(merged(shared, entry.get("set", {})), entry.get(scale, {}))
+            plans[scale] = parse(Plan, values, f"{place} / {entry['name']} / {scale}")
+        return Row(entry["name"], entry.get("reported", {}), plans, entry.get("note"))
+
+    def _unlike(self, entry: dict[str, Any], place: str) -> dict[str, Any]:
+        """A row that is `like` another, written out; its own keys stand."""
+        if "like" not in entry:
+            return entry
+        table, _, name = entry["like"].partition(" / ")
+        found = [other for other in self._read(table)["rows"] if other.get("name") == name]
+        if not found:
+            raise InvalidInput(f"{place}: there is no row {entry['like']!r}; wanted 'table / name' of a row")
+        own = {key: value for key, value in entry.items() if key != "like"}
+        return merged(self._unlike(found[0], table), own)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.folder / f"{name}.yaml"
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UnreadableFile(f"{path}: {error.strerror}; check --experiments") from error
+        except yaml.YAMLError as error:
+            raise UnreadableFile(f"{path} is no YAML: {' '.join(str(error).split())}; mend it") from error
+        if not isinstance(values, dict):
+            raise UnreadableFile(f"{path} holds {type(values).__name__}; wanted a mapping")
+        return values
+
+
+def merged(base: Any, over: Any) -> Any:
+    """`base` with `over` laid on it: mappings merge key by key, all else is replaced."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return {**base, **{key: merged(base[key], value) if key in base else value for key, value in over.items()}}
+
+
+def _with_base(name: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """A setup with the setup that it builds on written out."""
+    values = dict(raw[name])
+    base = values.pop("base", None)
+    return values if base is None else merged(_with_base(base, raw), values)
