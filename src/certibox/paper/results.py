@@ -26,14 +26,14 @@ _HEAD = """# Results: the paper's tables and figures, reported beside measured
 This page is made by `certibox paper report` from the settings and the measured rows in `experiments/`. Reported numbers
 are those of Zhang et al., "How to Robustify Black-Box ML Models? A Zeroth-Order Optimization Perspective", ICLR 2022.
 
-**How to read it.** *Scale* says how large the measurement was: `paper` has the paper's own settings; `gpu` takes minutes
-a stage on one GPU; `cpu` takes minutes a table on two cores, with smaller networks and fewer and other images, so that
-not its levels but the *order of its rows* is to be compared with the paper's. Certified accuracy is in %, the mean over
-seeds with a 95 % interval (bootstrap over images); an abstention counts as wrong. Columns are l2 radii in multiples of
-sigma, since scales differ in sigma. *Queries* are the answers of the black box that training took, targets and
-validation included; rows that also differentiate the box are marked *white box*. A claim *holds* if the 95 % interval of
-its paired difference (bootstrap over images, seeds averaged) lies above its margin, *does not hold* if it lies below, and
-otherwise *cannot be told*.
+**How to read it.** *Scale* says how large the measurement was: `paper` has the paper's own settings; `gpu` takes
+minutes a stage on one GPU; `cpu` takes minutes a table on two cores, with smaller networks and fewer and other images,
+so that not its levels but the *order of its rows* is to be compared with the paper's. Certified accuracy is in %, the
+mean over seeds with a 95 % interval (bootstrap over images); an abstention counts as wrong. Columns are l2 radii in
+multiples of sigma, since scales differ in sigma. *Queries* are the answers of the black box that training took, targets
+and validation included; rows that also differentiate the box are marked *white box*. A claim *holds* if the 95 %
+interval of its paired difference (bootstrap over images, seeds averaged) lies above its margin, *does not hold* if it
+lies below, and otherwise *cannot be told*.
 """
 
 
@@ -148,20 +148,23 @@ def _classifies(block: Block) -> bool:
 
 
 def _classification(block: Block) -> str:
-    first = block.measured[0]
-    reported = _columns(block.table)
-    columns = list(first.settings["columns"])
-    header = ["row", *(f"reported r = {_multiple(k)}" for k in range(len(reported)))]
-    header += [*(f"measured r = {_multiple(k)}" for k in columns), "queries to train", "epochs"]
+    columns = list(block.measured[0].settings["columns"])
+    header = ["row", *_reported_header(block.table), *(f"measured r = {_multiple(k)}" for k in columns)]
     body = []
     for row in block.table.rows:
-        if block.scale not in row.plans:
-            continue
-        rows = block.rows.get(row.name, [])
-        cells = [_reported_cell(row, column) for column in reported]
-        cells += [_share(rows, multiple) for multiple in columns] if rows else [NONE] * len(columns)
-        body.append([_named(row), *cells, _queries(row, block.scale, rows), str(row.plans[block.scale].epochs)])
-    return f"### Scale `{block.scale}`\n\n{_settings(block)}\n\n" + _markdown([header, *body])
+        if block.scale in row.plans:
+            rows = block.rows.get(row.name, [])
+            shares = [_share(rows, multiple) for multiple in columns] if rows else [NONE] * len(columns)
+            body.append(
+                [
+                    _named(row) + _seeds(block, rows),
+                    *_reported(block.table, row),
+                    *shares,
+                    *_effort(row, block.scale, rows),
+                ]
+            )
+    table = _markdown([[*header, "queries to train", "epochs"], *body])
+    return f"### Scale `{block.scale}`\n\n{_settings(block)}\n\n{table}"
 
 
 def _settings(block: Block) -> str:
@@ -173,7 +176,7 @@ def _settings(block: Block) -> str:
     words.append(f"box {plan.box.network}")
     if first.clean_accuracy is not None:
         words[-1] += f", {100 * first.clean_accuracy:.1f} % right on the clean test images"
-    words.append(f"σ = {s['sigma']:g}")
+    words += [_objective(block), f"σ = {s['sigma']:g}"]
     if _classifies(block):
         words.append(f"n0 = {s['n0']}, n = {s['n']:,}, α = {s['alpha']:g}")
         beyond = [k for k in (1.0, 2.0, 3.0) if smallest_n(s["alpha"], k) > s["n"]]
@@ -182,6 +185,13 @@ def _settings(block: Block) -> str:
         words.append(f"PGD of {s['steps']} steps, {s['copies']} noisy copies an output")
         words.append(f"{s['samples']} copies in the adaptive gradient")
     return "; ".join([*words, f"seeds {seeds}"]) + "."
+
+
+def _objective(block: Block) -> str:
+    """What the rows with a stability term minimise; rows that differ say so in their note."""
+    plans = [row.plans[block.scale].defense for row in block.table.rows if block.scale in row.plans]
+    weights = next(((d.denoise_weight, d.gamma) for d in plans if d.method[:2] in ("FO", "ZO")), (1.0, 0.0))
+    return "stability alone, as released" if weights[0] == 0 else f"eq. 2 with γ = {weights[1]:g}"
 
 
 def _images(row: Measured) -> int:
@@ -194,23 +204,20 @@ def _reconstruction(block: Block) -> str:
     epsilons = block.measured[0].settings["epsilons"]
     parts = [f"### Scale `{block.scale}`\n\n{_settings(block)}\n"]
     for threat, words in (
-        ("transfer", "attack on the undefended network, as in the released code"),
+        ("transfer", "attack on the undefended network, as in the released code and in the reported numbers"),
         ("adaptive", "attack on the whole defended pipeline"),
     ):
-        header = ["row"]
-        for epsilon in epsilons:
-            header += [f"reported ‖δ‖ = {epsilon:g}"] * (threat == "transfer") + [f"measured ‖δ‖ = {epsilon:g}"]
+        header = ["row", *(f"‖δ‖ = {epsilon:g}" for epsilon in epsilons), "queries to train", "epochs"]
         body = []
         for row in block.table.rows:
             rows = block.rows.get(row.name, [])
-            cells = []
-            for epsilon in epsilons:
-                if threat == "transfer":
-                    cells.append(_reported_cell(row, f"{epsilon:g}"))
-                cells.append(_errors(rows, threat, epsilon))
-            body.append([_named(row), *cells, _queries(row, block.scale, rows), str(row.plans[block.scale].epochs)])
+            if threat == "transfer" and row.reported:
+                told = [_reported_cell(row, f"{epsilon:g}") for epsilon in epsilons]
+                body.append([f"{row.name}, *reported*", *told, NONE, NONE])
+            errors = [_errors(rows, threat, epsilon) for epsilon in epsilons]
+            body.append([_named(row) + _seeds(block, rows), *errors, *_effort(row, block.scale, rows)])
         title = f"**{threat.capitalize()}**: {words}; RMSE / SSIM.\n\n"
-        parts.append(title + _markdown([[*header, "queries to train", "epochs"], *body]))
+        parts.append(title + _markdown([header, *body]))
     return "\n".join(parts)
 
 
@@ -223,10 +230,19 @@ def _errors(rows: Sequence[Measured], threat: str, epsilon: float) -> str:
 
 
 def _reported_alone(table: Table) -> str:
+    body = [[_named(row), *_reported(table, row), "not measured"] for row in table.rows]
+    return _markdown([["row", *_reported_header(table), "measured"], *body])
+
+
+def _reported_header(table: Table) -> list[str]:
+    """One column for all that the paper reports of a row; none where it reports nothing."""
+    radii = " / ".join(_multiple(k) for k in range(len(_columns(table))))
+    return [f"reported r = {radii}"] if _columns(table) else []
+
+
+def _reported(table: Table, row: Row) -> list[str]:
     columns = _columns(table)
-    header = ["row", *(f"reported {column}" for column in columns), "measured"]
-    body = [[_named(row), *(_reported_cell(row, column) for column in columns), "not measured"] for row in table.rows]
-    return _markdown([header, *body])
+    return [" / ".join(_reported_cell(row, column) for column in columns) if row.reported else NONE] if columns else []
 
 
 def _columns(table: Table) -> list[str]:
@@ -236,6 +252,12 @@ def _columns(table: Table) -> list[str]:
 
 def _named(row: Row) -> str:
     return f"{row.name} <br><sub>{row.note}</sub>" if row.note else row.name
+
+
+def _seeds(block: Block, rows: Sequence[Measured]) -> str:
+    """A word on rows that lack some of their seeds."""
+    wanted = len(block.table.seeds[block.scale])
+    return f" <br><sub>{len(rows)} of {wanted} seeds</sub>" if 0 < len(rows) < wanted else ""
 
 
 def _reported_cell(row: Row, column: str) -> str:
@@ -252,11 +274,13 @@ def _share(rows: Sequence[Measured], multiple: float) -> str:
     return f"**{100 * share:.1f}** [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _queries(row: Row, scale: str, rows: Sequence[Measured]) -> str:
+def _effort(row: Row, scale: str, rows: Sequence[Measured]) -> list[str]:
+    """Queries and epochs of training."""
+    plan = row.plans[scale]
     if not rows:
-        return NONE
+        return [NONE, str(plan.epochs)]
     spent = f"{round(float(np.mean([measured.queries['train'] for measured in rows]))):,}"
-    return spent if row.plans[scale].queries_answered_by_box else f"{spent} + white box"
+    return [spent if plan.queries_answered_by_box else f"{spent} + white box", str(plan.epochs)]
 
 
 def _multiple(k: float) -> str:
