@@ -3,18 +3,19 @@
 A black box and unlabelled images go in; a defended, certified model comes out; every query is counted.
 """
 
-from certibox import confidence, errors, networks, report
+from certibox import confidence, errors, networks, reconstruction, report
+from certibox.authors import import_authors, load_autoencoder, save_autoencoder
 from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
 from certibox.certification import at_alpha, certify_dataset, merge
 from certibox.config import SCHEDULES, Phase, Schedule, one_cycle, paper_finetune, paper_scratch
-from certibox.data import Images, images_from_arrays, load_images
+from certibox.data import Images, images_from_arrays, load_images, load_restricted_imagenet
 from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal
 from certibox.networks import Autoencoder, fitting_autoencoder
 from certibox.pipeline import Defense, load_defense
 from certibox.query import Fingerprint, QueryClient
 from certibox.report import certified_accuracy, certified_accuracy_interval
 from certibox.smoothing import Certificate, Prediction, SmoothedClassifier
-from certibox.supervised import pretrain_autoencoder
+from certibox.supervised import pretrain_autoencoder, train_classifier
 from certibox.training import train
 
 __all__ = [
@@ -44,14 +45,20 @@ __all__ = [
     "errors",
     "fitting_autoencoder",
     "images_from_arrays",
+    "import_authors",
+    "load_autoencoder",
     "load_defense",
     "load_images",
+    "load_restricted_imagenet",
     "merge",
     "networks",
     "one_cycle",
     "paper_finetune",
     "paper_scratch",
     "pretrain_autoencoder",
+    "reconstruction",
     "report",
+    "save_autoencoder",
     "train",
+    "train_classifier",
 ]

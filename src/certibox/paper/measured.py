@@ -72,12 +72,14 @@ class Results:
         return self.folder / f"{table}.jsonl"
 
     def read(self, table: str) -> list[Measured]:
-        """All rows of a table, in the order in which they were measured; none where there is no file."""
+        """All rows of a table, in the order in which they were measured; none where there is no file.
+
+        A last line cut short by a crash is ignored. Raises `UnreadableFile` for any other line that is no row.
+        """
         path = self.path(table)
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [_parsed(line, path, number) for number, line in enumerate(lines, start=1)]
+        return [_parsed(line, path, number) for number, line in enumerate(_whole_lines(path), start=1)]
 
     def append(self, row: Measured) -> None:
         """Write one row and flush it."""
@@ -96,7 +98,17 @@ class Results:
         return None
 
 
-def _parsed(line: str, path: Path, number: int) -> Measured:
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file without a last one that was cut short: no proper prefix of a JSON object is JSON."""
+    *lines, tail = path.read_bytes().split(b"\n")
+    try:
+        json.loads(tail)
+    except ValueError:
+        return lines
+    return [*lines, tail]
+
+
+def _parsed(line: bytes, path: Path, number: int) -> Measured:
     try:
         values = json.loads(line)
         if set(values) != {item.name for item in fields(Measured)}:

@@ -175,6 +175,8 @@ def parse(kind: type[_T], values: Any, place: str) -> _T:
         return kind(**settled)
     except TypeError as error:  # a required key is missing
         raise InvalidInput(f"{place}: {' '.join(str(error).split())}; give the missing keys") from error
+    except InvalidInput as error:  # values that do not go together
+        raise InvalidInput(f"{place}: {error}") from error
 
 
 def _names(kind: type) -> list[str]:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from math import floor
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from certibox.certification import certify_dataset
 from certibox.config import digest
 from certibox.data import Images
+from certibox.errors import InvalidInput
 from certibox.paper.claims import certified
 from certibox.paper.measured import DECIMALS, Measured, Results
 from certibox.paper.plans import Plan
@@ -54,11 +55,17 @@ class Job:
 
 
 def jobs(table: Table, scale: str, rows: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[Job]:
-    """The rows of a table at a scale, seed by seed, so that every row has its first seed early."""
-    chosen = [table.row(name) for name in rows] or list(table.rows)
+    """The rows of a table at a scale, seed by seed, so that every row has its first seed early.
+
+    Raises `InvalidInput` for a row asked for by name that the table lacks, or has at other scales only.
+    """
+    for name in rows:
+        if scale not in table.row(name).plans:
+            known = ", ".join(table.row(name).plans)
+            raise InvalidInput(f"{table.name} / {name} is not measured at scale {scale}; wanted one of {known}")
     for seed in seeds or table.seeds[scale]:
-        for row in chosen:
-            if scale in row.plans:
+        for row in table.rows:
+            if scale in row.plans and (row.name in rows or not rows):
                 yield Job(table, row, scale, seed)
 
 
@@ -99,6 +106,7 @@ def _measured(job: Job, workshop: Workshop) -> Measured:
     model, folder = workshop.defense(plan, seed)
     client = model if isinstance(model, QueryClient) else model.client
     test = workshop.splits(plan).test
+    clean = _clean_accuracy(client, test) if plan.certify else None  # first: it shows how many classes the box knows
     with timed(folder / "evaluation"):
         if plan.certify:
             values, queries = _certified(job, workshop, model, folder / "evaluation", test)
@@ -117,7 +125,7 @@ def _measured(job: Job, workshop: Workshop) -> Measured:
         seconds=seconds,
         settings={"sigma": plan.defense.sigma, **asdict(plan.certify or plan.attack)},  # pyright: ignore
         data=workshop.source(plan.data.name)[1],
-        clean_accuracy=_clean_accuracy(client, test) if plan.certify else None,
+        clean_accuracy=clean,
         command=command(job),
         hardware=hardware(workshop.device),
         versions=versions(),
@@ -133,11 +141,12 @@ def _certified(
     assert wanted is not None
     client = model if isinstance(model, QueryClient) else model.client
     base = model if isinstance(model, QueryClient) else model.outputs
+    assert client.num_outputs is not None  # some class may have no test image
     asked = {"n0": wanted.n0, "n": wanted.n, "alpha": wanted.alpha}
     name = f"certificates-{digest({**asked, 'images': test.digest})}.jsonl"
     with client.phase("certify"), workshop.bar(f"certify {job.row.name}") as progress:
         rows = certify_dataset(
-            SmoothedClassifier(base, test.num_classes or 10, sigma),
+            SmoothedClassifier(base, client.num_outputs, sigma),
             test,
             seed=job.seed,
             out=folder / name,
@@ -156,6 +165,7 @@ def _reconstructed(
     assert wanted is not None
     measurement, values, queries = measurement_of(wanted), {}, 0
     shared: dict[str, Any] = {"copies": wanted.copies, "seed": job.seed, "device": workshop.device}
+    shown = range(min(PICTURES, len(test)))
     for threat in THREATS:
         attack = Attack(threat, wanted.steps, wanted.samples)  # pyright: ignore[reportArgumentType]
         with workshop.bar(f"{threat} {job.row.name}") as progress:
@@ -173,15 +183,15 @@ def _reconstructed(
             for measure in ("rmse", "ssim", "ssim_padded"):
                 values[f"{threat} {measure} {epsilon:g}"] = [round(getattr(row, measure), DECIMALS) for row in here]
         queries += sum(row.queries for row in rows)
-        pictures = reconstruct(model, test, measurement, range(PICTURES), attack, 1.0, **shared)
+        pictures = reconstruct(model, test, measurement, shown, attack, 1.0, **shared)
         values[f"{threat} pictures"] = [round(value, 2) for value in pictures.flatten().tolist()]
-    values["truth pictures"] = [round(value, 2) for value in test.floats(slice(0, PICTURES)).flatten().tolist()]
+    values["truth pictures"] = [round(value, 2) for value in test.floats(shown).flatten().tolist()]
     return values, queries
 
 
 def rounded_down(radius: float) -> float:
     """A radius with `DECIMALS` decimals that is not above it."""
-    return floor(radius * 10**DECIMALS) / 10**DECIMALS
+    return float(Decimal(radius).quantize(Decimal(10) ** -DECIMALS, ROUND_FLOOR))  # exact, where a product rounds up
 
 
 def _clean_accuracy(client: QueryClient, test: Images) -> float:

@@ -35,6 +35,7 @@ from certibox.supervised import pretrain_autoencoder, train_classifier
 from certibox.training import train
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
+READERS: dict[str, Callable[..., Images]] = {"images": load_images, "restricted-imagenet": load_restricted_imagenet}
 CHECKPOINT_EVERY = 50  # steps
 
 
@@ -77,29 +78,31 @@ class Workshop:
         return Splits(rest.select(slice(0, wanted.train)), held, spread(test, wanted.test))
 
     def source(self, name: str) -> tuple[str | Path, str]:
-        """Where a data set is: a folder of `data`, else its Hugging Face name; and what to call it."""
+        """Where a data set is and what to call it: a folder of `data` or, where no `data` is given, on Hugging Face."""
         known = self.suite.datasets
         if name not in known:
             raise InvalidInput(f"there is no data set {name!r}; wanted one of {', '.join(known)}")
-        for folder in known[name]["folders"] if self.data else ():
-            path = (self.data or Path()) / folder
-            if path.exists():
-                return path, folder
-        return known[name]["hub"], name
+        if self.data is None:
+            return known[name]["hub"]["name"], name
+        for folder in known[name]["folders"]:
+            if (self.data / folder).exists():
+                return self.data / folder, folder
+        raise InvalidInput(
+            f"{self.data} holds no {name}; wanted a folder {' or '.join(known[name]['folders'])} in --data"
+        )
 
     def _load(self, wanted: Data, split: str) -> Images:
-        entry = self.suite.datasets.get(wanted.name, {})
         source, called = self.source(wanted.name)
         key = (wanted.name, split, wanted.size)
         if key not in self._loaded:
-            called_split = entry.get("splits", {}).get(split, split)
-            columns = {
-                key: entry[key] for key in ("image_column", "label_column") if key in entry and source == entry["hub"]
-            }
-            if wanted.name == "restricted-imagenet":
-                images = load_restricted_imagenet(source, called_split, size=wanted.size or 224)
-            else:
-                images = load_images(source, called_split, **columns)
+            entry = self.suite.datasets[wanted.name]
+            place = entry if isinstance(source, Path) else entry["hub"]
+            options = {name: value for name, value in place.items() if name.endswith("_column")}
+            if wanted.size is not None:
+                options["size"] = wanted.size
+            images = READERS[entry.get("reader", "images")](
+                source, place.get("splits", {}).get(split, split), **options
+            )
             self._loaded[key] = replace(images, name=f"{called}:{split}")
         return self._loaded[key]
 

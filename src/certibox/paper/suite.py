@@ -13,13 +13,14 @@ row says only how it differs from its setup:
                       only: [cpu]                                                            at no other
                     - like: table2 / ZO-AE-DS (RGE, q=20)                                    the row of another table
 
-Mappings merge key by key, all else is replaced. Nothing here needs torch.
+Mappings merge key by key, but what a row reports replaces what the row that it is `like` reports; all else is replaced.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ NAMES = (
     *("table1", "table2", "table3", "table4", "table5"),
     *("tableA1", "tableA2", "tableA3", "tableA4", "figure4", "figure5"),
 )
+_TABLE_KEYS, _ALSO_IN_A_TABLE = {"title", "scales", "rows"}, {"claims", "notes", "picture"}
 _ROW_KEYS = {"name", "like", "reported", "set", "note", "only"}
 
 
@@ -112,10 +114,12 @@ class Suite:
         if name not in NAMES:
             raise InvalidInput(f"there is no experiment {name!r}; wanted one of {', '.join(NAMES)}")
         raw = self._read(name)
+        _check_keys(raw, _TABLE_KEYS, _ALSO_IN_A_TABLE, name)
         scales = raw["scales"]
         for setup in scales.values():
             if setup not in self.setups:
                 raise InvalidInput(f"{name}: there is no setup {setup!r}; wanted one of {', '.join(self.setups)}")
+            _check_keys(self.setups[setup], {"seeds"}, {item.name for item in fields(Plan)}, f"setups / {setup}")
         return Table(
             name=name,
             title=raw["title"],
@@ -129,21 +133,23 @@ class Suite:
 
     def _row(self, entry: dict[str, Any], scales: Mapping[str, str], place: str) -> Row:
         entry = self._unlike(entry, place)
-        unknown = entry.keys() - _ROW_KEYS - scales.keys()
-        if unknown or "name" not in entry:
-            wanted = ", ".join([*sorted(_ROW_KEYS), *scales])
-            raise InvalidInput(f"{place}: a row has {sorted(unknown) or 'no name'}; wanted {wanted}")
+        place = f"{place} / {entry.get('name', 'a row')}"
+        _check_keys(entry, {"name"}, _ROW_KEYS | scales.keys(), place)
+        only = entry.get("only", scales)
+        for scale in only:
+            if scale not in scales:
+                raise InvalidInput(f"{place}: only has scale {scale!r}; wanted one of {', '.join(scales)}")
         plans = {}
         for scale, setup in scales.items():
-            if scale not in entry.get("only", scales):
+            if scale not in only:
                 continue
             shared = {key: value for key, value in self.setups[setup].items() if key != "seeds"}
             values = merged(merged(shared, entry.get("set", {})), entry.get(scale, {}))
-            plans[scale] = parse(Plan, values, f"{place} / {entry['name']} / {scale}")
+            plans[scale] = parse(Plan, values, f"{place} / {scale}")
         return Row(entry["name"], entry.get("reported", {}), plans, entry.get("note"))
 
     def _unlike(self, entry: dict[str, Any], place: str) -> dict[str, Any]:
-        """A row that is `like` another, written out; its own keys stand."""
+        """A row that is `like` another, written out; its own keys stand, and what it reports is its own alone."""
         if "like" not in entry:
             return entry
         table, _, name = entry["like"].partition(" / ")
@@ -151,7 +157,8 @@ class Suite:
         if not found:
             raise InvalidInput(f"{place}: there is no row {entry['like']!r}; wanted 'table / name' of a row")
         own = {key: value for key, value in entry.items() if key != "like"}
-        return merged(self._unlike(found[0], table), own)
+        taken = self._unlike(found[0], table)
+        return merged({key: value for key, value in taken.items() if key != "reported" or key not in own}, own)
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / f"{name}.yaml"
@@ -175,6 +182,17 @@ def merged(base: Any, over: Any) -> Any:
 
 def _with_base(name: str, raw: dict[str, Any]) -> dict[str, Any]:
     """A setup with the setup that it builds on written out."""
+    if not isinstance(raw.get(name), dict):
+        known = ", ".join(key for key, value in raw.items() if isinstance(value, dict))
+        raise InvalidInput(f"setups: {name!r} is no mapping of settings; wanted one, or as base one of {known}")
     values = dict(raw[name])
     base = values.pop("base", None)
     return values if base is None else merged(_with_base(base, raw), values)
+
+
+def _check_keys(values: Mapping[str, Any], required: Set[str], optional: Set[str], place: str) -> None:
+    """Raise `InvalidInput`, naming the key, unless `values` has all required keys and none that is not known."""
+    wrong = [f"has no {key!r}" for key in sorted(required - values.keys())]
+    wrong += [f"has {key!r}" for key in values if key not in required | optional]
+    if wrong:
+        raise InvalidInput(f"{place} {wrong[0]}; wanted {', '.join(sorted(required | optional))}")

@@ -1,0 +1,179 @@
+"""`certibox certify` and `certibox predict`: the smoothed classifier, of a defense or of the bare box."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from certibox import certification, report
+from certibox.commands.printing import OUT, spent
+from certibox.data import Images
+from certibox.errors import InvalidInput
+from certibox.options import BoxOptions, DataOptions, option
+from certibox.pipeline import Defense, load_defense
+from certibox.progress import bar
+from certibox.query import QueryClient
+from certibox.records import write_tsv
+from certibox.smoothing import SmoothedClassifier, require_certifiable
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Noise, votes and confidence of the smoothed classifier."""
+
+    defense: str | None = option("directory of a saved defense; without it the bare box is smoothed", None)
+    sigma: float | None = option("standard deviation of the noise, in pixels on [0, 1]; by default the defense's", None)
+    alpha: float = option("probability that one certificate is false", 0.001)
+    seed: int = option("seed of the noise", 0)
+    noise_batch_size: int = option("noisy copies at a time", 1000)
+    check_box: bool = option(
+        "first ask the canaries of the defense's fingerprint, and stop if the box has changed", False
+    )
+    ledger: str | None = option("ledger of queries; by default certify keeps one in --out, predict none", None)
+
+
+@dataclass(frozen=True)
+class Certify(BoxOptions, DataOptions, Smoothing):
+    """Certify images: one row each, appended as earned. Interrupted runs resume from --out.
+
+    example: certibox certify --model box.py:predict --outputs probabilities --data digits --limit 100 \\
+                 --defense runs/mine/defense --n 1000 --out runs/mine/certified
+    """
+
+    split: str = option("which split of the data", "test")
+    n0: int = option("votes that pick a class", 100)
+    n: int = option("votes that bound its probability", 10_000)
+    shard: str = option("this part of the images, as i/k with i from 1 to k; `merge` joins the parts", "1/1")
+    out: str = option("directory for certificates.jsonl and certificates.tsv")
+
+
+@dataclass(frozen=True)
+class Predict(BoxOptions, DataOptions, Smoothing):
+    """Predict with the smoothed classifier, the one that certificates speak of; prints one JSON line an image.
+
+    A null class is an abstention: the votes cannot tell the top two classes apart.
+
+    example: certibox predict --model box.py:predict --outputs probabilities --data digits --limit 3 \\
+                 --defense runs/mine/defense
+    """
+
+    split: str = option("which split of the data", "test")
+    n: int = option("votes an image", 1000)
+
+
+def run_certify(options: Certify) -> None:
+    """`certibox certify`."""
+    index, shards = _shard(options.shard)
+    require_certifiable(options.n, options.alpha)  # again below, but there the canaries are paid for
+    out = Path(options.out)
+    name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
+    images = options.images()
+    if index >= len(images):
+        raise InvalidInput(
+            f"shard {options.shard} of {len(images)} images is empty; wanted at most {len(images)} shards"
+        )
+    client, smoothed, model = _smoothed(options, images, Path(options.ledger or out / "ledger.sqlite"))
+    with client.phase("certify"), bar("certifying", client) as progress:
+        rows = certification.certify_dataset(
+            smoothed,
+            images,
+            n0=options.n0,
+            n=options.n,
+            alpha=options.alpha,
+            seed=options.seed,
+            out=out / name,
+            model=model,
+            shard=(index, shards),
+            batch_size=options.noise_batch_size,
+            progress=progress,
+        )
+    if images.labels is not None:
+        write_tsv(rows, (out / name).with_suffix(".tsv"))
+    run = report.Run(out.name, rows, client.spent)
+    OUT.print(report.render_table([run], [0.0, smoothed.sigma / 2, smoothed.sigma, 2 * smoothed.sigma]))
+    OUT.print(f"saved {out / name}; queries spent: {spent(client)}")
+
+
+def run_predict(options: Predict) -> None:
+    """`certibox predict`."""
+    images = options.images()
+    ledger = Path(options.ledger) if options.ledger else None
+    client, smoothed, _ = _smoothed(options, images, ledger)
+    with client.phase("predict"):
+        for i in range(len(images)):
+            x = images.floats([i])[0]
+            made = smoothed.predict(
+                x, n=options.n, alpha=options.alpha, seed=options.seed, batch_size=options.noise_batch_size
+            )
+            print(
+                json.dumps({"idx": i, "predict": made.label, "p_value": made.p_value, "counts": made.counts}),
+                flush=True,
+            )
+
+
+def _smoothed(
+    options: Certify | Predict, images: Images, ledger: Path | None
+) -> tuple[QueryClient, SmoothedClassifier, str]:
+    """The smoothed classifier of the options: a defense, or the bare box."""
+    client = QueryClient(options.box(), budget=options.budget, ledger=ledger)
+    if client.spec.outputs == "values":
+        raise InvalidInput("outputs is 'values'; wanted a classifier (logits, probabilities or labels) to smooth")
+    defense = load_defense(options.defense, client) if options.defense is not None else None
+    sigma = options.sigma if options.sigma is not None else defense.sigma if defense else None
+    if sigma is None:
+        raise InvalidInput(
+            "sigma is not given; wanted the noise's standard deviation in pixels on [0, 1], such as --sigma 0.25"
+        )
+    if defense and defense.image_shape != images.shape:
+        raise InvalidInput(
+            f"the defense takes images {defense.image_shape}, the data has {images.shape}; wanted the same"
+        )
+    if options.check_box:
+        _check_box(defense, client)
+    named = len(images.class_names) if images.class_names else images.num_classes
+    classes = client.spec.num_classes or (defense.num_classes if defense else None) or named
+    if classes is None:
+        raise InvalidInput("the number of classes is unknown; wanted --num-classes K")
+    if defense:
+        return client, SmoothedClassifier(defense.outputs, classes, sigma), defense.model_id
+    return client, SmoothedClassifier(_BareBox(client, classes), classes, sigma), client.model_id
+
+
+@dataclass(frozen=True)
+class _BareBox:
+    """The bare box, refused if its scores are not for the number of classes that the data suggests."""
+
+    client: QueryClient
+    classes: int
+
+    @property
+    def batch_size(self) -> int:
+        return self.client.batch_size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        outputs, scores = self.client(x), self.client.num_outputs
+        if scores not in (None, self.classes):
+            came = f"the box answers {scores} scores, but the data has {self.classes} classes"
+            raise InvalidInput(f"{came}; wanted --num-classes {scores} if the data shows only some of them")
+        return outputs
+
+
+def _check_box(defense: Defense | None, client: QueryClient) -> None:
+    if defense is None or defense.fingerprint is None:
+        raise InvalidInput(
+            "there is no fingerprint to check the box by; wanted a defense trained with --fingerprint true"
+        )
+    defense.fingerprint.check(client)
+    # Not on standard output: that of `predict` is JSON lines.
+    print("the box answers its canaries as it did when the defense was trained", file=sys.stderr)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, shards = text.partition("/")
+    if not (index.isdigit() and shards.isdigit() and 1 <= int(index) <= int(shards)):
+        raise InvalidInput(f"shard is {text!r}; wanted i/k with i from 1 to k, such as 1/4")
+    return int(index) - 1, int(shards)

@@ -1,0 +1,37 @@
+"""`certibox import-authors`: networks that others have trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from certibox.authors import import_authors, reconstruction_mse, save_autoencoder
+from certibox.commands.printing import OUT
+from certibox.data import load_images
+from certibox.options import option
+
+
+@dataclass(frozen=True)
+class ImportAuthors:
+    """Import an autoencoder that the paper's authors released, for `train --autoencoder`.
+
+    example: certibox import-authors --encoder cifar10_ae192_encoder.pth.tar --decoder cifar10_ae192_decoder.pth.tar \\
+                 --out runs/authors
+    """
+
+    encoder: str = option("the authors' .pth.tar file of the encoder; tensors and plain values are read, no code")
+    decoder: str = option("the authors' .pth.tar file of the decoder")
+    out: str = option("directory for autoencoder.safetensors and autoencoder.json")
+    data: str | None = option("images to reconstruct, as in `train`; prints the mean squared error", None)
+    split: str = option("which split of the data", "test")
+    limit: int | None = option("use only the first N images", None)
+
+
+def run_import_authors(options: ImportAuthors) -> None:
+    """`certibox import-authors`."""
+    autoencoder, facts = import_authors(options.encoder, options.decoder)
+    OUT.print(f"{autoencoder.spec['name']}: images {autoencoder.image_shape}, embedding of {autoencoder.d_z}")
+    if options.data is not None:
+        images = load_images(options.data, options.split, limit=options.limit)
+        error = reconstruction_mse(autoencoder, images)
+        OUT.print(f"reconstruction MSE: {error:.6f} a pixel, over {len(images):,} images of {images.name}")
+    OUT.print(f"saved {save_autoencoder(autoencoder, options.out, facts)}")

@@ -1,0 +1,15 @@
+"""What commands print with."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from certibox.query import QueryClient
+
+OUT = Console(soft_wrap=True, highlight=False)
+
+
+def spent(client: QueryClient) -> str:
+    """Queries spent, in all and by phase, in words."""
+    parts = ", ".join(f"{phase} {count:,}" for phase, count in client.spent.items())
+    return f"{client.queries:,} ({parts})" if parts else "0"

@@ -1,0 +1,123 @@
+"""`certibox train`: a defense in front of a black box."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from certibox.commands.printing import OUT, spent
+from certibox.config import Schedule, one_cycle
+from certibox.networks import Autoencoder
+from certibox.objective import METHODS
+from certibox.options import (
+    BoxOptions,
+    DataOptions,
+    EstimatorOptions,
+    ScheduleOptions,
+    option,
+    saved_autoencoder,
+    untrained_autoencoder,
+)
+from certibox.progress import bar
+from certibox.training import train
+
+
+@dataclass(frozen=True)
+class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
+    """Train a defense in front of a black box. Interrupted runs resume from --out and pay for nothing twice.
+
+    example: certibox train --model box.py:predict --outputs probabilities --data digits \\
+                 --sigma 0.25 --gamma 1 --mu 0.05 --d-z 32 --budget 2000000 --out runs/mine
+    """
+
+    out: str = option("directory of the run: checkpoints, rows, ledger and the saved defense")
+    method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option(
+        "ZO: trained through queries alone, FO: through gradients, AE: on an embedding; DS: denoiser, no query",
+        "ZO-AE-DS",
+    )
+    sigma: float = option("standard deviation of the noise, in pixels on [0, 1]")
+    gamma: float | None = option("weight of the stability term; all methods but DS and RS want it", None)
+    denoise_weight: float = option("weight of the denoising term; 0 trains stability alone", 1.0)
+    reconstruction_weight: float = option("weight of the free term that keeps decoded images near the clean ones", 0.0)
+    scheme: Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"] = option(
+        "parts that train", "denoiser+encoder"
+    )
+    denoiser: Literal["dncnn", "dncnn-wide", "unet"] = option("denoising network", "dncnn")
+    autoencoder: str = option(
+        "suitable, or ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-1152; or the directory of a saved one, "
+        "which is taken as pre-trained",
+        "suitable",
+    )
+    d_z: int | None = option("dimension of the embedding; by default the paper's for the size of the images", None)
+    autoencoder_epochs: int = option("epochs of the autoencoder's query-free pre-training on clean images", 50)
+    targets: Literal["hard", "soft"] = option("compare with the box's label, or with its probabilities", "hard")
+    augmentation: Literal["none", "flip", "flips", "crop-flip"] = option("augmentation of training images", "none")
+    validation: float = option("share of the images held out to select the best epoch", 0.1)
+    validation_votes: int = option("noisy votes on each held-out image", 4)
+    skip_dead: bool = option("spend no query on embedding coordinates without an upstream gradient", True)
+    fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
+    seed: int = option("seed of every random draw", 0)
+
+    def build_autoencoder(self, image_shape: tuple[int, int, int]) -> tuple[Autoencoder, Schedule | None]:
+        """The autoencoder, and the schedule of its pre-training: None for a saved one."""
+        if saved := saved_autoencoder(self.autoencoder, self.d_z):
+            return saved, None
+        untrained = untrained_autoencoder(self.autoencoder, image_shape, self.d_z, self.seed)
+        return untrained, one_cycle(self.autoencoder_epochs, 3e-3, self.train_batch_size)
+
+
+def run_train(options: Train) -> None:
+    """`certibox train`."""
+    out = Path(options.out)
+    images = options.images()
+    client = options.client(out / "ledger.sqlite")
+    method = METHODS[options.method]
+    estimator = options.build_estimator() if method.order == 0 else None
+    autoencoder, stage1 = options.build_autoencoder(images.shape) if method.bottleneck else (None, None)
+    with bar(f"training {options.method}", client) as progress:
+        defense = train(
+            client,
+            images,
+            method=options.method,
+            sigma=options.sigma,
+            schedule=options.build_schedule(),
+            seed=options.seed,
+            estimator=estimator,
+            gamma=options.gamma,
+            denoise_weight=options.denoise_weight,
+            reconstruction_weight=options.reconstruction_weight,
+            scheme=options.scheme,
+            denoiser=options.denoiser,
+            autoencoder=autoencoder,
+            autoencoder_schedule=stage1,
+            targets=options.targets,
+            augmentation=options.augmentation,
+            validation=options.validation,
+            validation_votes=options.validation_votes,
+            skip_dead=options.skip_dead,
+            fingerprint=options.fingerprint,
+            out=out / "training",
+            progress=progress,
+        )
+    defense.save(out / "defense")
+    for line in _outcome(out / "training" / "rows.jsonl", options.method):
+        OUT.print(line)
+    OUT.print(f"saved {out / 'defense'}; queries spent: {spent(client)}")
+
+
+def _outcome(path: Path, method: str) -> list[str]:
+    """What the rows of a run tell about how it went: the selected score, and the live coordinates of the last epoch."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    scores, lines = [row["validation"] for row in rows if row["validation"] is not None], []
+    if scores:
+        said = (
+            "minus the squared error of denoising"
+            if METHODS[method].order is None
+            else "noisy votes that keep the target"
+        )
+        lines.append(f"validation, best epoch: {max(scores):.3f} ({said})")
+    if rows and "live" in rows[-1]:
+        lines.append(f"live coordinates of the embedding, on average over the last epoch: {rows[-1]['live']:.1f}")
+    return lines

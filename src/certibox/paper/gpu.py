@@ -1,0 +1,138 @@
+"""What `benchmarks/gpu_queue.py` checked on a GPU: its lines on disk, and their section of RESULTS.md. No torch.
+
+A line of `experiments/gpu.jsonl` is one check:
+
+    precision   figures: images, coordinates, columns, and rows: estimator, mu, queries, cosines in each column's order
+    epoch       figures: batch, steps, seconds and queries a step, raw seconds, raw batch, raw layout
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from certibox.errors import UnreadableFile
+from certibox.records import truncate_partial_line
+
+PAPER_MINUTES = 29  # of one epoch of ZO-AE-DS (CGE, q = 192) on an RTX A6000: Zhang et al. 2022, section 5
+EPOCH_IMAGES = 50_000  # CIFAR-10's training split
+RELEASED, LIVE = "central differences, every coordinate", "forward differences, live coordinates"
+NOTHING = "Not measured: no CUDA device was at hand; `python benchmarks/gpu_queue.py --seconds 600 --data DIR`.\n"
+
+_TITLE = "## On a GPU: the precision of estimates, and the time of an epoch\n"
+_PRECISION = """### Precision
+
+Cosine of the estimated gradient at z with that of autograd in float64, mean over images. The columns say how decoder
+and box computed: float32 with TF32 off, TF32, autocast to bfloat16 and to float16; `certibox` is the way that training
+takes, while TF32 is on everywhere else. The differences themselves are always taken in float32.
+"""
+_EPOCH = f"""### Seconds for an epoch
+
+ZO-AE-DS on CIFAR-10 (CGE, q = 192, ResNet-110, DnCNN), from timed steps, put to an epoch of {EPOCH_IMAGES:,} images.
+The paper takes about {PAPER_MINUTES} minutes on an RTX A6000. *Raw* is the time that decoder and box alone take for as
+many images, at the fastest batch size and memory format of a few. The box has random weights, which no time depends on.
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line. check: precision or epoch. name: which box, or which way to train. tiny: a dry run of the queue."""
+
+    check: str
+    name: str
+    device: str  # cuda or cpu
+    tiny: bool
+    data: str
+    figures: Mapping[str, Any]
+    hardware: str
+    versions: Mapping[str, str]
+    date: str
+    command: str
+
+
+def read_checks(path: Path) -> list[Check]:
+    """The lines of a file in order; none where there is no file. Raises `UnreadableFile` for a line that is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    checks = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            if set(values) != {item.name for item in fields(Check)}:
+                raise ValueError("the fields are not those of a check")
+        except (ValueError, TypeError) as error:
+            raise UnreadableFile(f"{path}, line {number}: {error}; restore the file or delete the line") from error
+        checks.append(Check(**values))
+    return checks
+
+
+def append_check(path: Path, check: Check) -> None:
+    """Write one line and flush it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    truncate_partial_line(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(check), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def minutes_an_epoch(check: Check) -> float:
+    """A pass over CIFAR-10's training images, from the timed steps."""
+    return check.figures["seconds"] * EPOCH_IMAGES / check.figures["batch"] / 60
+
+
+def section(path: Path) -> str:
+    """Markdown for RESULTS.md from the lines of `path`: what was measured on CUDA devices, and nothing else.
+
+    Of lines that answer the same on the same hardware, the last stands.
+    """
+    latest: dict[tuple[str, str, str], Check] = {}
+    for check in read_checks(path):
+        if check.device == "cuda" and not check.tiny:
+            latest[check.check, check.name, check.hardware] = check
+    precisions, epochs = ([c for c in latest.values() if c.check == kind] for kind in ("precision", "epoch"))
+    parts = [_TITLE, _PRECISION, *(map(_cosines, precisions) if precisions else [NOTHING])]
+    parts += [_EPOCH, _seconds(epochs) if epochs else NOTHING]
+    return "\n".join(parts)
+
+
+def _cosines(check: Check) -> str:
+    figures = check.figures
+    header = ["estimator", "μ", "queries an image", *figures["columns"]]
+    body = [
+        [row["estimator"], f"{row['mu']:g}", str(row["queries"]), *(f"{cosine:.3f}" for cosine in row["cosines"])]
+        for row in figures["rows"]
+    ]
+    about = (
+        f"Box **{check.name}** on **{check.data}**, {figures['images']} images, {figures['coordinates']} coordinates."
+    )
+    return "\n".join([about + "\n", _table([header, *body]), _provenance(check)])
+
+
+def _seconds(checks: Sequence[Check]) -> str:
+    columns = ["queries a step", "seconds a step", "minutes an epoch", f"of the paper's {PAPER_MINUTES}", "of raw"]
+    body = []
+    for check in checks:
+        figures, minutes = check.figures, minutes_an_epoch(check)
+        body.append(
+            [
+                f"{check.name} (batch {figures['batch']}, {figures['steps']} steps, {check.hardware})",
+                f"{figures['queries']:,.0f}",
+                f"{figures['seconds']:.2f}",
+                f"**{minutes:.1f}**",
+                f"{minutes / PAPER_MINUTES:.2f} ×",
+                f"{figures['seconds'] / figures['raw_seconds']:.2f} ×",
+            ]
+        )
+    return "\n".join([_table([["ZO-AE-DS with", *columns], *body]), *map(_provenance, checks)])
+
+
+def _provenance(check: Check) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in check.versions.items())
+    return f"<sub>{check.name}: {check.hardware}, {versions}, {check.date}: `{check.command}`</sub>\n"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    header, *body = rows
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "".join("| " + " | ".join(row) + " |\n" for row in [header, rule, *body])
