@@ -232,7 +232,7 @@ UNREADABLE = "cut short, damaged, or not tensors"
         ("module", UnreadableFile, ["pickled torch.nn.modules.linear.Linear"]),
         *((kind, InvalidInput, ["no 'state_dict'"]) for kind in ("tensor", "bare weights", "list", "numbers")),
         *((kind, InvalidInput, ["no 'state_dict'"]) for kind in ("integers", "no names")),
-        ("nothing", InvalidInput, ["no weights", "ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-1152"]),
+        ("nothing", InvalidInput, ["no weights", "ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-mnist-96, ae-1152"]),
         ("less", InvalidInput, ["'encoder.0.weight' (3, 1, 4, 4)", "encoder of none of"]),
         ("more", InvalidInput, ["'encoder.0.weight' (3, 1, 4, 4)", "encoder of none of"]),
         ("half prefixed", InvalidInput, ["'module.encoder.0.weight' (3, 1, 4, 4)", "encoder of none of"]),

@@ -21,8 +21,10 @@ import torch
 import yaml
 
 from certibox import certification, checkpoints
+from certibox.arguments import parse
 from certibox.authors import save_autoencoder
-from certibox.cli import COMMANDS, Certify, main, parse
+from certibox.cli import COMMANDS, GROUPS, main
+from certibox.commands.certifying import Certify
 from certibox.data import load_images
 from certibox.ledger import Ledger
 from certibox.networks import fitting_autoencoder
@@ -784,7 +786,8 @@ def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     usage, _, body = shown.partition("\n\n")
     for item in fields(COMMANDS[name].options):
-        flag = "FILE" if item.name == "files" else f"--{item.name.replace('_', '-')}"
+        place = {"files": "FILE", "table": "TABLE"}.get(item.name)
+        flag = place or f"--{item.name.replace('_', '-')}"
         assert re.search(rf"^  {re.escape(flag)}\b", body, re.MULTILINE), flag
         assert squeezed(item.metadata["help"]) in squeezed(body)
         assert (flag in usage) == (item.default is MISSING)
@@ -798,10 +801,45 @@ def test_help_lists_every_command_with_its_purpose(capsys: pytest.CaptureFixture
         assert main(arguments) == 0
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] == shown[2]
-    for name, command in COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(str(command.options.__doc__).splitlines()[0])}$", shown[0], re.M)
+    alone = {name: command.purpose for name, command in COMMANDS.items() if " " not in name}
+    assert not [line for line in shown[0].splitlines() if line.startswith("  paper") and len(line) > 100]
+    for name, purpose in (alone | GROUPS).items():
+        assert re.search(rf"^  {name} +{re.escape(purpose)}$", shown[0], re.M)
     assert main(["--version"]) == 0
     assert re.fullmatch(r"certibox \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_help_of_the_group_lists_its_commands_with_their_purposes(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for arguments in (["paper"], ["paper", "-h"], ["paper", "--help"]):
+        assert main(arguments) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2]
+    assert shown[0].startswith("usage: certibox paper COMMAND [OPTIONS]\n")
+    assert max(map(len, shown[0].splitlines())) <= 100
+    for name in ("paper list", "paper run", "paper report"):
+        assert squeezed(name + COMMANDS[name].purpose) in squeezed(shown[0])
+        assert name.removeprefix("paper ") in GROUPS["paper"]
+
+
+@pytest.mark.parametrize("word", ["nonsense", "--scale", "list run"])
+def test_a_word_that_the_group_does_not_know_is_one_line_with_those_it_does(
+    capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    assert main(["paper", word, "more"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    wanted = "wanted one of paper list, paper run, paper report"
+    assert printed.err == f"certibox paper {word}: there is no command 'paper {word}'; {wanted}\n"
+
+
+def test_words_of_a_group_reach_its_command(run) -> None:
+    ran = run("paper list --experiments nowhere")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.message.startswith("certibox paper list: nowhere holds no setups.yaml")
+    ran = run("paper run")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.message.startswith("certibox paper run: table not given")
 
 
 def command_lines(text: str) -> list[list[str]]:
@@ -824,8 +862,10 @@ def examples() -> list[list[str]]:
 @pytest.mark.parametrize("argv", examples(), ids=" ".join)
 def test_published_command_lines_are_understood(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
     monkeypatch.chdir(ROOT)
-    options = COMMANDS[argv[0]].options
-    made = parse(argv[0], options, argv[1:])
+    words = 2 if argv[0] in GROUPS else 1
+    name = " ".join(argv[:words])
+    options = COMMANDS[name].options
+    made = parse(name, options, argv[words:])
     given = {word[2:].replace("-", "_") for word in argv if word.startswith("--")} - {"config"}
     assert given <= {item.name for item in fields(options)}
     assert all(getattr(made, name) is not None for name in given)

@@ -43,7 +43,7 @@ COMMANDS = {
     "paper run": Command(paper.PaperRun, paper.run_run),
     "paper report": Command(paper.PaperReport, paper.run_report),
 }
-GROUPS = {"paper": "Reproduce the paper's tables and figures, with its claims checked: list, run, report."}
+GROUPS = {"paper": "Reproduce the paper's tables and figures, and test its claims: list, run, report."}
 
 
 def main(argv: list[str] | None = None) -> int:

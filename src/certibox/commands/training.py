@@ -46,7 +46,7 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     )
     denoiser: Literal["dncnn", "dncnn-wide", "unet"] = option("denoising network", "dncnn")
     autoencoder: str = option(
-        "suitable, or ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-1152; or the directory of a saved one, "
+        "suitable, or ae-48, ae-96, ae-192, ae-576, ae-mnist, ae-mnist-96, ae-1152; or the directory of a saved one, "
         "which is taken as pre-trained",
         "suitable",
     )

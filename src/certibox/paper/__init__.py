@@ -6,5 +6,7 @@
 - `runner`: rows of the suite to measured rows;
 - `measured`: measured rows on disk;
 - `claims`: what the measured rows say of the paper's claims;
-- `results`: RESULTS.md and its plots, from committed rows alone.
+- `gpu`: what was checked on a GPU;
+- `results`: RESULTS.md and its plots, from committed rows alone;
+- `commands`: the command line.
 """

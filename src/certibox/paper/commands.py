@@ -40,7 +40,7 @@ class PaperList(Experiments):
 class PaperRun(Experiments):
     """Measure rows of a table at a scale. Rows measured before stand; interrupted work goes on where it stopped.
 
-    example: certibox paper run table2 --scale cpu --data ../shared/data
+    example: certibox paper run table2 --scale cpu --data data
     """
 
     table: str = option(f"one of {', '.join(NAMES)}", positional=True)

@@ -31,9 +31,10 @@ takes, while TF32 is on everywhere else. The differences themselves are always t
 """
 _EPOCH = f"""### Seconds for an epoch
 
-ZO-AE-DS on CIFAR-10 (CGE, q = 192, ResNet-110, DnCNN), from timed steps, put to an epoch of {EPOCH_IMAGES:,} images.
-The paper takes about {PAPER_MINUTES} minutes on an RTX A6000. *Raw* is the time that decoder and box alone take for as
-many images, at the fastest batch size and memory format of a few. The box has random weights, which no time depends on.
+ZO-AE-DS on CIFAR-10 (CGE, q = 192, ResNet-110, DnCNN): timed steps, put to an epoch of {EPOCH_IMAGES:,} images, without
+targets and validation. The paper takes about {PAPER_MINUTES} minutes on an RTX A6000. *Raw* is the time that decoder
+and box alone take for as many images, at the fastest batch size and memory format of a few. The box has random weights,
+which no time depends on.
 """
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from certibox.confidence import paired_bootstrap, smallest_n
+from certibox.paper import gpu
 from certibox.paper.claims import Finding, certified, check
 from certibox.paper.measured import Measured, Results
 from certibox.paper.suite import Claim, Row, Suite, Table
@@ -21,6 +22,7 @@ from certibox.records import PublishedRow, write_text_atomic
 from certibox.report import Run, plot_ca_curves, plot_images
 
 NONE = "–"
+REPORTED_SIGMA = 0.25  # of the paper's classification tables, whose columns are radii
 _HEAD = """# Results: the paper's tables and figures, reported beside measured
 
 This page is made by `certibox paper report` from the settings and the measured rows in `experiments/`. Reported numbers
@@ -68,8 +70,9 @@ def write_results(suite: Suite, results: Results, page: Path) -> list[Path]:
     for name, table in suite.tables.items():
         parts.append(_section(table, blocks[name], plots[name], page.parent, done))
         done |= {(row.digest, row.seed) for block in blocks[name] for row in block.measured}
+    parts.append(gpu.section(suite.folder / "gpu.jsonl"))
     write_text_atomic(page, "\n".join(parts))
-    return [page, *(path for paths in plots.values() for path in paths)]
+    return [page, *(path for paths in plots.values() for path in paths.values())]
 
 
 def _blocks(table: Table, measured: Sequence[Measured]) -> list[Block]:
@@ -126,19 +129,20 @@ def _difference(finding: Finding, block: Block) -> str:
 # ----------------------------------------------------------------------------------------------------------- sections
 
 
-def _section(table: Table, blocks: list[Block], plots: list[Path], root: Path, done: set[tuple[str, int]]) -> str:
+def _section(table: Table, blocks: list[Block], plots: dict[str, Path], root: Path, done: set[tuple[str, int]]) -> str:
     parts = [f'<a id="{table.name.lower()}"></a>\n\n## {table.title}\n']
-    if not blocks:
+    if not blocks and not table.picture:
         parts.append(_reported_alone(table))
     for block in blocks:
-        parts.append(_classification(block) if _classifies(block) else _reconstruction(block))
-        parts.append(_claims(block))
-        parts.append(_provenance(block, done))
+        parts += [f"### Scale `{block.scale}`\n", f"{_settings(block)}\n"]
+        if not table.picture:  # the numbers of a figure are those of the table that it draws
+            parts.append(_classification(block) if _classifies(block) else _reconstruction(block))
+        parts += [f"![{table.title}]({plots[block.scale].relative_to(root).as_posix()})\n"] if table.picture else []
+        parts += [_claims(block), _provenance(block, done)]
     missing = [scale for scale in table.scales if scale not in {block.scale for block in blocks}]
     if missing:
         commands = ", ".join(f"`certibox paper run {table.name} --scale {scale}`" for scale in missing)
         parts.append(f"Not measured: {commands}.\n")
-    parts += [f"![{table.title}]({path.relative_to(root).as_posix()})\n" for path in plots]
     parts += [f"{note}\n" for note in table.notes]
     return "\n".join(part for part in parts if part)
 
@@ -163,8 +167,7 @@ def _classification(block: Block) -> str:
                     *_effort(row, block.scale, rows),
                 ]
             )
-    table = _markdown([[*header, "queries to train", "epochs"], *body])
-    return f"### Scale `{block.scale}`\n\n{_settings(block)}\n\n{table}"
+    return _markdown([[*header, "queries to train", "epochs"], *body])
 
 
 def _settings(block: Block) -> str:
@@ -202,7 +205,7 @@ def _images(row: Measured) -> int:
 def _reconstruction(block: Block) -> str:
     """RMSE / SSIM by attack norm: reported, then measured under either threat."""
     epsilons = block.measured[0].settings["epsilons"]
-    parts = [f"### Scale `{block.scale}`\n\n{_settings(block)}\n"]
+    parts = []
     for threat, words in (
         ("transfer", "attack on the undefended network, as in the released code and in the reported numbers"),
         ("adaptive", "attack on the whole defended pipeline"),
@@ -216,7 +219,7 @@ def _reconstruction(block: Block) -> str:
                 body.append([f"{row.name}, *reported*", *told, NONE, NONE])
             errors = [_errors(rows, threat, epsilon) for epsilon in epsilons]
             body.append([_named(row) + _seeds(block, rows), *errors, *_effort(row, block.scale, rows)])
-        title = f"**{threat.capitalize()}**: {words}; RMSE / SSIM.\n\n"
+        title = f"**{threat.capitalize()}**: {words}; RMSE, SSIM.\n\n"
         parts.append(title + _markdown([header, *body]))
     return "\n".join(parts)
 
@@ -226,7 +229,7 @@ def _errors(rows: Sequence[Measured], threat: str, epsilon: float) -> str:
     if not rows:
         return NONE
     means = [np.mean([row.series(f"{threat} {name} {epsilon:g}") for row in rows]) for name in ("rmse", "ssim_padded")]
-    return " / ".join(f"{mean:.3f}" for mean in means)
+    return ", ".join(f"{mean:.3f}" for mean in means)
 
 
 def _reported_alone(table: Table) -> str:
@@ -236,8 +239,17 @@ def _reported_alone(table: Table) -> str:
 
 def _reported_header(table: Table) -> list[str]:
     """One column for all that the paper reports of a row; none where it reports nothing."""
-    radii = " / ".join(_multiple(k) for k in range(len(_columns(table))))
-    return [f"reported r = {radii}"] if _columns(table) else []
+    columns = _columns(table)
+    if not columns:
+        return []
+    if _pairs(table):
+        return [f"reported RMSE, SSIM at ‖δ‖ = {' / '.join(columns)}"]
+    return [f"reported r = {' / '.join(_multiple(float(column) / REPORTED_SIGMA) for column in columns)}"]
+
+
+def _pairs(table: Table) -> bool:
+    """Whether the paper reports two numbers a cell."""
+    return any(isinstance(value, list) for row in table.rows for value in row.reported.values())
 
 
 def _reported(table: Table, row: Row) -> list[str]:
@@ -264,7 +276,7 @@ def _reported_cell(row: Row, column: str) -> str:
     value = row.reported.get(column)
     if value is None:
         return NONE
-    return " / ".join(f"{part:.3f}" for part in value) if isinstance(value, list) else f"{value:.2f}"
+    return ", ".join(f"{part:.3f}" for part in value) if isinstance(value, list) else f"{value:.2f}"
 
 
 def _share(rows: Sequence[Measured], multiple: float) -> str:
@@ -309,9 +321,8 @@ def _claims(block: Block) -> str:
 
 def _reported_difference(block: Block, claim: Claim) -> str:
     """The difference that the paper reports at the claim's column."""
-    columns = _columns(block.table)
     better, worse = (block.table.row(name).reported for name in (claim.better, claim.worse))
-    column = columns[int(claim.at)] if _classifies(block) else f"{claim.at:g}"
+    column = f"{claim.at * REPORTED_SIGMA:.2f}" if _classifies(block) else f"{claim.at:g}"
     if column not in better or column not in worse:
         return NONE
     if _classifies(block):
@@ -354,15 +365,13 @@ def _cost(rows: Iterable[Measured], done: set[tuple[str, int]]) -> str:
 # -------------------------------------------------------------------------------------------------------------- plots
 
 
-def _plots(blocks: list[Block], folder: Path) -> list[Path]:
-    """The picture of a figure, one a scale."""
-    paths = []
+def _plots(blocks: list[Block], folder: Path) -> dict[str, Path]:
+    """The picture of a figure at each scale."""
+    paths = {}
     for block in blocks:
-        picture = block.table.picture
-        if picture:
-            path = folder / f"{block.table.name}-{block.scale}.png"
-            _PICTURES[picture](block, path)
-            paths.append(path)
+        if block.table.picture:
+            paths[block.scale] = folder / f"{block.table.name}-{block.scale}.png"
+            _PICTURES[block.table.picture](block, paths[block.scale])
     return paths
 
 
