@@ -80,10 +80,10 @@ FULL = Size(
 TINY = Size(
     points=2,
     coordinates=12,
-    batch=4,
+    batch=2,
     warm_ups=1,
     steps=2,
-    raw=(4, 8),
+    raw=(8,),
     box={"name": "cifar-resnet", "arguments": {"depth": 8}},
     denoiser={"name": "dncnn", "arguments": {"channels": 3, "depth": 3, "width": 4}},
 )

@@ -252,6 +252,16 @@ def test_full_precision_holds_inside_and_leaves_every_other_switch_alone(monkeyp
     assert cudnn.deterministic
 
 
+def test_full_precision_covers_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last layer of most classifiers is a product of matrices, which has a switch of its own."""
+    matmul = torch.backends.cuda.matmul
+    for allowed in (True, False):
+        monkeypatch.setattr(matmul, "allow_tf32", allowed)
+        with full_precision():
+            assert not matmul.allow_tf32
+        assert matmul.allow_tf32 is allowed
+
+
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has one switch only")
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_full_precision_works_beside_the_newer_switch(precision: str) -> None:

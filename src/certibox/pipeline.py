@@ -81,25 +81,31 @@ class StabilityObjective:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Switch TF32 convolutions off inside: at small steps a difference drowns in their rounding."""
+    """Switch TF32 off inside, in convolutions and products: at small steps a difference drowns in their rounding."""
     cudnn: Any = torch.backends.cudnn
-    parts = [getattr(cudnn, name) for name in ("conv", "rnn") if hasattr(cudnn, name)]  # none before torch 2.9
+    matmul: Any = torch.backends.cuda.matmul
+    places = (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul)
+    parts = [part for part in places if hasattr(part, "fp32_precision")]  # none before torch 2.9
     before = [part.fp32_precision for part in parts]
+    switches = [switch for switch in (cudnn, matmul) if _allows_tf32(switch)]
     try:
-        allowed = cudnn.allow_tf32
-    except RuntimeError:  # the parts differ, and torch refuses to sum them up
-        allowed = False
-    try:
-        if allowed:
-            cudnn.allow_tf32 = False
-        for part in parts:  # a global fp32_precision would outweigh the switch above
+        for switch in switches:
+            switch.allow_tf32 = False
+        for part in parts:  # a global fp32_precision would outweigh the switches above
             part.fp32_precision = "ieee"
         yield
     finally:
         for part, precision in zip(parts, before, strict=True):
             part.fp32_precision = precision
-        if allowed:
-            cudnn.allow_tf32 = True
+        for switch in switches:
+            switch.allow_tf32 = True
+
+
+def _allows_tf32(switch: Any) -> bool:
+    try:
+        return bool(switch.allow_tf32)
+    except RuntimeError:  # its parts differ, and torch refuses to sum them up
+        return False
 
 
 def surviving_share(

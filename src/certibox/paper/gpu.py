@@ -117,7 +117,7 @@ def _seconds(checks: Sequence[Check]) -> str:
         figures, minutes = check.figures, minutes_an_epoch(check)
         body.append(
             [
-                f"{check.name} (batch {figures['batch']}, {figures['steps']} steps, {check.hardware})",
+                f"{check.name} ({check.hardware}, {figures['steps']} steps of {figures['batch']})",
                 f"{figures['queries']:,.0f}",
                 f"{figures['seconds']:.2f}",
                 f"**{minutes:.1f}**",

@@ -191,7 +191,8 @@ def _reconstructed(
 
 def rounded_down(radius: float) -> float:
     """A radius with `DECIMALS` decimals that is not above it."""
-    return float(Decimal(radius).quantize(Decimal(10) ** -DECIMALS, ROUND_FLOOR))  # exact, where a product rounds up
+    # Decimal: the product of a radius just below a step and 10 ** DECIMALS can round up to it.
+    return float(Decimal(repr(float(radius))).quantize(Decimal(10) ** -DECIMALS, ROUND_FLOOR))
 
 
 def _clean_accuracy(client: QueryClient, test: Images) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from certibox import checkpoints, networks, seeds
@@ -280,6 +281,13 @@ def estimator_of(wanted: Estimator | None) -> GradientEstimator | None:
     if wanted.q is None:
         raise InvalidInput(f"estimator {wanted.name} has no q; wanted its number of directions")
     return {"rge": RGE, "orthogonal": Orthogonal}[wanted.name](wanted.q, wanted.mu, wanted.central)
+
+
+def mixed(images: Images) -> Images:
+    """The images in an order that mixes the classes, where they came class by class; as they are otherwise."""
+    if images.labels is None or bool((images.labels.diff() < 0).any()):
+        return images
+    return images.select(torch.randperm(len(images), generator=seeds.generator(0, "mixed")))
 
 
 def spread(images: Images, count: int | None) -> Images:
