@@ -252,14 +252,18 @@ def test_full_precision_holds_inside_and_leaves_every_other_switch_alone(monkeyp
     assert cudnn.deterministic
 
 
-def test_full_precision_covers_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_precision_covers_products_too() -> None:
     """The last layer of most classifiers is a product of matrices, which has a switch of its own."""
     matmul = torch.backends.cuda.matmul
-    for allowed in (True, False):
-        monkeypatch.setattr(matmul, "allow_tf32", allowed)
-        with full_precision():
-            assert not matmul.allow_tf32
-        assert matmul.allow_tf32 is allowed
+    before = matmul.allow_tf32
+    try:
+        for allowed in (True, False):
+            matmul.allow_tf32 = allowed
+            with full_precision():
+                assert not matmul.allow_tf32
+            assert matmul.allow_tf32 is allowed
+    finally:
+        matmul.allow_tf32 = before
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has one switch only")

@@ -84,7 +84,7 @@ def full_precision() -> Iterator[None]:
     """Switch TF32 off inside, in convolutions and products: at small steps a difference drowns in their rounding."""
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
-    places = (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul)
+    places: list[Any] = [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul]
     parts = [part for part in places if hasattr(part, "fp32_precision")]  # none before torch 2.9
     before = [part.fp32_precision for part in parts]
     switches = [switch for switch in (cudnn, matmul) if _allows_tf32(switch)]
