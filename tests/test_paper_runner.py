@@ -260,6 +260,62 @@ def test_rows_share_their_stages(place: Place) -> None:
     assert kept == ["autoencoder"] * 2 + ["box"] * 2 + ["defense"] * (len(QUERIES) + 2)
 
 
+def test_stages_depend_on_what_they_use_alone(place: Place, tmp_path: Path) -> None:
+    """The box is one for all that may stand before it, a defense for all the ways to evaluate it; no more is shared."""
+    plan = place.job("ZO-AE-DS").plan
+    workshop = place.workshop(work=tmp_path, models=place.root / "work")
+    other = replace(plan, data=replace(plan.data, train=3, test=1), defense=replace(plan.defense, sigma=0.1))
+    workshop.box(replace(other, autoencoder=replace(plan.autoencoder, network="ae-mnist-96")))
+    workshop.autoencoder(replace(plan, data=replace(plan.data, test=1), box=replace(plan.box, network="mnist-cnn")), 0)
+    assert not list(tmp_path.rglob("*.safetensors"))  # both were found finished
+
+    folder = workshop.row_folder(plan, 0)
+    evaluated = replace(plan, certify=Certify(9, 90, 0.01), data=replace(plan.data, test=None))
+    assert workshop.row_folder(evaluated, 0) == folder
+    trained = [
+        replace(plan, data=replace(plan.data, train=3)),
+        replace(plan, box=replace(plan.box, images=3)),
+        replace(plan, autoencoder=replace(plan.autoencoder, batch_size=3)),
+        replace(plan, defense=replace(plan.defense, gamma=3.0)),
+    ]
+    folders = {workshop.row_folder(changed, 0) for changed in trained} | {workshop.row_folder(plan, 1)}
+    assert len(folders | {folder}) == 6
+
+
+def test_every_setting_of_a_plan_reaches_training(place: Place, tmp_path: Path) -> None:
+    """A plan that differs from every default, trained for no epoch: what training noted is what the plan says."""
+    wanted = Defense(
+        "ZO-AE-DS",
+        0.1,
+        (Phase(0, 0.5, "sgd", decay_every=3),),
+        batch_size=3,
+        gamma=7.0,
+        denoise_weight=0.5,
+        reconstruction_weight=0.25,
+        denoiser={"name": "dncnn", "arguments": {"depth": 3, "width": 2}},
+        estimator=Estimator("orthogonal", 0.02, 5, central=True),
+        scheme="denoiser",
+        targets="soft",
+        augmentation="flip",
+        validation_votes=3,
+        skip_dead=False,
+    )
+    plan = place.job("bare").plan
+    box = Network("mnist-mlp", (), 3, mean=(0.5,), std=(0.25,))
+    plan = replace(plan, box=box, autoencoder=Network("ae-mnist-96", (), 3), defense=wanted)
+    defense, _ = place.workshop(work=tmp_path).defense(plan, 4)
+    assert isinstance(defense, TrainedDefense)
+    noted, named = defense.facts, asdict(wanted)
+    for name in (*("method", "sigma", "gamma", "denoise_weight", "reconstruction_weight", "scheme"), "augmentation"):
+        assert noted[name] == named[name]
+    assert (noted["seed"], noted["validation_votes"], noted["skip_dead"], noted["hard_targets"]) == (4, 3, False, False)
+    assert noted["schedule"] == json.loads(json.dumps(asdict(wanted.schedule)))
+    assert noted["estimator"] == {"name": "Orthogonal", "q": 5, "mu": 0.02, "central": True}
+    assert (noted["box"]["mean"], noted["box"]["std"], noted["box"]["outputs"]) == ([0.5], [0.25], "logits")
+    assert defense.pipeline.denoiser.spec["arguments"] == {"channels": 1, "depth": 3, "width": 2}  # pyright: ignore
+    assert defense.pipeline.autoencoder.spec["name"] == "ae-mnist-96"  # pyright: ignore[reportOptionalMemberAccess]
+
+
 def test_the_second_call_measures_nothing(place: Place, rows: dict[str, Measured]) -> None:
     before = contents(place.results.folder)
     for name in QUERIES:
@@ -306,8 +362,9 @@ def test_a_row_of_two_tables_is_computed_once(place: Place, rows: dict[str, Meas
     assert results.read("table2") == [row]
 
 
-def test_another_seed_is_another_row(place: Place, rows: dict[str, Measured]) -> None:
-    row, fresh = place.measure("bare", seed=1)
+def test_another_seed_is_another_row(place: Place, rows: dict[str, Measured], tmp_path: Path) -> None:
+    workshop = place.workshop(work=tmp_path, models=place.root / "work")
+    row, fresh = measure(place.job("bare", seed=1), workshop, place.results)
     assert fresh
     assert row.values != rows["bare"].values  # other noise
     assert row.clean_accuracy == rows["bare"].clean_accuracy  # the same box
@@ -531,7 +588,7 @@ def test_list_counts_the_measured_rows(place: Place, capsys: pytest.CaptureFixtu
     assert lines[0].split(maxsplit=1)[1] == "Table 1: faces"
     done = sum(row.scale == "cpu" for row in place.results.read("table1"))
     assert lines[1].split(": ")[1] == f"cpu {done}/{2 * len(QUERIES)}, gpu 0/{2 * len(QUERIES) + 2}"
-    assert lines[9].split(": ")[1] == "cpu 2/4"
+    assert lines[9].split(": ")[1] == f"cpu {len(place.results.read('table5'))}/4"
 
 
 def test_list_does_not_count_rows_of_other_settings(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from certibox import checkpoints, seeds
 from certibox.blackbox import BoxSpec, as_blackbox
 from certibox.config import Phase, Schedule
-from certibox.data import Images
+from certibox.data import Images, augment
 from certibox.errors import ConfigMismatch, InvalidInput
 from certibox.networks import Autoencoder
 from certibox.supervised import fit, held_out, mean_over, pretrain_autoencoder, train_classifier
@@ -120,6 +120,7 @@ def test_the_best_of_all_epochs_is_kept(tmp_path: Path) -> None:
 
 
 def test_training_sees_moved_images_and_validation_the_images() -> None:
+    """Each step moves its images by a stream of its own, which its number names."""
     images, held = pictures(), pictures(4, seed=3)
     network, seen = linear(K), []
 
@@ -127,19 +128,14 @@ def test_training_sees_moved_images_and_validation_the_images() -> None:
         seen.append((x.clone(), source, index.clone(), network.training))
         return network(x).square().sum(1)
 
-    fit(network, images, loss=loss, schedule=one_epoch(images), seed=SEED, augmentation="flip", validation=held)
-    assert [training for *_, training in seen] == [False, True, False]
-    for x, source, index, training in seen:
+    schedule = one_epoch(images, batches=3)
+    fit(network, images, loss=loss, schedule=schedule, seed=SEED, augmentation="flip", validation=held)
+    assert [training for *_, training in seen] == [False, True, True, True, False]
+    for number, (x, source, index, training) in enumerate(seen, start=-1):
         assert source is (images if training else held)
-        plain = source.floats(index)
-        if not training:
-            assert torch.equal(x, plain)
-            continue
-        mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(x, plain, strict=True)]
-        kept = [torch.equal(a, b) for a, b in zip(x, plain, strict=True)]
-        assert all(m != k for m, k in zip(mirrored, kept, strict=True))
-        assert any(mirrored)
-        assert any(kept)
+        plain, stream = source.floats(index), seeds.generator(SEED, "augment", number)
+        assert torch.equal(x, augment(plain, "flip", stream) if training else plain)
+    assert any(not torch.equal(x, images.floats(index)) for x, _, index, training in seen if training)
 
 
 class Negative:

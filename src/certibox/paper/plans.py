@@ -36,7 +36,8 @@ class Data:
 class Network:
     """A network trained by itself: the black box, or the autoencoder of stage 1.
 
-    images: so many of the training split, by default those of the defense. weights: a file or folder to load instead.
+    images: the first so many of the training split, by default all for a box, and those of the defense for an
+    autoencoder. weights: a folder of a saved autoencoder to load instead.
     mean, std: the box's own normalisation, per channel.
     """
 

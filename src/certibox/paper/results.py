@@ -212,7 +212,7 @@ def _reconstruction(block: Block) -> str:
     ):
         header = ["row", *(f"‖δ‖ = {epsilon:g}" for epsilon in epsilons), "queries to train", "epochs"]
         body = []
-        for row in block.table.rows:
+        for row in (row for row in block.table.rows if block.scale in row.plans):
             rows = block.rows.get(row.name, [])
             if threat == "transfer" and row.reported:
                 told = [_reported_cell(row, f"{epsilon:g}") for epsilon in epsilons]
@@ -320,10 +320,11 @@ def _claims(block: Block) -> str:
 
 
 def _reported_difference(block: Block, claim: Claim) -> str:
-    """The difference that the paper reports at the claim's column."""
+    """The difference that the paper reports at the claim's column; it reports no adaptive attack."""
     better, worse = (block.table.row(name).reported for name in (claim.better, claim.worse))
     column = f"{claim.at * REPORTED_SIGMA:.2f}" if _classifies(block) else f"{claim.at:g}"
-    if column not in better or column not in worse:
+    told = column in better and column in worse
+    if not told or (not _classifies(block) and claim.threat != "transfer"):
         return NONE
     if _classifies(block):
         return f"{better[column] - worse[column]:+.2f}"

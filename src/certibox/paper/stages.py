@@ -37,6 +37,7 @@ from certibox.training import train
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 READERS: dict[str, Callable[..., Images]] = {"images": load_images, "restricted-imagenet": load_restricted_imagenet}
+READERS_TAKE = "reader images without a size, or restricted-imagenet"
 CHECKPOINT_EVERY = 50  # steps
 
 
@@ -97,20 +98,20 @@ class Workshop:
         key = (wanted.name, split, wanted.size)
         if key not in self._loaded:
             entry = self.suite.datasets[wanted.name]
-            place = entry if isinstance(source, Path) else entry["hub"]
+            place, reader = entry if isinstance(source, Path) else entry["hub"], entry.get("reader", "images")
             options = {name: value for name, value in place.items() if name.endswith("_column")}
             if wanted.size is not None:
                 options["size"] = wanted.size
-            images = READERS[entry.get("reader", "images")](
-                source, place.get("splits", {}).get(split, split), **options
-            )
-            self._loaded[key] = replace(images, name=f"{called}:{split}")
+            if reader not in READERS or (reader == "images" and "size" in options):
+                raise InvalidInput(f"{wanted.name}: reader is {reader!r}, size {wanted.size}; wanted {READERS_TAKE}")
+            images = READERS[reader](source, place.get("splits", {}).get(split, split), **options)
+            self._loaded[key] = replace(mixed(images), name=f"{called}:{split}")
         return self._loaded[key]
 
     def box(self, plan: Plan) -> BlackBox:
         """The black box: a network trained on clean images, held without its weights by all but first-order methods."""
         wanted, seed = plan.box, plan.box.seed or 0
-        folder = self._folder("box", seed, plan.data, wanted, plan.attack and measurement_of(plan.attack).digest)
+        folder = self.box_folder(plan)
         outputs = "values" if plan.attack else "logits"
         declared = {"mean": wanted.mean, "std": wanted.std, "name": wanted.network}
         if not (self._kept(folder) / "network.safetensors").exists():
@@ -143,11 +144,9 @@ class Workshop:
         wanted = plan.autoencoder
         if wanted.weights is not None:
             return load_autoencoder(wanted.weights)
-        seed = seed if wanted.seed is None else wanted.seed
-        measurement = plan.attack and measurement_of(plan.attack).digest
-        folder = self._folder("autoencoder", seed, plan.data, wanted, measurement)
+        folder, seed = self.autoencoder_folder(plan, seed), seed if wanted.seed is None else wanted.seed
         if not (self._kept(folder) / "autoencoder.json").exists():
-            splits = self._seen(plan)
+            splits = self._seen(replace(plan, data=replace(plan.data, train=wanted.images or plan.data.train)))
             with seeds.initialisation(seed, "autoencoder"):
                 fresh = networks.build({"name": wanted.network, "arguments": wanted.arguments})
             assert isinstance(fresh, Autoencoder)
@@ -241,29 +240,34 @@ class Workshop:
         elsewhere = self.models / folder.name if self.models else folder
         return elsewhere if elsewhere.exists() else folder
 
+    def box_folder(self, plan: Plan) -> Path:
+        """Where the box of a plan is kept. Which images train or test the defense does not matter to it."""
+        return self._folder("box", plan.box.seed or 0, plan, replace(plan.data, train=None, test=None), plan.box)
+
+    def autoencoder_folder(self, plan: Plan, seed: int) -> Path:
+        """Where the autoencoder of a plan and seed is kept."""
+        own = seed if plan.autoencoder.seed is None else plan.autoencoder.seed
+        return self._folder("autoencoder", own, plan, replace(plan.data, test=None), plan.autoencoder)
+
     def row_folder(self, plan: Plan, seed: int) -> Path:
         """Where the defense of a plan and seed is kept: evaluation and test images do not matter to it."""
         stages = (replace(plan.data, test=None), plan.box, plan.autoencoder, plan.defense)
-        return self._folder("defense", seed, *stages, plan.attack and measurement_of(plan.attack).digest)
+        return self._folder("defense", seed, plan, *stages)
 
-    def _folder(self, kind: str, seed: int, *parts: Any) -> Path:
-        plain = [stated(part) for part in parts]
-        if kind == "box":  # which images train the defense, and which test it, does not matter to the box
-            plain[0] = {key: value for key, value in plain[0].items() if key not in ("train", "test")}
-        elif kind == "autoencoder":
-            plain[0] = {key: value for key, value in plain[0].items() if key != "test"}
-        folder = self.work / f"{kind}-{digest({'stage': kind, 'seed': seed, 'parts': plain})}"
+    def _folder(self, kind: str, seed: int, plan: Plan, *parts: Any) -> Path:
+        """The folder named by all that a stage depends on."""
+        config = {"seed": seed, "data": self.source(plan.data.name)[1], "parts": [stated(part) for part in parts]}
+        if plan.attack:
+            config["measurement"] = measurement_of(plan.attack).digest
+        folder = self.work / f"{kind}-{digest(config)}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def seconds(self, plan: Plan, seed: int) -> dict[str, float]:
         """Seconds that each stage of a row took so far."""
-        measurement = plan.attack and measurement_of(plan.attack).digest
-        folders = {"box": self._folder("box", plan.box.seed or 0, plan.data, plan.box, measurement)}
+        folders = {"box": self.box_folder(plan), "defense": self.row_folder(plan, seed)}
         if "AE" in plan.defense.method and plan.autoencoder.weights is None:
-            own = seed if plan.autoencoder.seed is None else plan.autoencoder.seed
-            folders["autoencoder"] = self._folder("autoencoder", own, plan.data, plan.autoencoder, measurement)
-        folders["defense"] = self.row_folder(plan, seed)
+            folders["autoencoder"] = self.autoencoder_folder(plan, seed)
         return {stage: spent(self._kept(folder)) for stage, folder in folders.items()}
 
 

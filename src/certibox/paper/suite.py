@@ -90,6 +90,7 @@ class Suite:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._files: dict[str, dict[str, Any]] = {}
         if not (self.folder / "setups.yaml").is_file():
             raise UnreadableFile(f"{folder} holds no setups.yaml; wanted the folder of experiments: --experiments DIR")
 
@@ -161,7 +162,12 @@ class Suite:
         return merged({key: value for key, value in taken.items() if key != "reported" or key not in own}, own)
 
     def _read(self, name: str) -> dict[str, Any]:
-        path = self.folder / f"{name}.yaml"
+        """One file, parsed once: rows that are `like` others ask for it often."""
+        if name not in self._files:
+            self._files[name] = self._parsed(self.folder / f"{name}.yaml")
+        return self._files[name]
+
+    def _parsed(self, path: Path) -> dict[str, Any]:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
