@@ -141,14 +141,14 @@ def _extract(source: Path, root: Path) -> None:
 def _merge_rows(source: Path, folder: Path) -> int:
     """Append what `folder` lacks of the rows and checks in `source`; how many that was."""
     come, here, fresh = Results(source), Results(folder), []
+    known = here.by_plan()
     for path in sorted(come.folder.glob("*.jsonl")):
-        known = {(*row.key, row.digest) for row in here.read(path.stem)}
         rows = come.read(path.stem)
         if any(row.table != path.stem for row in rows):  # it would name another file to write to
             raise InvalidInput(f"{path.name} holds rows of another table; wanted a file that gpu_queue.py --pack wrote")
-        fresh += [row for row in rows if (*row.key, row.digest) not in known]
-    checks, known = folder / "gpu.jsonl", read_checks(folder / "gpu.jsonl")
-    lines = [check for check in read_checks(source / "gpu.jsonl") if check not in known]
+        fresh += [row for row in rows if row.key not in known]
+    checks, noted = folder / "gpu.jsonl", read_checks(folder / "gpu.jsonl")
+    lines = [check for check in read_checks(source / "gpu.jsonl") if check not in noted]
     for row in fresh:
         here.append(row)
     for line in lines:

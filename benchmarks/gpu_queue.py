@@ -187,17 +187,15 @@ class Queue:
     # ---------------------------------------------------------------------------------------------------------- rows
 
     def _rows(self, stages: set[str]) -> Iterator[Item]:
-        results, shared = Results(self.folder), set()
+        results = Results(self.folder)
+        known = set(results.by_plan())
         for name in TABLES:
-            known = {(*row.key, row.digest) for row in results.read(name)}
-            shared |= {(row.digest, row.seed) for row in results.read(name)}
             for job in self._jobs(self.suite.table(name)):
                 plan, key = job.plan, (job.plan.digest, job.seed)
-                if (job.row.name, SCALE, job.seed, plan.digest) in known:
-                    continue
-                seconds = 0.0 if key in shared else stage_seconds(plan, stages) + row_seconds(plan)
-                shared.add(key)
-                yield Item(job.name, seconds, plan.data.name, True, partial(self._row, job, results))
+                if key not in known:  # tables share rows
+                    known.add(key)
+                    seconds = stage_seconds(plan, stages) + row_seconds(plan)
+                    yield Item(job.name, seconds, plan.data.name, True, partial(self._row, job, results))
 
     def _jobs(self, table: Table) -> list[runner.Job]:
         """The rows of a table, those of `FIRST` before the others of the same seed."""
@@ -210,8 +208,8 @@ class Queue:
         return sorted(runner.jobs(table, SCALE), key=lambda job: (job.seed, order.get(job.row.name, len(order))))
 
     def _row(self, job: runner.Job, results: Results) -> str:
-        row, fresh = runner.measure(job, self.workshop, results)
-        return runner.headline(row) if fresh else "shared with a row that is measured"
+        row, _ = runner.measure(job, self.workshop, results)
+        return runner.headline(row)
 
 
 # ------------------------------------------------------------------------------------------------------------ guesses

@@ -92,11 +92,11 @@ def test_the_queue_goes_from_checks_to_table_2_to_the_other_tables(capsys: pytes
     rows = [f"table2 / {row} / gpu / seed 0" for row in gpu_queue.FIRST]
     assert names[:12] == checks + rows
     tables = list(dict.fromkeys(name.split(" / ")[0] for name in names[4:]))
-    assert tables == list(gpu_queue.TABLES)
+    assert tables == [
+        name for name in gpu_queue.TABLES if name not in ("table1", "figure4", "figure5")
+    ]  # rows of others
     assert len(set(names)) == len(names)
-    free = {name for name, guess in zip(names, seconds, strict=True) if guess == "0"}
-    assert {name for name in names if name.startswith(("table1 ", "figure"))} <= free  # shared with earlier tables
-    assert not free & set(names[:16])
+    assert "0" not in seconds
 
 
 def test_what_is_measured_leaves_the_queue(done: Place) -> None:

@@ -69,15 +69,13 @@ class PaperReport(Experiments):
 
 def run_list(options: PaperList) -> None:
     """`certibox paper list`."""
-    suite, results = Suite(options.experiments), Results(options.experiments)
+    suite, known = Suite(options.experiments), Results(options.experiments).by_plan()
     for name, table in suite.tables.items():
-        known = {(row.scale, row.row, row.seed, row.digest) for row in results.read(name)}
         parts = []
         for scale, seeds in table.seeds.items():
-            wanted = [
-                (scale, r.name, seed, r.plans[scale].digest) for r in table.rows if scale in r.plans for seed in seeds
-            ]
-            parts.append(f"{scale} {sum(key in known for key in wanted)}/{len(wanted)}")
+            plans = [row.plans[scale].digest for row in table.rows if scale in row.plans]
+            done = sum((digest, seed) in known for digest in plans for seed in seeds)
+            parts.append(f"{scale} {done}/{len(plans) * len(seeds)}")
         OUT.print(f"{name:<8} {table.title}")
         OUT.print(f"{'':<8} measured: {', '.join(parts)}")
 

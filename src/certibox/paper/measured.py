@@ -48,9 +48,9 @@ class Measured:
     date: str
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """What the row answers, within its table."""
-        return self.row, self.scale, self.seed
+    def key(self) -> tuple[str, int]:
+        """What was measured: one plan, one seed."""
+        return self.digest, self.seed
 
     def series(self, name: str) -> np.ndarray:
         """One series over images (n,); null becomes -inf, below every radius."""
@@ -62,7 +62,7 @@ class Measured:
 
 
 class Results:
-    """The measured rows of a suite: one file a table, in `measured/`."""
+    """The measured rows of a suite: one file a table, in `measured/`. A row is in the table that measured it first."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder) / "measured"
@@ -89,13 +89,13 @@ class Results:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n")
 
-    def of_plan(self, digest: str, seed: int) -> Measured | None:
-        """A row of any table that was measured under this plan: tables share rows."""
-        for path in sorted(self.folder.glob("*.jsonl")):
-            for row in self.read(path.stem):
-                if (row.digest, row.seed) == (digest, seed):
-                    return row
-        return None
+    def by_plan(self) -> dict[tuple[str, int], Measured]:
+        """The rows of all tables under (digest of the plan, seed): tables whose rows have equal plans share them.
+
+        Where a plan was measured twice, the row measured last in its file stands.
+        """
+        files = sorted(self.folder.glob("*.jsonl"))
+        return {row.key: row for path in files for row in self.read(path.stem)}
 
 
 def _whole_lines(path: Path) -> list[bytes]:

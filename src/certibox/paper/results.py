@@ -6,7 +6,7 @@ their intervals; then, folded away, the provenance of every row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,30 +63,29 @@ class Block:
 def write_results(suite: Suite, results: Results, page: Path) -> list[Path]:
     """Write the page and its plots; returns their paths."""
     folder = page.parent / "results"
-    blocks = {name: _blocks(table, results.read(name)) for name, table in suite.tables.items()}
+    known = results.by_plan()
+    blocks = {name: _blocks(table, known) for name, table in suite.tables.items()}
     plots = {name: _plots(blocks[name], folder) for name in blocks}
     done: set[tuple[str, int]] = set()
     parts = [_HEAD, _summary(blocks)]
     for name, table in suite.tables.items():
         parts.append(_section(table, blocks[name], plots[name], page.parent, done))
-        done |= {(row.digest, row.seed) for block in blocks[name] for row in block.measured}
+        done |= {row.key for block in blocks[name] for row in block.measured}
     parts.append(gpu.section(suite.folder / "gpu.jsonl"))
     write_text_atomic(page, "\n".join(parts))
     return [page, *(path for paths in plots.values() for path in paths.values())]
 
 
-def _blocks(table: Table, measured: Sequence[Measured]) -> list[Block]:
-    """The rows that were measured under the table's present settings, by scale."""
+def _blocks(table: Table, known: Mapping[tuple[str, int], Measured]) -> list[Block]:
+    """The rows that were measured under the table's present settings, by this table or another, by scale."""
     blocks = []
     for scale in table.scales:
         rows: dict[str, list[Measured]] = {}
         for row in table.rows:
-            if scale not in row.plans:
-                continue
-            key = (row.name, scale, row.plans[scale].digest)
-            found = {m.seed: m for m in measured if (m.row, m.scale, m.digest) == key and m.seed in table.seeds[scale]}
-            if found:
-                rows[row.name] = [found[seed] for seed in sorted(found)]
+            if scale in row.plans:
+                keys = [(row.plans[scale].digest, seed) for seed in sorted(table.seeds[scale])]
+                if found := [known[key] for key in keys if key in known]:
+                    rows[row.name] = found
         if rows:
             blocks.append(Block(table, scale, rows))
     return blocks
@@ -173,7 +172,7 @@ def _classification(block: Block) -> str:
 def _settings(block: Block) -> str:
     """What was run, in a line."""
     first = block.measured[0]
-    s, plan = first.settings, block.table.row(first.row).plans[block.scale]
+    s, plan = first.settings, block.table.row(next(iter(block.rows))).plans[block.scale]
     seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in block.measured}))
     words = [f"**{first.data}**, {plan.data.train or 'all'} training and {_images(first)} test images"]
     words.append(f"box {plan.box.network}")
@@ -335,14 +334,15 @@ def _provenance(block: Block, done: set[tuple[str, int]]) -> str:
     header = ["row", "seed", "command", "queries: train, evaluate", "seconds: defense, evaluation", "date"]
     body = [
         [
-            row.row,
+            name,
             str(row.seed),
             f"`{row.command}`",
             f"{row.queries['train']:,}, {row.queries['evaluate']:,}",
             f"{row.seconds['defense']:.0f}, {row.seconds['evaluation']:.0f}",
             row.date,
         ]
-        for row in block.measured
+        for name, rows in block.rows.items()
+        for row in rows
     ]
     where = "; ".join(dict.fromkeys(row.hardware for row in block.measured))
     versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in row.versions.items()) for row in block.measured)
@@ -355,7 +355,7 @@ def _cost(rows: Iterable[Measured], done: set[tuple[str, int]]) -> str:
     own, shared = 0.0, 0.0
     for row in rows:
         took = row.seconds["defense"] + row.seconds["evaluation"]
-        if (row.digest, row.seed) in done:
+        if row.key in done:
             shared += took
         else:
             own += took

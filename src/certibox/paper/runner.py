@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
@@ -71,15 +71,9 @@ def jobs(table: Table, scale: str, rows: Sequence[str] = (), seeds: Sequence[int
 
 def measure(job: Job, workshop: Workshop, results: Results) -> tuple[Measured, bool]:
     """The measured row of a job, and whether it was measured just now; rows measured before stand."""
-    plan = job.plan
-    for row in results.read(job.table.name):
-        if row.key == (job.row.name, job.scale, job.seed) and row.digest == plan.digest:
-            return row, False
-    shared = results.of_plan(plan.digest, job.seed)
-    if shared is not None:  # another table has measured it
-        row = replace(shared, table=job.table.name, row=job.row.name, scale=job.scale, command=command(job))
-        results.append(row)
-        return row, False
+    known = results.by_plan().get((job.plan.digest, job.seed))  # by this table, or by another with a row like it
+    if known is not None:
+        return known, False
     row = _measured(job, workshop)
     results.append(row)
     return row, True
