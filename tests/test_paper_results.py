@@ -328,8 +328,6 @@ def test_reconstructions_show_the_mean_errors_of_both_threats(suite: Suite, tmp_
             errors[f"{threat} rmse {epsilon:g}"] = [0.1 + epsilon / 10, 0.2 + epsilon / 10 + t / 10]
             errors[f"{threat} ssim_padded {epsilon:g}"] = [0.5, 0.7 - epsilon / 10]
             errors[f"{threat} ssim {epsilon:g}"] = [0.0, 0.0]
-    for name in ("truth", "transfer", "adaptive"):  # for figure 5, which has the same row
-        errors[f"{name} pictures"] = [0.0] * 28 * 28
     settings = {"sigma": plan.defense.sigma, **asdict(plan.attack)}
     row = attacked_row(errors, table="table5", row="FO-DS", digest=plan.digest, settings=settings)
     text = section(page_of(suite, [row], tmp_path), "table5")

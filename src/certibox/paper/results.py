@@ -136,7 +136,8 @@ def _section(table: Table, blocks: list[Block], plots: dict[str, Path], root: Pa
         parts += [f"### Scale `{block.scale}`\n", f"{_settings(block)}\n"]
         if not table.picture:  # the numbers of a figure are those of the table that it draws
             parts.append(_classification(block) if _classifies(block) else _reconstruction(block))
-        parts += [f"![{table.title}]({plots[block.scale].relative_to(root).as_posix()})\n"] if table.picture else []
+        if block.scale in plots:
+            parts.append(f"![{table.title}]({plots[block.scale].relative_to(root).as_posix()})\n")
         parts += [_claims(block), _provenance(block, done)]
     missing = [scale for scale in table.scales if scale not in {block.scale for block in blocks}]
     if missing:
@@ -367,19 +368,22 @@ def _cost(rows: Iterable[Measured], done: set[tuple[str, int]]) -> str:
 
 
 def _plots(blocks: list[Block], folder: Path) -> dict[str, Path]:
-    """The picture of a figure at each scale."""
+    """The picture of a figure at each scale that has what it shows."""
     paths = {}
     for block in blocks:
-        if block.table.picture:
-            paths[block.scale] = folder / f"{block.table.name}-{block.scale}.png"
-            _PICTURES[block.table.picture](block, paths[block.scale])
+        path = folder / f"{block.table.name}-{block.scale}.png"
+        if block.table.picture and _PICTURES[block.table.picture](block, path):
+            paths[block.scale] = path
     return paths
 
 
-def _curves(block: Block, path: Path) -> None:
-    """Certified accuracy against radius, seeds pooled. No bands: seeds share their images."""
+def _curves(block: Block, path: Path) -> bool:
+    """Certified accuracy against radius, seeds pooled, dashed without the autoencoder. No bands: seeds share images."""
     runs = [Run(name, _outcomes(rows)) for name, rows in block.rows.items()]
-    plot_ca_curves(runs, path, bands=False)
+    plans = {row.name: row.plans[block.scale] for row in block.table.rows if block.scale in row.plans}
+    dashed = [name for name, plan in plans.items() if "AE" not in plan.defense.method]
+    plot_ca_curves(runs, path, bands=False, dashed=dashed)
+    return True
 
 
 def _outcomes(rows: Sequence[Measured]) -> list[PublishedRow]:
@@ -391,13 +395,17 @@ def _outcomes(rows: Sequence[Measured]) -> list[PublishedRow]:
     ]
 
 
-def _reconstructions(block: Block, path: Path) -> None:
+def _reconstructions(block: Block, path: Path) -> bool:
     """The first images: the truth, then every row's answer under the transferred and under the adaptive attack."""
-    columns = {"truth": _pictures(block.measured[0], "truth")}
-    for name, rows in block.rows.items():
+    rows = {name: row for name, rows in block.rows.items() for row in rows if "truth pictures" in row.values}
+    columns: dict[str, np.ndarray] = {}
+    for name, row in rows.items():
+        columns["truth"] = _pictures(row, "truth")
         for threat in ("transfer", "adaptive"):
-            columns[f"{_short(name)}\n{threat}"] = _pictures(rows[0], threat)
-    plot_images(columns, path)
+            columns[f"{_short(name)}\n{threat}"] = _pictures(row, threat)
+    if columns:
+        plot_images(columns, path)
+    return bool(columns)
 
 
 def _short(name: str) -> str:

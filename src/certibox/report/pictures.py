@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,16 +29,19 @@ _LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _DPI = 150
 
 
-def plot_ca_curves(runs: Sequence[Run], path: PathLike | None, *, bands: bool = True) -> bytes:
+def plot_ca_curves(
+    runs: Sequence[Run], path: PathLike | None, *, bands: bool = True, dashed: Collection[str] | None = None
+) -> bytes:
     """Certified accuracy against radius with light 95 % bands, one exact step curve for each run; a PNG.
 
+    dashed: runs, by name, to draw dashed, all others solid; by default lines alternate.
     Shows the certified share instead when a run has no labels. Also writes the PNG to `path` unless None.
     """
     measure = measure_of(runs)
     figure = _figure(7.0, 4.2)
     axes = figure.add_subplot()
-    for number, run in enumerate(runs):
-        _draw_curve(axes, measure.reach(run.rows), *_style(number), bands)
+    for run, style in zip(runs, _styles(runs, dashed), strict=True):
+        _draw_curve(axes, measure.reach(run.rows), *style, bands)
     axes.set(xlim=(0, None), ylim=(0, 1), xlabel="l2 radius (pixels in [0, 1])", ylabel=measure.name)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -49,12 +52,19 @@ def plot_ca_curves(runs: Sequence[Run], path: PathLike | None, *, bands: bool = 
     return _png(figure, path)
 
 
-def _style(number: int) -> tuple[str, Any]:
-    """Colour and line of a curve."""
-    return _COLOURS[number % len(_COLOURS)], _LINES[number % len(_LINES)]
+def _styles(runs: Sequence[Run], dashed: Collection[str] | None) -> list[tuple[str, Any]]:
+    """Colour and line of each curve; among the dashed ones, and among the solid ones, colours differ."""
+    if dashed is None:
+        return [(_COLOURS[i % len(_COLOURS)], _LINES[i % len(_LINES)]) for i in range(len(runs))]
+    drawn, styles = {"-": 0, "--": 0}, []
+    for run in runs:
+        line = "--" if run.name in dashed else "-"
+        styles.append((_COLOURS[drawn[line] % len(_COLOURS)], line))
+        drawn[line] += 1
+    return styles
 
 
-def _draw_curve(axes: Axes, reach: np.ndarray, colour: str, line: Any, band: bool) -> None:
+def _draw_curve(axes: Axes, reach: np.ndarray, colour: str, line: Any, band: bool = True) -> None:
     """The exact step curve of (n,) reaches: constant up to each radius that occurs, lower just behind it."""
     x = np.append(0.0, np.unique(reach[reach > 0]))
     if band:
@@ -75,7 +85,8 @@ def plot_images(columns: Mapping[str, np.ndarray], path: PathLike | None) -> byt
     if not pictures or len({(shape[0], shape[2]) for shape in shapes.values()}) != 1:
         raise InvalidImages(f"columns have shapes {shapes}, wanted (m, 1 or 3, h, w) with one m and one h for all")
     rows = next(iter(shapes.values()))[0]
-    figure = _figure(1.3 * len(columns), 1.3 * rows + 0.3)
+    lines = max(name.count("\n") + 1 for name in columns)  # of the titles
+    figure = _figure(1.3 * len(columns), 1.3 * rows + 0.3 * lines)
     for axes, (name, images) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
         axes.imshow(_stack(np.asarray(images, dtype=float)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(name, parse_math=False)
