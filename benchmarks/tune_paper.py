@@ -24,7 +24,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "tune_paper.jsonl"
 GRID = {
     ("table2", "cpu"): [30.0, 100.0, 300.0, 1000.0],
-    ("table2", "cpu-cifar10"): [30.0, 100.0, 300.0, 1000.0],
     ("table5", "cpu"): [1e3, 1e4, 1e5],
 }
 METHODS = ("FO-DS", "FO-AE-DS")
