@@ -34,4 +34,6 @@ def run_import_authors(options: ImportAuthors) -> None:
         images = load_images(options.data, options.split, limit=options.limit)
         error = reconstruction_mse(autoencoder, images)
         OUT.print(f"reconstruction MSE: {error:.6f} a pixel, over {len(images):,} images of {images.name}")
+    else:
+        OUT.print("not tried on images: --data DATA prints its reconstruction MSE")
     OUT.print(f"saved {save_autoencoder(autoencoder, options.out, facts)}")

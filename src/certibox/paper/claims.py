@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from certibox.confidence import paired_bootstrap
+from certibox.errors import InvalidInput
 from certibox.paper.measured import Measured
 from certibox.paper.suite import Claim
 
@@ -43,6 +44,11 @@ def check(claim: Claim, better: Sequence[Measured], worse: Sequence[Measured]) -
     pairs = [(a, b) for a in better for b in worse if a.seed == b.seed]
     if not pairs:
         return None
+    lengths = {len(outcomes(row, claim)) for pair in pairs for row in pair}
+    if len(lengths) > 1:
+        raise InvalidInput(
+            f"{claim.better} and {claim.worse} were measured on {sorted(lengths)} images; wanted the same"
+        )
     differences = np.array([outcomes(a, claim) - outcomes(b, claim) for a, b in pairs])  # (seeds, images)
     by_image = differences.mean(axis=0)
     difference, low, high = paired_bootstrap(by_image, np.zeros_like(by_image))

@@ -86,6 +86,7 @@ def run_run(options: PaperRun) -> None:
     table, results = suite.table(options.table), Results(options.experiments)
     if options.scale not in table.scales:
         raise InvalidInput(f"{table.name} has no scale {options.scale!r}; wanted one of {', '.join(table.scales)}")
+    require_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     workshop = Workshop(suite, Path(options.data) if options.data else None, Path(options.work), bar, options.device)
@@ -96,6 +97,15 @@ def run_run(options: PaperRun) -> None:
         measured, fresh = runner.measure(job, workshop, results)
         took = f"{time.perf_counter() - started:.0f} s" if fresh else "measured before"
         OUT.print(f"{job.name}: {runner.headline(measured)}; {measured.queries['train']:,} queries to train; {took}")
+
+
+def require_device(device: str) -> None:
+    """Raise `InvalidInput` for a device that torch cannot use here, before any work."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InvalidInput(f"device is {device!r}: {reason}; wanted cpu, or cuda where there is one") from error
 
 
 def run_report(options: PaperReport) -> None:

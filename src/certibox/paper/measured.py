@@ -9,17 +9,24 @@ A row keeps a number for every image, so that comparisons can be paired and any 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
+from scipy.stats import norm
 
 from certibox.errors import InvalidInput, UnreadableFile
+from certibox.paper.plans import Attack, Certify, parse
 from certibox.records import truncate_partial_line
 
 DECIMALS = 4  # of the stored numbers; radii are rounded down, so that none grows
+_TYPES: dict[type, tuple[str, ...]] = {
+    str: ("table", "row", "scale", "digest", "data", "command", "hardware", "date"),
+    dict: ("values", "queries", "seconds", "settings", "versions"),
+}
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,18 @@ class Results:
     def by_plan(self) -> dict[tuple[str, int], Measured]:
         """The rows of all tables under (digest of the plan, seed): tables whose rows have equal plans share them.
 
-        Where a plan was measured twice, the row measured last in its file stands.
+        Raises `UnreadableFile` where two rows of one key differ in what they say of the images.
         """
-        files = sorted(self.folder.glob("*.jsonl"))
-        return {row.key: row for path in files for row in self.read(path.stem)}
+        known: dict[tuple[str, int], Measured] = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for row in self.read(path.stem):
+                first = known.setdefault(row.key, row)
+                if first.values != row.values:
+                    raise UnreadableFile(
+                        f"{path}: {row.row}, seed {row.seed}, is also {first.table} / {first.row}, with other values; "
+                        "one plan and seed has one result: delete one of the two lines"
+                    )
+        return known
 
 
 def _whole_lines(path: Path) -> list[bytes]:
@@ -113,6 +128,53 @@ def _parsed(line: bytes, path: Path, number: int) -> Measured:
         values = json.loads(line)
         if set(values) != {item.name for item in fields(Measured)}:
             raise ValueError("the fields are not those of a measured row")
-    except (ValueError, TypeError) as error:
+        row = Measured(**values)
+        _check(row, path.stem)
+    except (ValueError, TypeError, InvalidInput) as error:
         raise UnreadableFile(f"{path}, line {number}: {error}; restore the file or delete the line") from error
-    return Measured(**values)
+    return row
+
+
+def _check(row: Measured, table: str) -> None:
+    """Raise `ValueError` or `InvalidInput` for a row that no measurement of this table gives."""
+    for kind, names in _TYPES.items():
+        for name in names:
+            if type(getattr(row, name)) is not kind:
+                raise ValueError(f"{name} is {type(getattr(row, name)).__name__}, wanted {kind.__name__}")
+    if row.table != table:
+        raise ValueError(f"the row is of {row.table}, wanted {table}")
+    whole = {"seed": row.seed, "epochs": row.epochs}
+    whole |= {f"queries {name}": row.queries.get(name) for name in {"train", "evaluate", *row.queries}}
+    for name, value in whole.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} is {value!r}, wanted a whole number >= 0")
+    numbers = {f"seconds {name}": row.seconds.get(name) for name in {"defense", "evaluation", *row.seconds}}
+    numbers |= {"clean_accuracy": 0.0 if row.clean_accuracy is None else row.clean_accuracy}
+    for name, value in numbers.items():
+        if not _is_number(value) or value < 0:
+            raise ValueError(f"{name} is {value!r}, wanted a number >= 0")
+    _check_values(row)
+
+
+def _check_values(row: Measured) -> None:
+    """The settings, and the series that they give."""
+    sigma, certifies = row.settings.get("sigma"), "reach" in row.values
+    if not _is_number(sigma) or sigma <= 0:
+        raise ValueError(f"settings.sigma is {sigma!r}, wanted a number > 0")
+    others = {name: value for name, value in row.settings.items() if name != "sigma"}
+    wanted = parse(Certify if certifies else Attack, others, "settings")
+    for name, series in row.values.items():
+        listed = isinstance(series, list) and series
+        if not listed or not all(_is_number(value) or (value is None and certifies) for value in series):
+            raise ValueError(f"series {name!r} is no list of numbers")
+    if isinstance(wanted, Certify):
+        farthest = sigma * float(norm.ppf(wanted.alpha ** (1 / wanted.n)))
+        if not all(value is None or 0 <= value <= farthest for value in row.values["reach"]):
+            raise ValueError(f"a reach is outside 0 to {farthest:.4f}, the most that n unanimous votes certify")
+    elif f"adaptive rmse {wanted.epsilons[0]:g}" not in row.values:
+        raise ValueError("the series are those of no measurement")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    # type() and not isinstance: a bool is an int to Python, never to a reader of the file
+    return type(value) in (int, float) and math.isfinite(value)

@@ -11,10 +11,17 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from certibox.confidence import smallest_n
 from certibox.config import Phase, Schedule, digest
 from certibox.errors import InvalidInput
 
 _T = TypeVar("_T")
+Method = Literal["none", "RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"]
+
+
+def _require(holds: bool, said: str) -> None:
+    if not holds:
+        raise InvalidInput(said)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,13 @@ class Data:
     validation: int
     test: int | None
     size: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = (self.train, self.validation, self.test, self.size)
+        _require(
+            all(count is None or count >= 1 for count in counts),
+            f"train, validation, test, size are {counts}; wanted at least 1 each, or null where all are meant",
+        )
 
 
 @dataclass(frozen=True)
@@ -67,12 +81,19 @@ class Estimator:
     q: int | None = None
     central: bool = False
 
+    def __post_init__(self) -> None:
+        _require(self.mu > 0, f"mu is {self.mu}; wanted a positive step in units of the embedding")
+        _require(
+            (self.name == "cge") == (self.q is None), f"{self.name} has q = {self.q}; wanted q for rge and orthogonal"
+        )
+        _require(self.q is None or self.q >= 1, f"q is {self.q}; wanted at least 1 direction")
+
 
 @dataclass(frozen=True)
 class Defense:
     """How a defense is trained; the names are those of `certibox.train`. method `none`: the bare model, smoothed."""
 
-    method: str
+    method: Method
     sigma: float
     phases: tuple[Phase, ...] = ()
     batch_size: int = 256
@@ -86,6 +107,13 @@ class Defense:
     augmentation: str = "none"
     validation_votes: int = 1
     skip_dead: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.sigma > 0, f"sigma is {self.sigma}; wanted a positive standard deviation")
+        zeroth = self.method.startswith("ZO-")
+        _require(
+            zeroth == (self.estimator is not None), f"{self.method} has estimator {self.estimator}; wanted one for ZO"
+        )
 
     @property
     def schedule(self) -> Schedule:
@@ -102,6 +130,12 @@ class Certify:
     alpha: float
     columns: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0)
 
+    def __post_init__(self) -> None:
+        _require(self.n0 >= 1, f"n0 is {self.n0}; wanted at least 1 vote to pick a class")
+        least = smallest_n(self.alpha)
+        _require(self.n >= least, f"n = {self.n} can only abstain at alpha = {self.alpha}; the smallest n is {least}")
+        _require(all(multiple >= 0 for multiple in self.columns), f"columns are {self.columns}; wanted radii >= 0")
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -116,6 +150,13 @@ class Attack:
     samples: int
     measurements: int = 576
     measurement_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            min(self.epsilons, default=-1.0) >= 0 and min(self.steps, self.copies, self.samples, self.measurements) >= 1,
+            f"an attack has epsilons {self.epsilons}, {self.steps} steps, {self.copies} copies, {self.samples} "
+            f"samples, {self.measurements} measurements; wanted some epsilons >= 0 and at least 1 of all else",
+        )
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,16 @@ class Job:
 def jobs(table: Table, scale: str, rows: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[Job]:
     """The rows of a table at a scale, seed by seed, so that every row has its first seed early.
 
-    Raises `InvalidInput` for a row asked for by name that the table lacks, or has at other scales only.
+    Raises `InvalidInput` for a row or seed asked for that the table lacks, or has at other scales only.
     """
     for name in rows:
         if scale not in table.row(name).plans:
             known = ", ".join(table.row(name).plans)
             raise InvalidInput(f"{table.name} / {name} is not measured at scale {scale}; wanted one of {known}")
+    for seed in seeds:
+        if seed not in table.seeds[scale]:
+            known = ", ".join(str(known) for known in table.seeds[scale])
+            raise InvalidInput(f"{table.name} has no seed {seed} at scale {scale}; wanted one of {known}")
     for seed in seeds or table.seeds[scale]:
         for row in table.rows:
             if scale in row.plans and (row.name in rows or not rows):
@@ -79,11 +83,10 @@ def measure(job: Job, workshop: Workshop, results: Results) -> tuple[Measured, b
     return row, True
 
 
-def command(job: Job) -> str:
+def command(job: Job, device: str) -> str:
     """What measures this row again."""
-    return (
-        f"certibox paper run {job.table.name} --scale {job.scale} --row {shlex.quote(job.row.name)} --seed {job.seed}"
-    )
+    asked = f"--scale {job.scale} --row {shlex.quote(job.row.name)} --seed {job.seed} --data DIR"
+    return f"certibox paper run {job.table.name} {asked}" + (f" --device {device}" if device != "cpu" else "")
 
 
 def headline(row: Measured) -> str:
@@ -120,7 +123,7 @@ def _measured(job: Job, workshop: Workshop) -> Measured:
         settings={"sigma": plan.defense.sigma, **asdict(plan.certify or plan.attack)},  # pyright: ignore
         data=workshop.source(plan.data.name)[1],
         clean_accuracy=clean,
-        command=command(job),
+        command=command(job, workshop.device),
         hardware=hardware(workshop.device),
         versions=versions(),
         date=datetime.now(UTC).date().isoformat(),

@@ -35,6 +35,7 @@ NAMES = (
     *("tableA1", "tableA2", "tableA3", "tableA4", "figure4", "figure5"),
 )
 _TABLE_KEYS, _ALSO_IN_A_TABLE = {"title", "scales", "rows"}, {"claims", "notes", "picture"}
+_DATASET_KEYS = {"reader", "splits", "image_column", "label_column"}
 _ROW_KEYS = {"name", "like", "reported", "set", "note", "only"}
 
 
@@ -98,12 +99,15 @@ class Suite:
     def setups(self) -> dict[str, Any]:
         """Shared settings by name, with `base` resolved."""
         raw = self._read("setups")
-        return {name: _with_base(name, raw) for name in raw}
+        return {name: _with_base(name, raw, ()) for name in raw}
 
     @cached_property
     def datasets(self) -> dict[str, dict[str, Any]]:
         """Where images come from, by name."""
-        return self._read("datasets")
+        known = self._read("datasets")
+        for name, entry in known.items():
+            _check_keys(entry, {"folders", "hub"}, _DATASET_KEYS, f"datasets / {name}")
+        return known
 
     @cached_property
     def tables(self) -> dict[str, Table]:
@@ -121,10 +125,16 @@ class Suite:
             if setup not in self.setups:
                 raise InvalidInput(f"{name}: there is no setup {setup!r}; wanted one of {', '.join(self.setups)}")
             _check_keys(self.setups[setup], {"seeds"}, {item.name for item in fields(Plan)}, f"setups / {setup}")
+            if not self.setups[setup]["seeds"]:
+                raise InvalidInput(f"setups / {setup} has no seeds; wanted at least one, such as [0]")
+        rows = tuple(self._row(entry, scales, name) for entry in raw["rows"])
+        names = [row.name for row in rows]
+        if len(set(names)) < len(names):
+            raise InvalidInput(f"{name} has two rows of one name among {', '.join(names)}; rename one")
         return Table(
             name=name,
             title=raw["title"],
-            rows=tuple(self._row(entry, scales, name) for entry in raw["rows"]),
+            rows=rows,
             claims=tuple(parse(Claim, entry, f"{name}: claim") for entry in raw.get("claims", [])),
             scales=scales,
             seeds={scale: tuple(self.setups[setup]["seeds"]) for scale, setup in scales.items()},
@@ -147,13 +157,19 @@ class Suite:
             shared = {key: value for key, value in self.setups[setup].items() if key != "seeds"}
             values = merged(merged(shared, entry.get("set", {})), entry.get(scale, {}))
             plans[scale] = parse(Plan, values, f"{place} / {scale}")
-        return Row(entry["name"], entry.get("reported", {}), plans, entry.get("note"))
+        reported = entry.get("reported", {})
+        strange = [key for key, value in reported.items() if not _is_result(value)]
+        if strange:
+            raise InvalidInput(f"{place}: reported {strange[0]} is {reported[strange[0]]!r}; wanted a number or a pair")
+        return Row(entry["name"], reported, plans, entry.get("note"))
 
     def _unlike(self, entry: dict[str, Any], place: str) -> dict[str, Any]:
         """A row that is `like` another, written out; its own keys stand, and what it reports is its own alone."""
         if "like" not in entry:
             return entry
         table, _, name = entry["like"].partition(" / ")
+        if table not in NAMES:
+            raise InvalidInput(f"{place}: there is no table of {entry['like']!r}; wanted 'table / name' of a row")
         found = [other for other in self._read(table)["rows"] if other.get("name") == name]
         if not found:
             raise InvalidInput(f"{place}: there is no row {entry['like']!r}; wanted 'table / name' of a row")
@@ -186,14 +202,22 @@ def merged(base: Any, over: Any) -> Any:
     return {**base, **{key: merged(base[key], value) if key in base else value for key, value in over.items()}}
 
 
-def _with_base(name: str, raw: dict[str, Any]) -> dict[str, Any]:
-    """A setup with the setup that it builds on written out."""
+def _with_base(name: str, raw: dict[str, Any], above: tuple[str, ...]) -> dict[str, Any]:
+    """A setup with the setup that it builds on written out. above: the setups that build on it."""
+    if name in above:
+        raise InvalidInput(f"setups: {name!r} builds on itself, by way of {', '.join(above)}; give one another base")
     if not isinstance(raw.get(name), dict):
         known = ", ".join(key for key, value in raw.items() if isinstance(value, dict))
         raise InvalidInput(f"setups: {name!r} is no mapping of settings; wanted one, or as base one of {known}")
     values = dict(raw[name])
     base = values.pop("base", None)
-    return values if base is None else merged(_with_base(base, raw), values)
+    return values if base is None else merged(_with_base(base, raw, (*above, name)), values)
+
+
+def _is_result(value: Any) -> bool:
+    """Whether a value can be what the paper reports in a cell: percent, or RMSE and SSIM."""
+    parts = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts)
 
 
 def _check_keys(values: Mapping[str, Any], required: Set[str], optional: Set[str], place: str) -> None:
