@@ -106,7 +106,8 @@ def _write(target: Path, members: list[tuple[Path, str]]) -> Path:
 def unpack(source: Path, folder: Path, models: Path) -> tuple[int, int]:
     """Merge a tar of `pack`; returns how many rows and checks, and how many stages, were new.
 
-    Errors: `InvalidInput` for a member that `pack` does not write, with nothing merged; `UnreadableFile`.
+    Errors: `InvalidInput` for a member that `pack` does not write, `UnreadableFile` for what is no tar or holds lines
+    that are no rows; nothing is merged then.
     """
     with tempfile.TemporaryDirectory() as holding:
         root = Path(holding)
@@ -121,7 +122,7 @@ def unpack(source: Path, folder: Path, models: Path) -> tuple[int, int]:
 def _extract(source: Path, root: Path) -> None:
     """The members of a tar as files below `root`, if every one of them is what `pack` writes."""
     try:
-        with tarfile.open(source) as archive:
+        with tarfile.open(source, "r:") as archive:  # as written: of a compressed one, sizes would mean little
             members = archive.getmembers()
             for member in members:
                 if not (member.isreg() and MEMBER.fullmatch(member.name)):
@@ -140,13 +141,9 @@ def _extract(source: Path, root: Path) -> None:
 
 def _merge_rows(source: Path, folder: Path) -> int:
     """Append what `folder` lacks of the rows and checks in `source`; how many that was."""
-    come, here, fresh = Results(source), Results(folder), []
+    here = Results(folder)
     known = here.by_plan()
-    for path in sorted(come.folder.glob("*.jsonl")):
-        rows = come.read(path.stem)
-        if any(row.table != path.stem for row in rows):  # it would name another file to write to
-            raise InvalidInput(f"{path.name} holds rows of another table; wanted a file that gpu_queue.py --pack wrote")
-        fresh += [row for row in rows if row.key not in known]
+    fresh = [row for key, row in Results(source).by_plan().items() if key not in known]
     checks, noted = folder / "gpu.jsonl", read_checks(folder / "gpu.jsonl")
     lines = [check for check in read_checks(source / "gpu.jsonl") if check not in noted]
     for row in fresh:

@@ -56,6 +56,7 @@ TABLES = (
     *("table2", "table4", "tableA2", "tableA3", "tableA1", "table5"),
     *("table1", "figure4", "figure5", "table3", "tableA4"),
 )
+FEW = 16  # images that a dry run trains boxes and autoencoders on
 ANSWERS, TRAINED, IMAGES = 20_000, 6_000, 50_000  # guesses for an H100: queries, and images trained on, a second
 
 
@@ -246,12 +247,13 @@ def row_seconds(plan: Plan) -> float:
 def tiny(plan: Plan) -> Plan:
     """The same row with networks and counts so small that a CPU does it in a second."""
     box, defense = plan.box, plan.defense
-    network = ("cifar-resnet", {"depth": 8}) if plan.attack is None else (box.network, box.arguments)
+    classifier = {"depth": 8, "num_classes": 10}  # so few training images need not show every class
+    network = ("cifar-resnet", classifier) if plan.attack is None else (box.network, box.arguments)
     return replace(
         plan,
         data=replace(plan.data, train=12, validation=8, test=2),
-        box=replace(box, network=network[0], arguments=network[1], images=None, batch_size=8, phases=once(box.phases)),
-        autoencoder=replace(plan.autoencoder, batch_size=8, phases=once(plan.autoencoder.phases)),
+        box=replace(box, network=network[0], arguments=network[1], images=FEW, batch_size=8, phases=once(box.phases)),
+        autoencoder=replace(plan.autoencoder, images=FEW, batch_size=8, phases=once(plan.autoencoder.phases)),
         defense=replace(
             defense,
             batch_size=4,
@@ -279,8 +281,12 @@ def few(estimator: Estimator) -> Estimator:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; returns its exit status."""
+    options = parser().parse_args(arguments)
+    if not (options.list or options.seconds is not None or options.unpack or options.pack):
+        parser().print_usage(sys.stderr)
+        return 2
     try:
-        return follow(parser().parse_args(arguments))
+        return follow(options)
     except CertiboxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

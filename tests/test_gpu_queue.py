@@ -287,15 +287,49 @@ def test_rows_name_no_other_file(tmp_path: Path, done: Place) -> None:
     member.size = len(line)
     with tarfile.open(tmp_path / "out.tar", "w") as archive:
         archive.addfile(member, io.BytesIO(line))
-    with pytest.raises(InvalidInput, match="rows of another table"):
+    with pytest.raises(UnreadableFile, match=r"line 1: the row is of \.\./\.\./evil, wanted table2"):
         gpu_pack.unpack(tmp_path / "out.tar", tmp_path / "a" / "b" / "c", tmp_path / "models")
     assert [path.name for path in tmp_path.iterdir()] == ["out.tar"]
 
 
 def test_what_is_no_tar_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "out.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(UnreadableFile, match="cannot be read as a tar"):
+    with pytest.raises(UnreadableFile, match=r"out\.tar cannot be read as a tar: .*; fetch it again") as caught:
         gpu_pack.unpack(tmp_path / "out.tar", tmp_path, tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UnreadableFile, match=r"cannot be read as a tar: .*No such file") as caught:
+        gpu_pack.unpack(tmp_path / "missing.tar", tmp_path, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_that_contradict_each_other_are_refused(tmp_path: Path, done: Place) -> None:
+    """Two rows of one plan and seed with other values: merged, they would make every table of the suite unreadable."""
+    results = Results(tmp_path / "two")
+    for row in (done.rows[0], replace(done.rows[0], table="table4", values={"reach": [None, None]})):
+        results.append(row)
+    (archive,) = gpu_pack.pack(tmp_path / "out.tar", tmp_path / "two", tmp_path / "none", tmp_path / "none", "gpu")
+    with pytest.raises(UnreadableFile, match="with other values"):
+        gpu_pack.unpack(archive, tmp_path / "there", tmp_path / "models")
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_dry_run_is_tiny_at_every_scale() -> None:
+    """However large the data set is, no stage of any row sees more than a few of its images."""
+    suite = Suite(ROOT / "experiments")
+    for table in suite.tables.values():
+        for row in table.rows:
+            for plan in map(gpu_queue.tiny, row.plans.values()):
+                assert (plan.box.images, plan.autoencoder.images) == (16, 16)
+                assert plan.attack or plan.box.arguments["num_classes"] == 10  # which 16 images need not show
+                assert (plan.data.train, plan.data.validation, plan.data.test) == (12, 8, 2)
+                assert all(phase.epochs == 1 for part in (plan.box, plan.autoencoder) for phase in part.phases)
+
+
+def test_without_anything_to_do_it_says_how_to_use_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_queue.main(["--tiny", "--device", "cpu", "--only", "precision"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("usage: ")
 
 
 def test_the_script_runs_packs_and_says_what_it_lacks(

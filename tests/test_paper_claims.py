@@ -8,14 +8,14 @@ import pytest
 from certibox.errors import InvalidInput
 from certibox.paper.claims import Finding, certified, check, outcomes
 from certibox.paper.suite import Claim
-from paper_rows import SIGMA, attacked_row, certified_row
+from paper_rows import CERTIFIED, FAR, SIGMA, attacked_row, certified_row
 
 AT_SIGMA = Claim("a beats b", "a", "b", 1.0)
 
 
 def shares(certified: int, images: int, seed: int = 0):
     """A row in which the first `certified` of `images` are certified far beyond every radius."""
-    return certified_row([9.0] * certified + [None] * (images - certified), seed=seed)
+    return certified_row([FAR] * certified + [None] * (images - certified), seed=seed)
 
 
 def found(claim: Claim, better: list, worse: list) -> Finding:
@@ -37,8 +37,8 @@ def test_difference_is_that_of_the_shares() -> None:
 
 def test_images_are_paired() -> None:
     """What both rows share cancels: the interval is that of the one image in ten that tells them apart."""
-    noisy = [9.0 if i % 2 else None for i in range(100)]
-    better = [9.0 if i % 10 == 0 else value for i, value in enumerate(noisy)]
+    noisy = [FAR if i % 2 else None for i in range(100)]
+    better = [FAR if i % 10 == 0 else value for i, value in enumerate(noisy)]
     finding = found(AT_SIGMA, [certified_row(better)], [certified_row(noisy)])
     assert finding.difference == pytest.approx(0.1)
     assert finding.high - finding.low == pytest.approx(2 * 1.96 * (0.1 * 0.9 / 100) ** 0.5, rel=0.15)
@@ -47,7 +47,7 @@ def test_images_are_paired() -> None:
 
 def test_outcomes_are_averaged_over_seeds_for_each_image() -> None:
     """Two seeds that agree nowhere: every image is certified in one of two, so the mean is exact and has no spread."""
-    first, second = [9.0, 9.0, None, None], [None, None, 9.0, 9.0]
+    first, second = [FAR, FAR, None, None], [None, None, FAR, FAR]
     better = [certified_row(first, seed=0), certified_row(second, seed=1)]
     worse = [certified_row([None] * 4, seed=seed) for seed in (0, 1)]
     finding = found(AT_SIGMA, better, worse)
@@ -110,7 +110,7 @@ def test_a_radius_is_reached_only_from_itself_on() -> None:
 
 
 def test_columns_are_multiples_of_the_rows_own_sigma() -> None:
-    row = certified_row([0.25, 0.5, 0.8], settings={"sigma": 0.25})
+    row = certified_row([0.25, 0.5, 0.8], settings=CERTIFIED | {"sigma": 0.25})
     assert [int(certified(row, k).sum()) for k in (0, 1, 2, 3)] == [3, 3, 2, 1]
 
 
@@ -125,6 +125,13 @@ def test_reconstructions_are_compared_by_the_error_saved() -> None:
     assert transfer.difference == pytest.approx(0.2)
     assert (transfer.low, transfer.high) == pytest.approx((0.1, 0.3))
     assert found(Claim("", "a", "b", 0.0), [a], [b]).difference == pytest.approx(0.05)
+
+
+def test_rows_of_other_numbers_of_images_are_not_compared() -> None:
+    with pytest.raises(InvalidInput, match=r"a and b were measured on \[10, 12\] images; wanted the same"):
+        check(AT_SIGMA, [shares(6, 10)], [shares(6, 12)])
+    with pytest.raises(InvalidInput, match=r"on \[10, 12\] images"):  # every seed by itself would do
+        check(AT_SIGMA, [shares(6, 10), shares(6, 12, 1)], [shares(5, 10), shares(5, 12, 1)])
 
 
 def test_a_series_that_was_not_measured_is_named() -> None:

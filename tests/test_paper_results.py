@@ -8,14 +8,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from scipy.stats import norm
 
 from certibox.errors import UnreadableFile
 from certibox.paper.measured import Measured, Results
 from certibox.paper.results import write_results
 from certibox.paper.suite import NAMES, Suite
-from paper_rows import attacked_row, certified_row, measured_row
+from paper_rows import ATTACKED, CERTIFIED, SIGMA, attacked_row, certified_row, measured_row
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -78,6 +80,86 @@ def test_a_line_of_other_fields_is_named(tmp_path: Path, spoil) -> None:
     results.path("table1").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(UnreadableFile, match=r"table1\.jsonl, line 2: .*; restore the file or delete the line"):
         results.read("table1")
+
+
+def test_a_row_lies_in_the_file_of_its_table(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    results.append(measured_row())
+    results.path("table1").rename(results.path("table2"))
+    with pytest.raises(UnreadableFile, match=r"table2\.jsonl, line 1: the row is of table1, wanted table2; restore"):
+        results.read("table2")
+
+
+FARTHEST = SIGMA * float(norm.ppf(0.001 ** (1 / 10_000)))  # of what 10,000 unanimous votes certify
+BROKEN_LINES: dict[str, tuple[dict[str, Any], str]] = {
+    "a name that is no text": ({"digest": ["0"]}, "digest is list, wanted str"),
+    "series that are no mapping": ({"values": [0.1]}, "values is list, wanted dict"),
+    "a seed that is no whole number": ({"seed": 0.5}, "seed is 0.5, wanted a whole number >= 0"),
+    "a seed that is a truth": ({"seed": True}, "seed is True, wanted a whole number >= 0"),
+    "a negative seed": ({"seed": -1}, "seed is -1, wanted a whole number >= 0"),
+    "epochs that are text": ({"epochs": "3"}, "epochs is '3', wanted a whole number >= 0"),
+    "negative queries": ({"queries": {"train": -1, "evaluate": 0}}, "queries train is -1, wanted a whole number >= 0"),
+    "half a query": ({"queries": {"train": 0.5, "evaluate": 0}}, "queries train is 0.5, wanted a whole number >= 0"),
+    "no queries to train": ({"queries": {"evaluate": 0}}, "queries train is None, wanted a whole number >= 0"),
+    "no seconds of the defense": ({"seconds": {"evaluation": 1}}, "seconds defense is None, wanted a number >= 0"),
+    "accuracy that is text": ({"clean_accuracy": "0.9"}, "clean_accuracy is '0.9', wanted a number >= 0"),
+    "no sigma": ({"settings": {}}, "settings.sigma is None, wanted a number > 0"),
+    "settings that lack one": ({"settings": {"sigma": 0.5, "n0": 10, "n": 100}}, "settings: .*'alpha'"),
+    "settings of no certificate": ({"settings": CERTIFIED | {"n": 9}}, "settings: n = 9 can only abstain at alpha = 0"),
+    "n that is text": ({"settings": CERTIFIED | {"n": "100"}}, "settings.n is '100'; wanted int"),
+    "settings of the other kind": ({"settings": ATTACKED}, "settings has 'epsilons'; wanted one of n0, n, alpha"),
+    "a series that is no list": ({"values": {"reach": 0.5}}, "series 'reach' is no list of numbers"),
+    "a series of nothing": ({"values": {"reach": []}}, "series 'reach' is no list of numbers"),
+    "a reach that is text": ({"values": {"reach": ["0.5"]}}, "series 'reach' is no list of numbers"),
+    "a reach that is a truth": ({"values": {"reach": [True]}}, "series 'reach' is no list of numbers"),
+    "a reach without end": ({"values": {"reach": [float("inf")]}}, "series 'reach' is no list of numbers"),
+    "a negative reach": ({"values": {"reach": [0.5, -0.1]}}, "a reach is outside 0 to 1.5993, the most that n unan"),
+    "a reach that n votes cannot certify": (
+        {"values": {"reach": [FARTHEST + 1e-4]}},
+        "a reach is outside 0 to 1.5993, the most that n unanimous votes certify",
+    ),
+    "an error that is missing": (
+        {"values": {"adaptive rmse 0": [0.1, None]}, "settings": ATTACKED},
+        "series 'adaptive rmse 0' is no list of numbers",
+    ),
+    "an error that is no number": (
+        {"values": {"adaptive rmse 0": [float("nan")]}, "settings": ATTACKED},
+        "series 'adaptive rmse 0' is no list of numbers",
+    ),
+    "no norms": ({"values": {}, "settings": ATTACKED | {"epsilons": []}}, "settings: an attack has epsilons \\(\\), 4"),
+    "series of no measurement": ({"values": {"pace": [1.0]}, "settings": ATTACKED}, "the series are those of no meas"),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), BROKEN_LINES.values(), ids=BROKEN_LINES)
+def test_a_broken_line_is_named_with_its_file(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    results = Results(tmp_path)
+    results.append(measured_row(seed=1))
+    with results.path("table1").open("a", encoding="utf-8") as file:  # not appended: NaN is to be read too
+        file.write(json.dumps(asdict(measured_row(**given))) + "\n")
+    with pytest.raises(UnreadableFile, match=rf"table1\.jsonl, line 2: {said}.*; restore the file or del") as caught:
+        results.read("table1")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_farthest_reach_is_a_reach(tmp_path: Path) -> None:
+    results, row = Results(tmp_path), certified_row([FARTHEST - 1e-4, 0.0, None])
+    results.append(row)
+    assert results.read("table1") == [row]
+
+
+def test_two_rows_of_one_plan_and_seed_agree(tmp_path: Path) -> None:
+    """A table may hold the row of another; where they differ, one of the two is not what the plan gives."""
+    results = Results(tmp_path)
+    results.append(measured_row())
+    results.append(measured_row(table="table2", row="the same", date="2023-01-01"))
+    assert list(results.by_plan().values()) == [measured_row()]  # the first
+    results.append(measured_row(table="table2", row="another seed", seed=1, values={"reach": [0.1]}))
+    assert len(results.by_plan()) == 2
+    results.append(measured_row(table="table4", row="not the same", values={"reach": [0.1]}))
+    said = r"table4\.jsonl: not the same, seed 0, is also table1 / a row, with other values; one plan .*: delete one of"
+    with pytest.raises(UnreadableFile, match=said):
+        results.by_plan()
 
 
 def test_garbage_before_the_last_line_is_named(tmp_path: Path) -> None:
@@ -315,11 +397,12 @@ def test_provenance_of_every_row(suite: Suite, tmp_path: Path) -> None:
 def test_time_of_shared_rows_is_counted_once(suite: Suite, tmp_path: Path) -> None:
     bare = row_of(suite, "table1", "bare model", [None, 1.0])
     page = page_of(suite, [bare], tmp_path)  # table 2 has the same row
-    assert "took 2 minutes of single processes." in section(page, "table1")  # 90 seconds
-    assert "took 0 minutes of single processes, and 2 more in rows shared with earlier" in section(page, "table2")
+    assert "took 2 minutes of one thread." in section(page, "table1")  # 90 seconds
+    assert "took 0 minutes of one thread, and 2 in rows shared with earlier tables." in section(page, "table2")
 
 
 def test_reconstructions_show_the_mean_errors_of_both_threats(suite: Suite, tmp_path: Path) -> None:
+    """The mean RMSE, its interval, which of two images is the two themselves, and the mean SSIM."""
     plan = suite.tables["table5"].row("FO-DS").plans["cpu"]
     assert plan.attack is not None
     errors: dict[str, list[float]] = {}
@@ -334,8 +417,10 @@ def test_reconstructions_show_the_mean_errors_of_both_threats(suite: Suite, tmp_
     transfer, adaptive = text.partition("**Transfer**")[2].split("**Adaptive**")
     for epsilon in range(5):
         mean, similarity = 0.15 + epsilon / 10, 0.6 - epsilon / 20
-        assert numbers(cells(transfer, "FO-DS")[f"‖δ‖ = {epsilon}"]) == pytest.approx([mean, similarity])
-        assert numbers(cells(adaptive, "FO-DS")[f"‖δ‖ = {epsilon}"]) == pytest.approx([mean + 0.05, similarity])
+        low, high = 0.1 + epsilon / 10, 0.2 + epsilon / 10
+        wanted = {"transfer": [mean, low, high, similarity], "adaptive": [mean + 0.05, low, high + 0.1, similarity]}
+        assert numbers(cells(transfer, "FO-DS")[f"‖δ‖ = {epsilon}"]) == pytest.approx(wanted["transfer"])
+        assert numbers(cells(adaptive, "FO-DS")[f"‖δ‖ = {epsilon}"]) == pytest.approx(wanted["adaptive"])
         assert cells(transfer, "Standard")[f"‖δ‖ = {epsilon}"] == "–"
     assert numbers(cells(transfer, "FO-DS, *reported*")["‖δ‖ = 1"]) == [0.168, 0.703]
 
@@ -359,7 +444,7 @@ def test_changing_one_committed_row_changes_the_page(suite: Suite, tmp_path: Pat
     ]
     before = page_of(suite, rows, tmp_path)
     reach = list(rows[0].values["reach"])
-    reach[0] = None if reach[0] is not None else 9.0
+    reach[0] = None if reach[0] is not None else 0.0
     changed = [replace(rows[0], values={"reach": reach}), *rows[1:]]
     after = page_of(suite, changed, tmp_path)
     assert after != before

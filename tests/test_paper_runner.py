@@ -26,7 +26,7 @@ from certibox.errors import InvalidInput
 from certibox.loop import Progress
 from certibox.paper import runner
 from certibox.paper.measured import Measured, Results
-from certibox.paper.plans import Certify, Data, Defense, Estimator, Network, Plan
+from certibox.paper.plans import Certify, Data, Defense, Estimator, Method, Network, Plan
 from certibox.paper.runner import Job, headline, jobs, measure, rounded_down
 from certibox.paper.stages import Workshop, measurement_of, spread
 from certibox.paper.suite import NAMES, Row, Suite, Table
@@ -143,7 +143,7 @@ class Place:
     def results(self) -> Results:
         return Results(self.root / "experiments")
 
-    def workshop(self, work: str = "work", **given: Any) -> Workshop:
+    def workshop(self, work: str | Path = "work", **given: Any) -> Workshop:
         return Workshop(self.suite, **({"data": self.root / "data", "work": self.root / work, "bar": quiet} | given))
 
     def job(self, name: str, table: str = "table1", seed: int = 0) -> Job:
@@ -345,7 +345,7 @@ def test_a_deleted_row_is_measured_to_the_same_values(
 
 def test_a_row_of_other_settings_is_measured_anew(place: Place, rows: dict[str, Measured], tmp_path: Path) -> None:
     results = Results(tmp_path)
-    results.append(replace(rows["bare"], digest="f" * 16, values={"reach": [9.0] * TEST}))
+    results.append(replace(rows["bare"], digest="f" * 16, values={"reach": [SIGMA] * TEST}))
     row, fresh = measure(place.job("bare"), place.workshop(), results)
     assert fresh
     assert same(row, rows["bare"])
@@ -495,12 +495,12 @@ def test_images_that_are_not_there_are_named(place: Place, tmp_path: Path) -> No
     assert place.workshop(data=None).source("faces") == ("nobody/faces", "faces")
 
 
-def small(network: str, autoencoder: str, data: Data, method: str) -> Plan:
+def small(network: str, autoencoder: str, data: Data, method: Method) -> Plan:
     """One step on four images, with two random directions; box and autoencoder as they are drawn."""
     estimator = Estimator("rge", 0.05, 2) if method.startswith("ZO") else None
     denoiser = {"name": "dncnn", "arguments": {"depth": 4, "width": 8}}
     defense = Defense(method, 0.25, (Phase(1, 1e-3),), 4, denoiser=denoiser, estimator=estimator, skip_dead=False)
-    norm = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    norm: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
     box, bottleneck = Network(network, (), 4, **norm), Network(autoencoder, (), 4)
     return Plan(data, box, bottleneck, defense, certify=Certify(1, 5, 0.05))
 
@@ -515,7 +515,7 @@ def small(network: str, autoencoder: str, data: Data, method: str) -> Plan:
     ids=["stl10", "imagenet"],
 )
 def test_large_images_go_the_whole_way(
-    tmp_path: Path, network: str, autoencoder: str, data: Data, side: int, d_z: int, method: str
+    tmp_path: Path, network: str, autoencoder: str, data: Data, side: int, d_z: int, method: Method
 ) -> None:
     place = laid_out(tmp_path)
     folder, test = ("imagenet", "val") if side == 224 else ("elsewhere", "test")
@@ -565,11 +565,13 @@ def test_jobs_come_seed_by_seed(place: Place) -> None:
     table = place.suite.table("table1")
     names = list(QUERIES)
     assert [(job.seed, job.row.name) for job in jobs(table, "cpu")] == [(s, name) for s in (0, 1) for name in names]
-    assert [(job.seed, job.row.name) for job in jobs(table, "gpu", ["here"], [7])] == [(7, "here")]
+    assert [(job.seed, job.row.name) for job in jobs(table, "gpu", ["here"], [1])] == [(1, "here")]
     with pytest.raises(InvalidInput, match=r"table1 has no row 'FO'; wanted one of bare, DS, RS"):
         list(jobs(table, "cpu", ["FO"]))
     with pytest.raises(InvalidInput, match=r"table1 / here is not measured at scale cpu; wanted one of gpu"):
         list(jobs(table, "cpu", ["here"]))
+    with pytest.raises(InvalidInput, match=r"table1 has no seed 7 at scale gpu; wanted one of 0, 1"):
+        list(jobs(table, "gpu", ["here"], [0, 7]))
 
 
 def test_headlines() -> None:
@@ -596,8 +598,8 @@ def test_list_does_not_count_rows_of_other_settings(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fresh = laid_out(tmp_path / "other")
-    for row in place.results.read("table5"):
-        fresh.results.append(replace(row, digest="f" * 16))
+    for number, row in enumerate(place.results.read("table5")):
+        fresh.results.append(replace(row, digest=f"{number:016}"))
     assert main(["paper", "list", "--experiments", str(fresh.root / "experiments")]) == 0
     assert "cpu 0/4" in capsys.readouterr().out.splitlines()[9]
 
@@ -625,7 +627,9 @@ def test_the_command_of_a_row_measures_that_row(
         assert main(place.arguments(*words)) == 0
         assert capsys.readouterr().out.startswith(f"table1 / {row.row} / cpu / seed 0: {headline(row)}")
     odd = replace(place.job("bare"), row=Row("ZO's (RGE, q=3), twice", {}, {}))
-    assert shlex.split(runner.command(odd))[-3:] == ["ZO's (RGE, q=3), twice", "--seed", "0"]
+    asked = ["--row", "ZO's (RGE, q=3), twice", "--seed", "0", "--data", "DIR"]
+    assert shlex.split(runner.command(odd, "cpu")) == ["certibox", "paper", "run", "table1", "--scale", "cpu", *asked]
+    assert runner.command(odd, "cuda") == runner.command(odd, "cpu") + " --device cuda"
 
 
 def test_report_writes_the_page(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -644,7 +648,10 @@ def test_report_writes_the_page(place: Place, tmp_path: Path, capsys: pytest.Cap
         (["run", "table1", "--scale", "paper"], "table1 has no scale 'paper'; wanted one of cpu, gpu"),
         (["run", "table1", "--row", "FO"], "table1 has no row 'FO'; wanted one of bare, DS"),
         (["run", "table1", "--row", "here"], "table1 / here is not measured at scale cpu; wanted one of gpu"),
-        (["run", "table1", "--row", "bare", "--seed", "5", "--data", "{tmp}"], "{tmp} holds no faces; wanted a folder"),
+        (["run", "table1", "--seed", "5"], "table1 has no seed 5 at scale cpu; wanted one of 0, 1"),
+        (["run", "table1", "--device", "abacus"], "device is 'abacus': "),
+        (["run", "table1", "--device", "cuda:99"], "device is 'cuda:99': "),
+        (["run", "table1", "--row", "DS", "--seed", "1", "--data", "{tmp}"], "{tmp} holds no faces; wanted a folder"),
         (["list", "--experiments", "{tmp}"], "{tmp} holds no setups.yaml; wanted the folder of experiments"),
         (["report", "--experiments", "{tmp}"], "{tmp} holds no setups.yaml; wanted the folder of experiments"),
         (["walk"], "there is no command 'paper walk'"),

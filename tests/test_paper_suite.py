@@ -404,6 +404,10 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a scale that the table lacks": (row(1, gpu={}), "table1 / DS has 'gpu'; wanted cpu"),
     "only at a scale that there is not": (row(1, only=["cppu"]), "table1 / DS: only has scale 'cppu'; wanted one of"),
     "a row without a name": (lambda files: files["table1"]["rows"][0].clear(), "table1 / a row has no 'name'; wanted"),
+    "a row like one of no table": (
+        row(0, like="table9 / DS"),
+        "table1: there is no table of 'table9 / DS'; wanted 'table / name' of a row",
+    ),
     "a row like none": (row(0, like="table2 / nothing"), "table1: there is no row 'table2 / nothing'; wanted 'table /"),
     "a setup that there is not": (
         lambda files: files["table1"]["scales"].update(cpu="smal"),
@@ -413,6 +417,22 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda files: files["setups"]["large"].update(base="smal"),
         "setups: 'smal' is no mapping of settings; wanted one, or as base one of small, large",
     ),
+    "a base that is itself": (
+        lambda files: files["setups"]["small"].update(base="small"),
+        "setups: 'small' builds on itself, by way of small; give one another base",
+    ),
+    "a base that comes back": (
+        lambda files: files["setups"]["small"].update(base="large"),
+        "setups: 'small' builds on itself, by way of small, large; give one another base",
+    ),
+    "a setup of no seeds": (small(seeds=[]), "setups / small has no seeds; wanted at least one, such as [0]"),
+    "two rows of one name": (row(1, name="bare"), "table1 has two rows of one name among bare, bare, ZO-DS, here"),
+    "a report that is text": (
+        row(1, reported={"0.00": "70"}),
+        "table1 / DS: reported 0.00 is '70'; wanted a number or",
+    ),
+    "a report of three": (row(1, reported={"1": [1, 2, 3]}), "table1 / DS: reported 1 is [1, 2, 3]; wanted a number"),
+    "a report that is a truth": (row(1, reported={"1": True}), "table1 / DS: reported 1 is True; wanted a number or"),
     "a setup without seeds": (lambda f: f["setups"]["small"].pop("seeds"), "setups / small has no 'seeds'; wanted"),
     "unknown key of a setup": (small(defence={}), "setups / large has 'defence'; wanted attack, autoencoder, box"),
     "a table without scales": (lambda files: files["table1"].pop("scales"), "table1 has no 'scales'; wanted claims"),
@@ -455,6 +475,90 @@ def test_faults_name_file_row_and_key(tmp_path: Path, change: Callable[[dict[str
         written(tmp_path, change).table("table1")
     assert str(caught.value).startswith(text)
     assert "\n" not in str(caught.value)
+
+
+BROKEN_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "no training images": (
+        {"data": {"train": 0}},
+        ".data: train, validation, test, size are (0, 2, None, None); w",
+    ),
+    "nothing to select on": (
+        {"data": {"validation": 0}},
+        ".data: train, validation, test, size are (5, 0, None, None)",
+    ),
+    "a negative number of test images": ({"data": {"test": -1}}, ".data: train, validation, test, size are (5, 2, -1"),
+    "images of no size": ({"data": {"size": 0}}, ".data: train, validation, test, size are (5, 2, None, 0); wanted"),
+    "a method that there is not": (
+        {"defense": {"method": "ZOO"}},
+        ".defense.method is 'ZOO'; wanted one of none, RS, DS, FO-DS, FO-AE-DS, ZO-DS, ZO-AE-DS",
+    ),
+    "no noise": ({"defense": {"sigma": 0}}, ".defense: sigma is 0.0; wanted a positive standard deviation"),
+    "zeroth order without an estimator": (
+        {"defense": {"method": "ZO-DS"}},
+        ".defense: ZO-DS has estimator None; wanted one for ZO",
+    ),
+    "first order with an estimator": (
+        {"defense": {"method": "FO-DS", "estimator": {"name": "cge", "mu": 0.1}}},
+        ".defense: FO-DS has estimator Estimator(name='cge', mu=0.1, q=None, central=False); wanted one for ZO",
+    ),
+    "no step": (
+        {"defense": {"estimator": {"name": "cge", "mu": 0}}},
+        ".defense.estimator: mu is 0.0; wanted a positive step in units of the embedding",
+    ),
+    "directions of coordinates": (
+        {"defense": {"estimator": {"name": "cge", "mu": 0.1, "q": 3}}},
+        ".defense.estimator: cge has q = 3; wanted q for rge and orthogonal",
+    ),
+    "no number of directions": (
+        {"defense": {"estimator": {"name": "rge", "mu": 0.1}}},
+        ".defense.estimator: rge has q = None; wanted q for rge and orthogonal",
+    ),
+    "no directions": (
+        {"defense": {"estimator": {"name": "orthogonal", "mu": 0.1, "q": 0}}},
+        ".defense.estimator: q is 0; wanted at least 1 direction",
+    ),
+    "no votes to pick a class": ({"certify": {"n0": 0}}, ".certify: n0 is 0; wanted at least 1 vote to pick a class"),
+    "votes that can only abstain": (
+        {"certify": {"n": 9}},
+        ".certify: n = 9 can only abstain at alpha = 0.001; the smallest n is 10",
+    ),
+    "a failure that is certain": ({"certify": {"alpha": 1}}, ".certify: alpha is 1.0; wanted a failure probability"),
+    "a column below 0": ({"certify": {"columns": [0, -1]}}, ".certify: columns are (0.0, -1.0); wanted radii >= 0"),
+}
+
+
+@pytest.mark.parametrize(("settings", "said"), BROKEN_SETTINGS.values(), ids=BROKEN_SETTINGS)
+def test_broken_settings_are_named_with_their_place(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        written(tmp_path, row(1, set={}, cpu=settings, only=["cpu"])).table("table1")
+    assert str(caught.value).startswith(f"table1 / DS / cpu{said}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"epsilons": []}, {"epsilons": [0, -1]}, {"steps": 0}, {"copies": 0}, {"samples": 0}, {"measurements": 0}],
+    ids=lambda given: ", ".join(f"{name} {value}" for name, value in given.items()),
+)
+def test_a_broken_attack_is_named_with_its_place(given: dict[str, Any]) -> None:
+    spelled = {"epsilons": [0, 1], "steps": 4, "copies": 2, "samples": 2}
+    with pytest.raises(InvalidInput, match=r"^here: an attack has epsilons \(.*\), . steps, .*; wanted some epsilons"):
+        parse(Attack, spelled | given, "here")
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"folders": ["faces"]}, "datasets / faces has no 'hub'; wanted folders, hub, image_column, label_column"),
+        ({"hub": {"name": "nobody/faces"}}, "datasets / faces has no 'folders'; wanted folders, hub"),
+        ({"folders": [], "hub": {}, "split": {}}, "datasets / faces has 'split'; wanted folders, hub"),
+    ],
+)
+def test_broken_data_sets_are_named(tmp_path: Path, entry: dict[str, Any], said: str) -> None:
+    suite = written(tmp_path, lambda files: files.update(datasets={"faces": entry}))
+    with pytest.raises(InvalidInput) as caught:
+        _ = suite.datasets
+    assert str(caught.value).startswith(said)
 
 
 def test_unknown_tables_and_rows_name_those_there_are(tmp_path: Path) -> None:
@@ -520,13 +624,16 @@ def other(value: Any) -> Any:
     """A value of the same kind that is another."""
     if value is None or isinstance(value, bool):
         return 7 if value is None else not value
-    if isinstance(value, int | float):
+    if isinstance(value, float):
+        return value / 2 or 0.5
+    if isinstance(value, int):
         return value + 1
     if isinstance(value, dict):
         return {**value, "other": 1}
     if isinstance(value, tuple):
         return (*value, 9.0)
-    return {"adam": "sgd", "full": "denoise", "step": "one-cycle"}.get(value, f"{value}!")
+    words = {"adam": "sgd", "full": "denoise", "step": "one-cycle", "ZO-DS": "ZO-AE-DS", "rge": "orthogonal"}
+    return words.get(value, f"{value}!")
 
 
 def changes(plan: Any) -> list[tuple[str, Any]]:
@@ -565,6 +672,12 @@ def test_values_of_equal_meaning_are_equal() -> None:
 
 def test_what_a_plan_tells_of_itself() -> None:
     assert PLAN.epochs == 3
-    assert replace(PLAN, defense=replace(PLAN.defense, method="none")).epochs == 0
-    asked = {m: replace(PLAN, defense=replace(PLAN.defense, method=m)).queries_answered_by_box for m in METHODS}
+
+    def by(method: str) -> Plan:
+        estimator = PLAN.defense.estimator if method.startswith("ZO-") else None
+        changed: dict[str, Any] = {"method": method, "estimator": estimator}
+        return replace(PLAN, defense=replace(PLAN.defense, **changed))
+
+    assert by("none").epochs == 0
+    asked = {m: by(m).queries_answered_by_box for m in METHODS}
     assert {m for m, by_box in asked.items() if not by_box} == {"RS", "FO-DS", "FO-AE-DS"}

@@ -102,7 +102,7 @@ def run_run(options: PaperRun) -> None:
 def require_device(device: str) -> None:
     """Raise `InvalidInput` for a device that torch cannot use here, before any work."""
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InvalidInput(f"device is {device!r}: {reason}; wanted cpu, or cuda where there is one") from error

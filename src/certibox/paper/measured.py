@@ -130,7 +130,7 @@ def _parsed(line: bytes, path: Path, number: int) -> Measured:
             raise ValueError("the fields are not those of a measured row")
         row = Measured(**values)
         _check(row, path.stem)
-    except (ValueError, TypeError, InvalidInput) as error:
+    except (ValueError, TypeError) as error:
         raise UnreadableFile(f"{path}, line {number}: {error}; restore the file or delete the line") from error
     return row
 

@@ -153,7 +153,8 @@ class Attack:
 
     def __post_init__(self) -> None:
         _require(
-            min(self.epsilons, default=-1.0) >= 0 and min(self.steps, self.copies, self.samples, self.measurements) >= 1,
+            min(self.epsilons, default=-1.0) >= 0
+            and min(self.steps, self.copies, self.samples, self.measurements) >= 1,
             f"an attack has epsilons {self.epsilons}, {self.steps} steps, {self.copies} copies, {self.samples} "
             f"samples, {self.measurements} measurements; wanted some epsilons >= 0 and at least 1 of all else",
         )
