@@ -6,6 +6,7 @@
 - `runner`: rows of the suite to measured rows;
 - `measured`: measured rows on disk;
 - `claims`: what the measured rows say of the paper's claims;
+- `blocks`: the measured rows of a table at one scale; `plots`: the pictures of the figures;
 - `gpu`: what was checked on a GPU;
 - `results`: RESULTS.md and its plots, from committed rows alone;
 - `commands`: the command line.

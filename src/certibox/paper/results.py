@@ -6,20 +6,19 @@ their intervals; then, folded away, the provenance of every row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from certibox.confidence import paired_bootstrap, smallest_n
 from certibox.paper import gpu
-from certibox.paper.claims import Finding, certified, check
+from certibox.paper.blocks import Block, blocks_of
+from certibox.paper.claims import Finding, certified
 from certibox.paper.measured import Measured, Results
+from certibox.paper.plots import draw
 from certibox.paper.suite import Claim, Row, Suite, Table
-from certibox.records import PublishedRow, write_text_atomic
-from certibox.report import Run, plot_ca_curves, plot_images
+from certibox.records import write_text_atomic
 
 NONE = "–"
 REPORTED_SIGMA = 0.25  # of the paper's classification tables, whose columns are radii
@@ -41,33 +40,12 @@ of other trainings. In the commands, DIR is the folder of the data sets.
 """
 
 
-@dataclass(frozen=True)
-class Block:
-    """The measured rows of a table at one scale, by row name in the order of the table."""
-
-    table: Table
-    scale: str
-    rows: dict[str, list[Measured]]  # sorted by seed
-
-    def findings(self) -> list[tuple[Claim, Finding | None]]:
-        """The claims of the table, with what these rows say of them."""
-        return [
-            (claim, check(claim, self.rows.get(claim.better, []), self.rows.get(claim.worse, [])))
-            for claim in self.table.claims
-        ]
-
-    @property
-    def measured(self) -> list[Measured]:
-        """All rows."""
-        return [row for rows in self.rows.values() for row in rows]
-
-
 def write_results(suite: Suite, results: Results, page: Path) -> list[Path]:
     """Write the page and its plots; returns their paths."""
     folder = page.parent / "results"
     known = results.by_plan()
-    blocks = {name: _blocks(table, known) for name, table in suite.tables.items()}
-    plots = {name: _plots(blocks[name], folder) for name in blocks}
+    blocks = {name: blocks_of(table, known) for name, table in suite.tables.items()}
+    plots = {name: draw(blocks[name], folder) for name in blocks}
     done: set[tuple[str, int]] = set()
     parts = [_HEAD, _summary(blocks)]
     for name, table in suite.tables.items():
@@ -76,21 +54,6 @@ def write_results(suite: Suite, results: Results, page: Path) -> list[Path]:
     parts.append(gpu.section(suite.folder / "gpu.jsonl"))
     write_text_atomic(page, "\n".join(parts))
     return [page, *(path for paths in plots.values() for path in paths.values())]
-
-
-def _blocks(table: Table, known: Mapping[tuple[str, int], Measured]) -> list[Block]:
-    """The rows that were measured under the table's present settings, by this table or another, by scale."""
-    blocks = []
-    for scale in table.scales:
-        rows: dict[str, list[Measured]] = {}
-        for row in table.rows:
-            if scale in row.plans:
-                keys = [(row.plans[scale].digest, seed) for seed in sorted(table.seeds[scale])]
-                if found := [known[key] for key in keys if key in known]:
-                    rows[row.name] = found
-        if rows:
-            blocks.append(Block(table, scale, rows))
-    return blocks
 
 
 # ------------------------------------------------------------------------------------------------------------ summary
@@ -122,7 +85,7 @@ def _link(table: Table) -> str:
 
 
 def _difference(finding: Finding, block: Block) -> str:
-    if _classifies(block):
+    if block.classifies:
         return (
             f"{100 * finding.difference:+.1f} [{100 * finding.low:+.1f}, {100 * finding.high:+.1f}] points "
             f"at r = {_multiple(finding.claim.at)}"
@@ -144,7 +107,7 @@ def _section(table: Table, blocks: list[Block], plots: dict[str, Path], root: Pa
     for block in blocks:
         parts += [f"### Scale `{block.scale}`\n", f"{_settings(block)}\n"]
         if not table.picture:  # the numbers of a figure are those of the table that it draws
-            parts.append(_classification(block) if _classifies(block) else _reconstruction(block))
+            parts.append(_classification(block) if block.classifies else _reconstruction(block))
         if block.scale in plots:
             parts.append(f"![{table.title}]({plots[block.scale].relative_to(root).as_posix()})\n")
         parts += [_claims(block), _provenance(block, done)]
@@ -154,10 +117,6 @@ def _section(table: Table, blocks: list[Block], plots: dict[str, Path], root: Pa
         parts.append(f"Not measured: {commands}.\n")
     parts += [f"{note}\n" for note in table.notes]
     return "\n".join(part for part in parts if part)
-
-
-def _classifies(block: Block) -> bool:
-    return "reach" in block.measured[0].values
 
 
 def _classification(block: Block) -> str:
@@ -189,7 +148,7 @@ def _settings(block: Block) -> str:
     if first.clean_accuracy is not None:
         words[-1] += f", {100 * first.clean_accuracy:.1f} % right on the clean test images"
     words += [_objective(block), f"σ = {s['sigma']:g}"]
-    if _classifies(block):
+    if block.classifies:
         words.append(f"n0 = {s['n0']}, n = {s['n']:,}, α = {s['alpha']:g}")
         beyond = [k for k in (1.0, 2.0, 3.0) if smallest_n(s["alpha"], k) > s["n"]]
         words += [f"r = {_multiple(k)} would take n = {smallest_n(s['alpha'], k):,}" for k in beyond[:1]]
@@ -325,8 +284,8 @@ def _claims(block: Block) -> str:
         if finding is None:
             body.append([claim.text, said, "not measured", NONE, NONE])
             continue
-        scale = 100 if _classifies(block) else 1
-        digits = 1 if _classifies(block) else 3
+        scale = 100 if block.classifies else 1
+        digits = 1 if block.classifies else 3
         seeds = ", ".join(f"{scale * value:+.{digits}f}" for value in finding.by_seed)
         body.append([claim.text, said, _difference(finding, block), seeds, f"**{finding.verdict}**"])
     return _markdown([["claim", "reported difference", "measured difference", "by seed", "verdict"], *body])
@@ -335,11 +294,11 @@ def _claims(block: Block) -> str:
 def _reported_difference(block: Block, claim: Claim) -> str:
     """The difference that the paper reports at the claim's column; it reports no adaptive attack."""
     better, worse = (block.table.row(name).reported for name in (claim.better, claim.worse))
-    column = f"{claim.at * REPORTED_SIGMA:.2f}" if _classifies(block) else f"{claim.at:g}"
+    column = f"{claim.at * REPORTED_SIGMA:.2f}" if block.classifies else f"{claim.at:g}"
     told = column in better and column in worse
-    if not told or (not _classifies(block) and claim.threat != "transfer"):
+    if not told or (not block.classifies and claim.threat != "transfer"):
         return NONE
-    if _classifies(block):
+    if block.classifies:
         return f"{better[column] - worse[column]:+.2f}"
     return f"{worse[column][0] - better[column][0]:+.3f}"
 
@@ -375,62 +334,6 @@ def _cost(rows: Iterable[Measured], done: set[tuple[str, int]]) -> str:
             own += took
     text = f"Its defenses and evaluations took {own / 60:.0f} minutes of one thread"
     return text + (f", and {shared / 60:.0f} in rows shared with earlier tables." if shared else ".")
-
-
-# -------------------------------------------------------------------------------------------------------------- plots
-
-
-def _plots(blocks: list[Block], folder: Path) -> dict[str, Path]:
-    """The picture of a figure at each scale that has what it shows."""
-    paths = {}
-    for block in blocks:
-        path = folder / f"{block.table.name}-{block.scale}.png"
-        if block.table.picture and _PICTURES[block.table.picture](block, path):
-            paths[block.scale] = path
-    return paths
-
-
-def _curves(block: Block, path: Path) -> bool:
-    """Certified accuracy against radius, seeds pooled, dashed without the autoencoder. No bands: seeds share images."""
-    runs = [Run(name, _outcomes(rows)) for name, rows in block.rows.items()]
-    plans = {row.name: row.plans[block.scale] for row in block.table.rows if block.scale in row.plans}
-    dashed = [name for name, plan in plans.items() if "AE" not in plan.defense.method]
-    plot_ca_curves(runs, path, bands=False, dashed=dashed)
-    return True
-
-
-def _outcomes(rows: Sequence[Measured]) -> list[PublishedRow]:
-    """Every image of every seed as an outcome: the series keep how far each is certified correctly, and no more."""
-    reach = np.concatenate([row.series("reach") for row in rows])
-    return [
-        PublishedRow(i, 0, 0 if value >= 0 else None, max(0.0, float(value)), bool(value >= 0), 0.0)
-        for i, value in enumerate(reach)
-    ]
-
-
-def _reconstructions(block: Block, path: Path) -> bool:
-    """The first images: the truth, then every row's answer under the transferred and under the adaptive attack."""
-    rows = {name: row for name, rows in block.rows.items() for row in rows if "truth pictures" in row.values}
-    columns: dict[str, np.ndarray] = {}
-    for name, row in rows.items():
-        columns["truth"] = _pictures(row, "truth")
-        for threat in ("transfer", "adaptive"):
-            columns[f"{_short(name)}\n{threat}"] = _pictures(row, threat)
-    if columns:
-        plot_images(columns, path)
-    return bool(columns)
-
-
-def _short(name: str) -> str:
-    return name.split(" (")[0]
-
-
-def _pictures(row: Measured, name: str) -> np.ndarray:
-    flat = row.series(f"{name} pictures")
-    return flat.reshape(-1, 1, 28, 28)
-
-
-_PICTURES: dict[str, Any] = {"curves": _curves, "reconstructions": _reconstructions}
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

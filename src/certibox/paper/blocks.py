@@ -1,0 +1,51 @@
+"""The measured rows of a table at one scale: what RESULTS.md shows as one block. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from certibox.paper.claims import Finding, check
+from certibox.paper.measured import Measured
+from certibox.paper.suite import Claim, Table
+
+
+@dataclass(frozen=True)
+class Block:
+    """The measured rows of a table at one scale, by row name in the order of the table."""
+
+    table: Table
+    scale: str
+    rows: dict[str, list[Measured]]  # sorted by seed
+
+    def findings(self) -> list[tuple[Claim, Finding | None]]:
+        """The claims of the table, with what these rows say of them."""
+        return [
+            (claim, check(claim, self.rows.get(claim.better, []), self.rows.get(claim.worse, [])))
+            for claim in self.table.claims
+        ]
+
+    @property
+    def measured(self) -> list[Measured]:
+        """All rows."""
+        return [row for rows in self.rows.values() for row in rows]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the rows hold certificates; else they hold reconstructions."""
+        return "reach" in self.measured[0].values
+
+
+def blocks_of(table: Table, known: Mapping[tuple[str, int], Measured]) -> list[Block]:
+    """The rows that were measured under the table's present settings, by this table or another, by scale."""
+    blocks = []
+    for scale in table.scales:
+        rows: dict[str, list[Measured]] = {}
+        for row in table.rows:
+            if scale in row.plans:
+                keys = [(row.plans[scale].digest, seed) for seed in sorted(table.seeds[scale])]
+                if found := [known[key] for key in keys if key in known]:
+                    rows[row.name] = found
+        if rows:
+            blocks.append(Block(table, scale, rows))
+    return blocks
