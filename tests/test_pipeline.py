@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from certibox.estimators import CGE, RGE, estimated_loss
 from certibox.losses import LOSSES, targets
 from certibox.networks import Autoencoder
-from certibox.pipeline import RobustPipeline, StabilityObjective, full_precision, surviving_share
+from certibox.pipeline import Defense, RobustPipeline, StabilityObjective, full_precision, surviving_share
 from certibox.query import QueryClient
 from doubles import CountingBox, LinearBox, QuadraticBox
 
@@ -278,3 +278,13 @@ def test_full_precision_works_beside_the_newer_switch(precision: str) -> None:
         assert conv.fp32_precision == precision
     finally:
         conv.fp32_precision = before
+
+
+def test_a_defense_without_weights_is_the_bare_box() -> None:
+    """The identity in front of a box: R(f) = f, on the CPU, one query an image."""
+    x = normal(3, *SHAPE)
+    box = linear_box()
+    bare = Defense(RobustPipeline(nn.Identity()), QueryClient(box), "identity", 0.25, SHAPE, None)
+    assert bare.device == torch.device("cpu")
+    assert torch.equal(bare.outputs(x), QueryClient(linear_box())(x))
+    assert bare.client.queries == 3

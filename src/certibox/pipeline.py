@@ -164,13 +164,13 @@ class Defense:
         """The images that the box is asked about: (n, c, h, w) -> (n, c, h, w); no query."""
         self.pipeline.eval()
         with torch.inference_mode():
-            return self.pipeline(x.to(self._device))
+            return self.pipeline(x.to(self.device))
 
     def denoise(self, x: Tensor) -> Tensor:
         """D_θ alone: (n, c, h, w) -> (n, c, h, w); no query."""
         self.pipeline.eval()
         with torch.inference_mode():
-            return self.pipeline.denoise(x.to(self._device))
+            return self.pipeline.denoise(x.to(self.device))
 
     @property
     def model_id(self) -> str:
@@ -202,14 +202,15 @@ class Defense:
         return directory
 
     def _answer(self, x: Tensor) -> Tensor:
-        x = x.to(self._device)
+        x = x.to(self.device)
         if self.pipeline.classifier is not None:
             return self.pipeline.classifier(self.client.spec.prepare(x))
         return self.client(self.pipeline(x))
 
     @property
-    def _device(self) -> torch.device:
-        return next(self.pipeline.parameters()).device
+    def device(self) -> torch.device:
+        """Where the white part works; the CPU for one without weights, such as the identity."""
+        return next((parameter.device for parameter in self.pipeline.parameters()), torch.device("cpu"))
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         named = ("denoiser", "autoencoder", "classifier")

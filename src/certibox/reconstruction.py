@@ -368,7 +368,7 @@ def _white_output(model: Model, x: Tensor, samples: int, generators: Sequence[to
     if isinstance(model, QueryClient):
         return model.white(x)
     model.pipeline.eval()
-    noisy = _noisy(x, model.sigma, samples, generators).to(next(model.pipeline.parameters()).device)
+    noisy = _noisy(x, model.sigma, samples, generators).to(model.device)
     return _mean(model.client.white(model.pipeline(noisy)), samples).to(x.device)
 
 

@@ -16,7 +16,7 @@ from certibox.config import Phase, Schedule, digest
 from certibox.errors import InvalidInput
 
 _T = TypeVar("_T")
-Method = Literal["none", "RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"]
+Method = Literal["none", "identity", "RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"]
 
 
 def _require(holds: bool, said: str) -> None:
@@ -91,7 +91,11 @@ class Estimator:
 
 @dataclass(frozen=True)
 class Defense:
-    """How a defense is trained; the names are those of `certibox.train`. method `none`: the bare model, smoothed."""
+    """How a defense is trained; the names are those of `certibox.train`.
+
+    method: `none` for the bare model (certification smooths it), `identity` for one that answers noisy copies, as a
+    defense that changes nothing: the bare model of a reconstruction, smoothed.
+    """
 
     method: Method
     sigma: float
@@ -114,6 +118,11 @@ class Defense:
         _require(
             zeroth == (self.estimator is not None), f"{self.method} has estimator {self.estimator}; wanted one for ZO"
         )
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return self.method not in ("none", "identity")
 
     @property
     def schedule(self) -> Schedule:
@@ -188,7 +197,7 @@ class Plan:
     @property
     def epochs(self) -> int:
         """Epochs of the defense."""
-        return self.defense.schedule.epochs if self.defense.method != "none" else 0
+        return self.defense.schedule.epochs if self.defense.trains else 0
 
 
 def stated(plan: Any) -> Any:

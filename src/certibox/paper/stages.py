@@ -28,7 +28,7 @@ from certibox.networks import Autoencoder
 from certibox.paper.plans import Attack, Data, Defense, Estimator, Plan, stated
 from certibox.paper.suite import Suite
 from certibox.pipeline import Defense as TrainedDefense
-from certibox.pipeline import load_defense
+from certibox.pipeline import RobustPipeline, load_defense
 from certibox.query import QueryClient
 from certibox.reconstruction import Measurement, measured, train_reconstructor
 from certibox.records import read_json, write_json_atomic
@@ -172,6 +172,11 @@ class Workshop:
         client = QueryClient(self.box(plan), ledger=folder / "ledger.sqlite")
         if wanted.method == "none":
             return client, folder
+        if wanted.method == "identity":
+            white = RobustPipeline(nn.Identity()).eval()
+            return TrainedDefense(
+                white, client, wanted.method, wanted.sigma, self.splits(plan).test.shape, None
+            ), folder
         if not (self._kept(folder) / "queries.json").exists():
             bottleneck = self.autoencoder(plan, seed) if "AE" in wanted.method else None
             with timed(folder), self.bar(f"{wanted.method}, seed {seed}") as progress:
@@ -233,7 +238,7 @@ class Workshop:
     def training_queries(self, plan: Plan, seed: int) -> int:
         """Answers that the defense took to train, targets and validation included."""
         path = self._kept(self.row_folder(plan, seed)) / "queries.json"
-        return int(read_json(path)) if plan.defense.method != "none" else 0
+        return int(read_json(path)) if plan.defense.trains else 0
 
     def _kept(self, folder: Path) -> Path:
         """Where a stage is finished, if it is."""
