@@ -193,7 +193,7 @@ def test_plans_are_such_as_training_takes(suite: Suite) -> None:
     for _, _, _, plan in everything(suite):
         assert plan.data.name in suite.datasets
         d = plan.defense
-        if d.method == "none":
+        if not d.trains:
             continue
         Settings(
             method=d.method,
@@ -226,7 +226,7 @@ def defended(suite: Suite) -> list[tuple[str, Row, Plan]]:
     return [
         (table, row, plan)
         for table, row, scale, plan in everything(suite)
-        if scale == "paper" and plan.defense.method not in ("none", "RS")
+        if scale == "paper" and plan.defense.trains and plan.defense.method != "RS"
     ]
 
 
@@ -490,7 +490,7 @@ BROKEN_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "images of no size": ({"data": {"size": 0}}, ".data: train, validation, test, size are (5, 2, None, 0); wanted"),
     "a method that there is not": (
         {"defense": {"method": "ZOO"}},
-        ".defense.method is 'ZOO'; wanted one of none, RS, DS, FO-DS, FO-AE-DS, ZO-DS, ZO-AE-DS",
+        ".defense.method is 'ZOO'; wanted one of none, identity, RS, DS, FO-DS, FO-AE-DS, ZO-DS, ZO-AE-DS",
     ),
     "no noise": ({"defense": {"sigma": 0}}, ".defense: sigma is 0.0; wanted a positive standard deviation"),
     "zeroth order without an estimator": (
