@@ -39,6 +39,7 @@ Bar = Callable[[str], AbstractContextManager[Progress]]
 READERS: dict[str, Callable[..., Images]] = {"images": load_images, "restricted-imagenet": load_restricted_imagenet}
 READERS_TAKE = "reader images without a size, or restricted-imagenet"
 CHECKPOINT_EVERY = 50  # steps
+GPU_BATCH = 1024  # images that the box answers at a time
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ class Workshop:
         wanted, seed = plan.box, plan.box.seed or 0
         folder = self.box_folder(plan)
         outputs = "values" if plan.attack else "logits"
-        declared = {"mean": wanted.mean, "std": wanted.std, "name": wanted.network}
+        declared: dict[str, Any] = {"mean": wanted.mean, "std": wanted.std, "name": wanted.network}
+        if self.device != "cpu":
+            declared["batch_size"] = GPU_BATCH
         if not (self._kept(folder) / "network.safetensors").exists():
             network = self._train_box(plan, folder, seed, BoxSpec(outputs, **declared))
             facts = {"spec": network.spec}
