@@ -161,7 +161,7 @@ def test_the_command_saves_the_autoencoder_and_prints_its_error(tmp_path: Path, 
     assert "ae-mnist: images (1, 28, 28), embedding of 192" in printed
     assert bits(load_autoencoder(tmp_path / "out").state_dict()) == bits(ours.state_dict())
     assert main(line) == 0
-    assert "MSE" not in capsys.readouterr().out
+    assert "not tried on images: --data DATA" in capsys.readouterr().out
 
 
 def test_images_of_another_size_are_named_and_nothing_is_saved(tmp_path: Path, capsys) -> None:

@@ -158,6 +158,7 @@ EMBEDDINGS = {
     "ae-192": ((3, 32, 32), (192, 1, 1)),
     "ae-576": ((3, 96, 96), (576, 1, 1)),
     "ae-mnist": ((1, 28, 28), (12, 4, 4)),
+    "ae-mnist-96": ((1, 28, 28), (6, 4, 4)),
     "ae-1152": ((3, 224, 224), (1152, 1, 1)),
 }
 
@@ -415,7 +416,15 @@ def test_wrong_shapes_are_refused_at_the_border():
 
 # --- classifiers -----------------------------------------------------------------------------------------------------
 
-SIDES = {"resnet18-stl10": 96, "resnet18": 224, "resnet50": 224, "mnist-cnn": 28, "resnet110": 16, "resnet56": 16}
+SIDES = {
+    "resnet18-stl10": 96,
+    "resnet18": 224,
+    "resnet50": 224,
+    "mnist-cnn": 28,
+    "mnist-mlp": 28,
+    "resnet110": 16,
+    "resnet56": 16,
+}
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
