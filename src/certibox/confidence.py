@@ -73,7 +73,8 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Mean of a − b over the same images with its percentile bootstrap interval: (difference, low, high).
 
-    a, b: (n,) outcomes per image, 0/1 or real. Images are resampled in pairs, so what both share cancels.
+    a, b: (n,) outcomes per image, 0/1 or real; a number for b is the same for every image. Images are resampled in
+    pairs, so what both share cancels.
     """
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)  # (n,)
     if difference.ndim != 1 or not len(difference):

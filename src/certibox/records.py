@@ -11,7 +11,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from decimal import ROUND_FLOOR, Decimal
@@ -131,10 +131,22 @@ def read_rows(path: PathLike) -> list[CertificateRow]:
     A last line cut short by a crash is ignored. Raises `UnreadableFile` when the file is missing, a line is corrupt or
     an image appears twice.
     """
+    return _collect(path, whole_lines(path), _parse_json_row, first_line=1)
+
+
+def whole_lines(path: PathLike) -> list[bytes]:
+    """The lines of a JSON-lines file without a last one that a crash cut short; `UnreadableFile` if it is missing."""
     *lines, tail = _read_bytes(path).split(b"\n")
-    if _is_json(tail):
-        lines.append(tail)
-    return _collect(path, lines, _parse_json_row, first_line=1)
+    return [*lines, tail] if _is_json(tail) else lines
+
+
+def append_line(path: PathLike, values: Mapping[str, Any]) -> None:
+    """Write one JSON line and flush it, making the folder if needed and cutting off what a crash left of the last."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    truncate_partial_line(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def truncate_partial_line(path: PathLike) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import InvalidImages, InvalidInput
+from .initial import start_like_he
 
 ImageShape = tuple[int, int, int]  # (c, h, w)
 
@@ -119,7 +120,7 @@ def paper_autoencoder(name: str) -> Autoencoder:
     """One of `PAPER_AUTOENCODERS`, with He's normal weights from torch's global generator (the paper states none)."""
     image_shape, layers = PAPER_AUTOENCODERS[name]
     autoencoder = _mirrored(image_shape, layers)
-    _start_like_he(autoencoder)
+    start_like_he(autoencoder)
     autoencoder.spec = {"name": name, "arguments": {}}
     return autoencoder
 
@@ -142,7 +143,7 @@ def fitting_autoencoder(image_shape: ImageShape, d_z: int, width: int = 32) -> A
         layers.append(Layer(width * min(2 ** len(layers), 8), 4, 2, 1))
         window = (window[0] // 2, window[1] // 2)
     autoencoder = _mirrored(image_shape, (*layers, Layer(d_z, window, 1, 0)))
-    _start_like_he(autoencoder)
+    start_like_he(autoencoder)
     autoencoder.spec = {
         "name": "fitting-autoencoder",
         "arguments": {"image_shape": [channels, height, width_px], "d_z": d_z, "width": width},
@@ -175,15 +176,6 @@ def _mirrored(image_shape: ImageShape, layers: Sequence[Layer]) -> Autoencoder:
         channels, size = out, [pixels // stride + 1 for pixels in span]
     decoder[-1] = nn.Sigmoid()
     return Autoencoder(nn.Sequential(*encoder), nn.Sequential(*decoder), image_shape)
-
-
-def _start_like_he(autoencoder: Autoencoder) -> None:
-    """He's normal weights, no biases: torch's default shrinks the signal layer by layer, and deep ones stall."""
-    for layer in autoencoder.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
 
 
 def _last_layer(module: nn.Module) -> nn.Module | None:

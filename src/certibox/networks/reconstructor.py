@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from .initial import start_like_he
+
 ENCODER = ((16, 3, 1, 1), (32, 3, 3, 1), (16, 3, 3, 1), (8, 3, 3, 1))  # out channels, kernel, stride, padding
 DECODER = ((16, 3, 2, 0), (8, 5, 3, 1), (1, 2, 2, 1))
 
@@ -22,8 +24,8 @@ class Reconstructor(nn.Sequential):
 def mnist_reconstructor() -> Reconstructor:
     """Four convolutions with ReLU down to 8x2x2, three transposed ones up again with ReLU between and tanh at the end.
 
-    He's normal weights from torch's global generator: the paper states none, and with torch's default ones the deep
-    narrow middle stalls (after 5 epochs on 12,000 digits at lr 1e-3: RMSE .23 instead of .17).
+    He's normal weights from torch's global generator: the paper states none, and torch's default ones learn the narrow
+    middle slowly.
     """
     layers: list[nn.Module] = []
     channels = 1
@@ -33,10 +35,6 @@ def mnist_reconstructor() -> Reconstructor:
             channels = out
     layers[-1] = nn.Tanh()
     net = Reconstructor(*layers)
-    for layer in net:
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+    start_like_he(net)
     net.spec = {"name": "mnist-reconstructor", "arguments": {}}
     return net

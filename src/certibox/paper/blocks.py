@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from certibox.paper.claims import Finding, check
 from certibox.paper.measured import Measured
@@ -18,6 +19,7 @@ class Block:
     scale: str
     rows: dict[str, list[Measured]]  # sorted by seed
 
+    @cached_property
     def findings(self) -> list[tuple[Claim, Finding | None]]:
         """The claims of the table, with what these rows say of them."""
         return [

@@ -51,7 +51,7 @@ def check(claim: Claim, better: Sequence[Measured], worse: Sequence[Measured]) -
         )
     differences = np.array([outcomes(a, claim) - outcomes(b, claim) for a, b in pairs])  # (seeds, images)
     by_image = differences.mean(axis=0)
-    difference, low, high = paired_bootstrap(by_image, np.zeros_like(by_image))
+    difference, low, high = paired_bootstrap(by_image, 0.0)
     by_seed = tuple(float(value) for value in differences.mean(axis=1))
     return Finding(claim, difference, low, high, by_seed, len(by_image))
 

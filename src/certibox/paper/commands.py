@@ -103,7 +103,7 @@ def require_device(device: str) -> None:
     """Raise `InvalidInput` for a device that torch cannot use here, before any work."""
     try:
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says no in all of these
         reason = " ".join(str(error).split())[:120]
         raise InvalidInput(f"device is {device!r}: {reason}; wanted cpu, or cuda where there is one") from error
 

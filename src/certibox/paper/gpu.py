@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from certibox.errors import UnreadableFile
-from certibox.records import truncate_partial_line
+from certibox.records import append_line
+from certibox.report import markdown
 
 PAPER_MINUTES = 29  # of one epoch of ZO-AE-DS (CGE, q = 192) on an RTX A6000: Zhang et al. 2022, section 5
 EPOCH_IMAGES = 50_000  # CIFAR-10's training split
@@ -71,10 +72,7 @@ def read_checks(path: Path) -> list[Check]:
 
 def append_check(path: Path, check: Check) -> None:
     """Write one line and flush it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    truncate_partial_line(path)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(check), ensure_ascii=False, allow_nan=False) + "\n")
+    append_line(path, asdict(check))
 
 
 def minutes_an_epoch(check: Check) -> float:
@@ -107,7 +105,7 @@ def _cosines(check: Check) -> str:
     about = (
         f"Box **{check.name}** on **{check.data}**, {figures['images']} images, {figures['coordinates']} coordinates."
     )
-    return "\n".join([about + "\n", _table([header, *body]), _provenance(check)])
+    return "\n".join([about + "\n", markdown([header, *body]), _provenance(check)])
 
 
 def _seconds(checks: Sequence[Check]) -> str:
@@ -125,15 +123,9 @@ def _seconds(checks: Sequence[Check]) -> str:
                 f"{figures['seconds'] / figures['raw_seconds']:.2f} ×",
             ]
         )
-    return "\n".join([_table([["ZO-AE-DS with", *columns], *body]), *map(_provenance, checks)])
+    return "\n".join([markdown([["ZO-AE-DS with", *columns], *body]), *map(_provenance, checks)])
 
 
 def _provenance(check: Check) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in check.versions.items())
     return f"<sub>{check.name}: {check.hardware}, {versions}, {check.date}: `{check.command}`</sub>\n"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    header, *body = rows
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "".join("| " + " | ".join(row) + " |\n" for row in [header, rule, *body])

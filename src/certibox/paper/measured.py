@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.paper.plans import Attack, Certify, parse
-from certibox.records import truncate_partial_line
+from certibox.records import append_line, whole_lines
 
 DECIMALS = 4  # of the stored numbers; radii are rounded down, so that none grows
 _TYPES: dict[type, tuple[str, ...]] = {
@@ -86,15 +86,11 @@ class Results:
         path = self.path(table)
         if not path.exists():
             return []
-        return [_parsed(line, path, number) for number, line in enumerate(_whole_lines(path), start=1)]
+        return [_parsed(line, path, number) for number, line in enumerate(whole_lines(path), start=1)]
 
     def append(self, row: Measured) -> None:
         """Write one row and flush it."""
-        path = self.path(row.table)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        truncate_partial_line(path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n")
+        append_line(self.path(row.table), asdict(row))
 
     def by_plan(self) -> dict[tuple[str, int], Measured]:
         """The rows of all tables under (digest of the plan, seed): tables whose rows have equal plans share them.
@@ -111,16 +107,6 @@ class Results:
                         "one plan and seed has one result: delete one of the two lines"
                     )
         return known
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file without a last one that was cut short: no proper prefix of a JSON object is JSON."""
-    *lines, tail = path.read_bytes().split(b"\n")
-    try:
-        json.loads(tail)
-    except ValueError:
-        return lines
-    return [*lines, tail]
 
 
 def _parsed(line: bytes, path: Path, number: int) -> Measured:

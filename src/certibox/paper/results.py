@@ -19,6 +19,7 @@ from certibox.paper.measured import Measured, Results
 from certibox.paper.plots import draw
 from certibox.paper.suite import Claim, Row, Suite, Table
 from certibox.records import write_text_atomic
+from certibox.report import markdown
 
 NONE = "–"
 REPORTED_SIGMA = 0.25  # of the paper's classification tables, whose columns are radii
@@ -72,11 +73,11 @@ def _summary(blocks: dict[str, list[Block]]) -> str:
         ]
         for own in blocks.values()
         for block in own
-        for claim, finding in block.findings()
+        for claim, finding in block.findings
         if finding
     ]
     header = ["", "claim", "scale", "measured difference", "seeds", "verdict"]
-    return "## The paper's claims\n\n" + _markdown([header, *body]) if body else ""
+    return "## The paper's claims\n\n" + markdown([header, *body]) if body else ""
 
 
 def _link(table: Table) -> str:
@@ -135,7 +136,7 @@ def _classification(block: Block) -> str:
                     *_effort(row, block.scale, rows),
                 ]
             )
-    return _markdown([[*header, "queries to train", "epochs"], *body])
+    return markdown([[*header, "queries to train", "epochs"], *body])
 
 
 def _settings(block: Block) -> str:
@@ -188,7 +189,7 @@ def _reconstruction(block: Block) -> str:
             errors = [_errors(rows, threat, epsilon) for epsilon in epsilons]
             body.append([_named(row) + _seeds(block, rows), *errors, *_effort(row, block.scale, rows)])
         title = f"**{threat.capitalize()}**: {words}; RMSE, SSIM.\n\n"
-        parts.append(title + _markdown([header, *body]))
+        parts.append(title + markdown([header, *body]))
     return "\n".join(parts)
 
 
@@ -200,13 +201,13 @@ def _errors(rows: Sequence[Measured], threat: str, epsilon: float) -> str:
         np.mean([row.series(f"{threat} {name} {epsilon:g}") for row in rows], axis=0)
         for name in ("rmse", "ssim_padded")
     )
-    mean, low, high = paired_bootstrap(errors, np.zeros_like(errors))
+    mean, low, high = paired_bootstrap(errors, 0.0)
     return f"**{mean:.3f}** [{low:.3f}, {high:.3f}], {similarity.mean():.3f}"
 
 
 def _reported_alone(table: Table) -> str:
     body = [[_named(row), *_reported(table, row), "not measured"] for row in table.rows]
-    return _markdown([["row", *_reported_header(table), "measured"], *body])
+    return markdown([["row", *_reported_header(table), "measured"], *body])
 
 
 def _reported_header(table: Table) -> list[str]:
@@ -254,7 +255,7 @@ def _reported_cell(row: Row, column: str) -> str:
 def _share(rows: Sequence[Measured], multiple: float) -> str:
     """Certified accuracy over all seeds, with its interval over images."""
     by_image = np.mean([certified(row, multiple) for row in rows], axis=0)
-    share, low, high = paired_bootstrap(by_image, np.zeros_like(by_image))
+    share, low, high = paired_bootstrap(by_image, 0.0)
     return f"**{100 * share:.1f}** [{100 * low:.0f}, {100 * high:.0f}]"
 
 
@@ -275,11 +276,10 @@ def _multiple(k: float) -> str:
 
 
 def _claims(block: Block) -> str:
-    findings = [(claim, finding) for claim, finding in block.findings()]
-    if not findings:
+    if not block.findings:
         return ""
     body = []
-    for claim, finding in findings:
+    for claim, finding in block.findings:
         said = _reported_difference(block, claim)
         if finding is None:
             body.append([claim.text, said, "not measured", NONE, NONE])
@@ -288,7 +288,7 @@ def _claims(block: Block) -> str:
         digits = 1 if block.classifies else 3
         seeds = ", ".join(f"{scale * value:+.{digits}f}" for value in finding.by_seed)
         body.append([claim.text, said, _difference(finding, block), seeds, f"**{finding.verdict}**"])
-    return _markdown([["claim", "reported difference", "measured difference", "by seed", "verdict"], *body])
+    return markdown([["claim", "reported difference", "measured difference", "by seed", "verdict"], *body])
 
 
 def _reported_difference(block: Block, claim: Claim) -> str:
@@ -320,7 +320,7 @@ def _provenance(block: Block, done: set[tuple[str, int]]) -> str:
     where = "; ".join(dict.fromkeys(row.hardware for row in block.measured))
     versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in row.versions.items()) for row in block.measured)
     text = f"Measured on {where}, with {'; '.join(versions)}. {_cost(block.measured, done)}"
-    return f"<details><summary>Provenance</summary>\n\n{text}\n\n{_markdown([header, *body])}\n</details>\n"
+    return f"<details><summary>Provenance</summary>\n\n{text}\n\n{markdown([header, *body])}\n</details>\n"
 
 
 def _cost(rows: Iterable[Measured], done: set[tuple[str, int]]) -> str:
@@ -334,9 +334,3 @@ def _cost(rows: Iterable[Measured], done: set[tuple[str, int]]) -> str:
             own += took
     text = f"Its defenses and evaluations took {own / 60:.0f} minutes of one thread"
     return text + (f", and {shared / 60:.0f} in rows shared with earlier tables." if shared else ".")
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    header, *body = rows
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "".join("| " + " | ".join(row) + " |\n" for row in [header, rule, *body])

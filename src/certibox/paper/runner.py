@@ -23,13 +23,11 @@ from certibox.paper.measured import DECIMALS, Measured, Results
 from certibox.paper.plans import Plan
 from certibox.paper.stages import Workshop, measurement_of, spent, timed
 from certibox.paper.suite import Row, Table
-from certibox.pipeline import Defense
 from certibox.query import QueryClient
-from certibox.reconstruction import THREATS, Attack, evaluate, reconstruct
+from certibox.reconstruction import THREATS, Attack, Model, evaluate, reconstruct
 from certibox.smoothing import SmoothedClassifier
 from certibox.version import VERSION
 
-Model = Defense | QueryClient
 CERTIFY_BATCH = 500
 PICTURES = 6  # images that a row of a reconstruction keeps for figure 5
 

@@ -290,8 +290,7 @@ def estimator_of(wanted: Estimator | None) -> GradientEstimator | None:
         return None
     if wanted.name == "cge":
         return CGE(wanted.mu, wanted.central)
-    if wanted.q is None:
-        raise InvalidInput(f"estimator {wanted.name} has no q; wanted its number of directions")
+    assert wanted.q is not None  # or the plan is refused
     return {"rge": RGE, "orthogonal": Orthogonal}[wanted.name](wanted.q, wanted.mu, wanted.central)
 
 

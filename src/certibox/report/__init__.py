@@ -23,7 +23,7 @@ from certibox.report.numbers import (
 )
 from certibox.report.page import write_report
 from certibox.report.pictures import plot_ca_curves, plot_images
-from certibox.report.tables import UNKNOWN, markdown_table, render_table
+from certibox.report.tables import UNKNOWN, markdown, markdown_table, render_table
 
 __all__ = [
     "UNKNOWN",
@@ -33,6 +33,7 @@ __all__ = [
     "certified_accuracy",
     "certified_accuracy_interval",
     "certified_share",
+    "markdown",
     "markdown_table",
     "paired_difference",
     "plot_ca_curves",

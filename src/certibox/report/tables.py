@@ -64,7 +64,12 @@ def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
 
 def markdown_table(runs: Sequence[Run], radii: ArrayLike) -> str:
     """The summary as a Markdown table: each share in percent with its 95 % interval in brackets."""
-    header, *body = cells(runs, radii)
+    return markdown(cells(runs, radii))
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells: the first row is the header, and every column but the first is set to the right."""
+    header, *body = rows
     rule = ["---", *("---:" for _ in header[1:])]
     return "".join("| " + " | ".join(_markdown_cell(cell) for cell in row) + " |\n" for row in [header, rule, *body])
 
