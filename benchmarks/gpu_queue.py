@@ -38,6 +38,7 @@ from gpu_pack import pack, publish, unpack
 
 from certibox.config import Phase
 from certibox.errors import CertiboxError, InvalidInput
+from certibox.estimators import Guided
 from certibox.loop import Progress
 from certibox.paper import runner
 from certibox.paper.gpu import LIVE, RELEASED, Check, append_check, read_checks
@@ -50,7 +51,8 @@ SCALE, SMALL = "gpu", "cpu-cifar10"  # SMALL: where the first check finds a box 
 LEAST = 10.0  # seconds that must be left for an item to begin
 FIRST = (
     *("ZO-AE-DS (CGE, q=192)", "FO-AE-DS", "bare model", "MSE denoiser", "FO-DS"),
-    *("ZO-AE-DS (RGE, q=192)", "ZO-DS (RGE, q=192)", "RS"),
+    *("ZO-DS (Guided)", "ZO-AE-DS (Guided)", "ZO-DS (Guided, U-Net, all images)", "MSE denoiser (U-Net, all images)"),
+    *("RS (all images)", "ZO-AE-DS (RGE, q=192)", "ZO-DS (RGE, q=192)", "RS"),
 )
 TABLES = (
     *("table2", "table4", "tableA2", "tableA3", "tableA1", "table5"),
@@ -232,6 +234,8 @@ def row_seconds(plan: Plan) -> float:
     """Guessed seconds of a plan's defense and evaluation."""
     estimator = estimator_of(plan.defense.estimator)
     answers = estimator.cost(192) if estimator else 0
+    if isinstance(estimator, Guided):
+        answers = 2  # what it buys where its surrogate learns, probes included
     seen = plan.epochs * (plan.data.train or IMAGES)
     if plan.certify:
         asked = (plan.data.test or 10_000) * (plan.certify.n0 + plan.certify.n)
@@ -273,7 +277,7 @@ def once(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
 
 def few(estimator: Estimator) -> Estimator:
     """At most 4 random directions."""
-    return replace(estimator, q=estimator.q and min(estimator.q, 4))
+    return replace(estimator, q=min(estimator.q, 4) if isinstance(estimator.q, int) else estimator.q)
 
 
 # ------------------------------------------------------------------------------------------------------- command line

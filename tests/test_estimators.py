@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certibox import estimators
 from certibox.errors import InvalidInput
-from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal, estimated_loss
+from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal, differences, estimated_loss
 
 Function = Callable[[Tensor], Tensor]  # (..., b, d) -> (..., b)
 
@@ -245,7 +244,7 @@ def test_chunks_do_not_change_the_estimate(
 ) -> None:
     z, whole, parts = normal(4, 7), Spy(waves), Spy(waves)
     expected = make(0.01, central).estimate(whole, z, generator(), live)
-    monkeypatch.setattr(estimators, "CHUNK_ELEMENTS", 2 * z.numel())
+    monkeypatch.setattr(differences, "CHUNK_ELEMENTS", 2 * z.numel())
     estimate = make(0.01, central).estimate(parts, z, generator(), live)
     assert len(parts.points) > len(whole.points)
     torch.testing.assert_close(estimate, expected, rtol=1e-12, atol=1e-12)
@@ -255,7 +254,7 @@ def test_chunks_do_not_change_the_estimate(
 def test_chunked_sphere_directions_are_reproducible_and_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
     """How many normals are drawn at a time changes them, so the draws depend on the shape of z, and on nothing else."""
     z = torch.zeros(5_000, 4, dtype=torch.float64)
-    monkeypatch.setattr(estimators, "CHUNK_ELEMENTS", 2 * z.numel())
+    monkeypatch.setattr(differences, "CHUNK_ELEMENTS", 2 * z.numel())
     samples = tableau(RGE(5, 0.1), z)
     assert torch.equal(samples, tableau(RGE(5, 0.1), z))
     assert_mean(samples, torch.eye(4, dtype=torch.float64))
@@ -265,7 +264,7 @@ def test_chunked_sphere_directions_are_reproducible_and_unbiased(monkeypatch: py
 @pytest.mark.parametrize("elements", [1, 28, 60, 1 << 22])
 def test_blocks_stay_within_the_chunk(make: Make, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     z, spy = normal(4, 7), Spy(waves)
-    monkeypatch.setattr(estimators, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(differences, "CHUNK_ELEMENTS", elements)
     estimator = make(0.01, False)
     estimator.estimate(spy, z, generator())
     assert max(points.numel() for points in spy.points) <= max(elements, z.numel())

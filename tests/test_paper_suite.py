@@ -499,7 +499,7 @@ BROKEN_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "first order with an estimator": (
         {"defense": {"method": "FO-DS", "estimator": {"name": "cge", "mu": 0.1}}},
-        ".defense: FO-DS has estimator Estimator(name='cge', mu=0.1, q=None, central=False); wanted one for ZO",
+        ".defense: FO-DS has estimator Estimator(name='cge', mu=0.1, q=None, central=False, share=1.0, guided={}); wanted one for ZO",
     ),
     "no step": (
         {"defense": {"estimator": {"name": "cge", "mu": 0}}},
@@ -507,11 +507,11 @@ BROKEN_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "directions of coordinates": (
         {"defense": {"estimator": {"name": "cge", "mu": 0.1, "q": 3}}},
-        ".defense.estimator: cge has q = 3; wanted q for rge and orthogonal",
+        ".defense.estimator: cge has q = 3; wanted q for rge, orthogonal and guided",
     ),
     "no number of directions": (
         {"defense": {"estimator": {"name": "rge", "mu": 0.1}}},
-        ".defense.estimator: rge has q = None; wanted q for rge and orthogonal",
+        ".defense.estimator: rge has q = None; wanted q for rge, orthogonal and guided",
     ),
     "no directions": (
         {"defense": {"estimator": {"name": "orthogonal", "mu": 0.1, "q": 0}}},

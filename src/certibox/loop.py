@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,20 @@ class State:
     best_epoch: int | None = None
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
+    stale: int = 0  # scored epochs since the best
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Memory(Protocol):
+    """What a task learns on the way beside the module's weights, and a checkpoint must keep."""
+
+    def keep(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values as they are now."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """The inverse of `keep`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,8 @@ class Task:
     """What to train: the stateful module, the trainable parameters, and the terms of a step's loss.
 
     terms(step) -> named scalars, of which `loss` is minimised. score() -> a validation score, higher is better, or None
-    to keep the last weights. constants: tensors fetched before the first step and kept with the checkpoint.
+    to keep the last weights. constants: tensors fetched before the first step and kept with the checkpoint. memory:
+    what else changes from step to step.
     """
 
     module: nn.Module
@@ -131,6 +146,7 @@ class Task:
     score: Callable[[], float] | None
     scored: Callable[[Phase], bool]
     constants: dict[str, Tensor]
+    memory: Memory | None = None
 
 
 def run(
@@ -142,17 +158,21 @@ def run(
     client: QueryClient | None = None,
     directory: RunDirectory | None = None,
     checkpoint_every: int = 200,
+    patience: int | None = None,
     progress: Progress | None = None,
 ) -> Task:
     """Train to the end of `schedule` and leave the selected weights in the task's module.
 
-    prepare: builds the task, given the constants of an earlier checkpoint (none at first). With a directory, resumes
+    prepare: builds the task, given the constants of an earlier checkpoint (none at first). patience: stop earlier, after so
+    many scored epochs in a row that were no better than the best before. With a directory, resumes
     from its checkpoint; with a client that has a ledger, answers paid for since then are replayed.
     """
     if schedule.epochs and not schedule.steps_per_epoch(images):
         raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")
     if checkpoint_every < 1:
         raise InvalidInput(f"checkpoint_every is {checkpoint_every}; wanted at least 1 step between checkpoints")
+    if patience is not None and patience < 1:
+        raise InvalidInput(f"patience is {patience}; wanted at least 1 epoch, or None to train to the end")
     delivered = client.delivered if client else 0
     with exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
         tensors, state = _restore(directory)
@@ -162,7 +182,7 @@ def run(
                 journal.trim()  # in case the last run ended between its checkpoint and this
             task = prepare(tensors["constants"])
             loop = _Loop(task, schedule, state, tensors, client, delivered, directory, journal, progress)
-            loop.go(images, seed, checkpoint_every)
+            loop.go(images, seed, checkpoint_every, patience)
         if directory:
             directory.close()
     return task
@@ -189,13 +209,17 @@ class _Loop:
         self.optimizer_tensors, self.best = tensors["optimizer"], tensors["best"]
         if tensors["module"]:
             checkpoints.load_module(task.module, tensors["module"], "checkpoint")
+            if task.memory:
+                task.memory.restore(tensors["memory"], state.notes)
         self._delivered = delivered
 
-    def go(self, images: int, seed: int, checkpoint_every: int) -> None:
+    def go(self, images: int, seed: int, checkpoint_every: int, patience: int | None) -> None:
         if self.directory and not self.directory.checkpoint.exists():
             self._save()
         total = self.schedule.epochs * self.schedule.steps_per_epoch(images)
         for step in steps(self.schedule, images, seed, self.state.step):
+            if patience is not None and self.state.stale >= patience:
+                break
             if step.starts_phase or self.optimizer is None:
                 self._begin(step)
             self._advance(step)
@@ -251,8 +275,9 @@ class _Loop:
         state.sums, state.count = {}, 0
 
     def _select(self, score: float, epoch: int | None) -> None:
+        self.state.stale += 1
         if self.state.best is None or score > self.state.best:
-            self.state.best, self.state.best_epoch = score, epoch
+            self.state.best, self.state.best_epoch, self.state.stale = score, epoch, 0
             self.best = copy.deepcopy(self.task.module.state_dict())
 
     def _fresh(self) -> int:
@@ -267,11 +292,13 @@ class _Loop:
         self.state.offset = self.directory.offset
         self.state.journal = self.journal.position if self.journal else 0
         optimizer = checkpoints.optimizer_tensors(self.optimizer) if self.optimizer else {}
+        memory, self.state.notes = self.task.memory.keep() if self.task.memory else ({}, {})
         parts = {
             "module": self.task.module.state_dict(),
             "best": self.best,
             "optimizer": optimizer,
             "constants": self.task.constants,
+            "memory": memory,
         }
         flat = {
             key: value for prefix, part in parts.items() for key, value in checkpoints.prefixed(prefix, part).items()
@@ -282,7 +309,7 @@ class _Loop:
 
 
 def _restore(directory: RunDirectory | None) -> tuple[dict[str, checkpoints.Tensors], State]:
-    names = ("module", "best", "optimizer", "constants")
+    names = ("module", "best", "optimizer", "constants", "memory")
     if directory is None or not directory.checkpoint.exists():
         if directory:
             directory.rewind(0)

@@ -8,9 +8,10 @@ with squared norms summed over pixels. First order differentiates ℓ through th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,16 @@ from certibox import losses, seeds
 from certibox.config import Phase, Schedule
 from certibox.data import AUGMENTATIONS, Images, augment
 from certibox.errors import CertiboxError, InvalidInput
-from certibox.estimators import GradientEstimator, estimated_loss
+from certibox.estimators import CGE, GradientEstimator, Guided, Subset, estimated_loss
 from certibox.loop import Step, Task
-from certibox.pipeline import RobustPipeline, StabilityObjective
+from certibox.pipeline import RobustPipeline, StabilityObjective, tf32_is_on
 from certibox.query import QueryClient
+from certibox.stepsize import choose_step, precision_is_safe
+from certibox.surrogate import BATCH, GuidedStability, Surrogate, probe, resolved, surrogate_for
 
 Scheme = Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"]
 SCHEMES = ("denoiser", "denoiser+encoder", "denoiser+autoencoder")
+DISTILL_PASSES = 3  # over what the surrogate knows before its gradient is first used
 VALIDATION_BATCH = 128  # validation noise is drawn in batches of this size, whatever the box takes at a time
 
 
@@ -110,6 +114,8 @@ class Objective:
     shown: Images
     held: Images
     num_classes: int | None = None
+    surrogate: Surrogate | None = None
+    step_choice: dict[str, Any] | None = None  # how mu was measured, where it was
 
     @property
     def method(self) -> Method:
@@ -118,11 +124,26 @@ class Objective:
     def prepare(self, constants: dict[str, Tensor]) -> Task:
         """Fetch the targets once, and say what trains."""
         if not constants and self.method.order is not None:
-            constants = {"shown": self._clean(self.shown), "held": self._clean(self.held)}
+            (shown, answers), (held, _) = self._clean(self.shown), self._clean(self.held)
+            constants = {"shown": shown, "held": held}
+            if isinstance(self.settings.estimator, Guided) and self.method.order == 0:
+                constants["answers"] = answers
             constants["num_classes"] = torch.tensor(self._count_classes())
         self.constants = constants
         self.num_classes = int(constants["num_classes"]) or None if constants else self.client.spec.num_classes
-        return Task(self.pipeline, self.parameters(), self.terms, self.score, self._scored, constants)
+        return Task(self.pipeline, self.parameters(), self.terms, self.score, self._scored, constants, self)
+
+    def keep(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was learned of the box beside the weights: the surrogate, if there is one, and the measured step."""
+        held, notes = ({}, {}) if self.surrogate is None else (self.surrogate.tensors(), self.surrogate.notes())
+        return held, {"surrogate": notes, "step": self.step_choice}
+
+    def restore(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """The inverse of `keep`."""
+        self.step_choice = notes["step"]
+        if notes["surrogate"]:
+            self.surrogate = self._new_surrogate()
+            self.surrogate.load(tensors, notes["surrogate"])
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """The terms of eq. 2 at one batch; `loss` is their weighted sum."""
@@ -151,7 +172,8 @@ class Objective:
         live = z.detach() > 0 if self._can_skip() else None
         if live is not None:
             terms["live"] = live.sum(1).float().mean()
-        terms["stability"] = self._stability(z, target, x.shape[1:], step.number, live).mean()
+        stability, told = self._stability(z, target, tuple(x.shape[1:]), step, live)
+        terms |= {"stability": stability.mean(), **told}
         return terms | {"loss": loss + s.gamma * terms["stability"]}
 
     def score(self) -> float:
@@ -188,18 +210,113 @@ class Objective:
         device = next(self.pipeline.parameters()).device
         return x.to(device), noisy.to(device)
 
-    def _stability(self, z: Tensor, target: Tensor, image_shape: torch.Size, step: int, live: Tensor | None) -> Tensor:
-        """ℓ(R(f)(x+δ), f(x)) of each image (b,), with the gradient of the method's order."""
+    def _stability(
+        self, z: Tensor, target: Tensor, image_shape: tuple[int, ...], step: Step, live: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """ℓ(R(f)(x+δ), f(x)) of each image (b,) with the gradient of the method's order, and what to log of it."""
         loss = losses.LOSSES[self.client.spec.outputs]
         if self.method.order == 1:
             images = self.pipeline.images(z, image_shape)
             if self.pipeline.classifier is not None:
-                return loss(self.pipeline.classifier(self.client.spec.prepare(images)), target)
-            return loss(self.client.white(images), target)
-        assert self.settings.estimator is not None
-        objective = StabilityObjective(self.pipeline, self.client, loss, target, tuple(image_shape))
-        directions = seeds.generator(self.settings.seed, "directions", step, device=z.device)
-        return estimated_loss(objective, z, self.settings.estimator, directions, live)
+                return loss(self.pipeline.classifier(self.client.spec.prepare(images)), target), {}
+            return loss(self.client.white(images), target), {}
+        directions = seeds.generator(self.settings.seed, "directions", step.number, device=z.device)
+        asked = StabilityObjective(self.pipeline, self.client, loss, target, image_shape)
+        estimator = self._estimator(asked, z.detach(), live)
+        asked = replace(asked, exact=not self._tf32_is_safe)
+        if isinstance(estimator, Guided):
+            return self._guided(estimator, asked, z, directions, step, live)
+        return estimated_loss(asked, z, estimator, directions, live), {}
+
+    def _estimator(self, asked: StabilityObjective, z: Tensor, live: Tensor | None) -> GradientEstimator:
+        """The estimator with its step: measured at the first points that it is wanted at, where mu is "auto"."""
+        estimator = self.settings.estimator
+        assert estimator is not None
+        if isinstance(estimator, Guided) and self.client.spec.outputs == "labels":
+            estimator = replace(estimator, q=0)  # labels have no slope: nothing to measure or to correct
+        inner = estimator.estimator if isinstance(estimator, Subset) else estimator
+        steps = not isinstance(inner, Guided) or inner.q != 0
+        if getattr(inner, "mu", None) != "auto" or not steps:
+            return estimator
+        if self.step_choice is None:
+            generator = seeds.generator(self.settings.seed, "step size", device=z.device)
+            axes, central = isinstance(inner, CGE), bool(getattr(inner, "central", False))
+            chosen = choose_step(asked, z, generator, coordinates=axes, central=central, live=live)
+            self.step_choice = chosen.as_dict()
+            if tf32_is_on(z.device):
+                fast = replace(asked, exact=False)
+                safe = precision_is_safe(
+                    asked, fast, z, chosen.mu, generator, coordinates=axes, central=central, live=live
+                )
+                self.step_choice["tf32"] = safe.as_dict()
+        inner = replace(inner, mu=self.step_choice["mu"])  # pyright: ignore
+        return replace(estimator, estimator=inner) if isinstance(estimator, Subset) else inner
+
+    @property
+    def _tf32_is_safe(self) -> bool:
+        """Whether differences were measured to come out the same in TF32; off until then."""
+        return bool(self.step_choice and self.step_choice.get("tf32", {}).get("safe"))
+
+    def _guided(
+        self,
+        guided: Guided,
+        asked: StabilityObjective,
+        z: Tensor,
+        directions: torch.Generator,
+        step: Step,
+        live: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss with the gradient of a surrogate that learns on the way, and what that gradient is worth."""
+        self.surrogate = surrogate = self.surrogate or self._new_surrogate()
+        if not surrogate.distilled:
+            self._distill(guided, surrogate)
+        objective = GuidedStability(asked, surrogate, z.detach(), guided.surrogate, guided.updates)
+        if guided.q != "auto":
+            return estimated_loss(objective, z, guided, directions, live), {}
+        if step.number % guided.probe_every == 0:
+            probe(objective, guided, directions, live)
+        guided = resolved(guided, surrogate, z.shape[1])
+        told = {"cosine": z.new_tensor(surrogate.alignment.cosine), "q": z.new_tensor(float(guided.q))}
+        return estimated_loss(objective, z, guided, directions, live), told
+
+    def _new_surrogate(self) -> Surrogate:
+        kind, autoencoder = self.client.spec.outputs, self.pipeline.autoencoder
+        c, h, w = self.shown.shape
+        outputs = self.num_classes or math.prod(self.constants["shown"].shape[1:])
+        guided, d = self.settings.estimator, autoencoder.d_z if autoencoder else c * h * w
+        assert isinstance(guided, Guided)
+        made = surrogate_for(guided, kind, d, (c, h, w), outputs, self.settings.seed)
+        made.network.to(next(self.pipeline.parameters()).device)
+        return made
+
+    def _distill(self, guided: Guided, surrogate: Surrogate) -> None:
+        """Teach the surrogate before its gradient is first used: clean answers are paid for, others are bought.
+
+        A third of those bought are about noisy images and the rest about what the defense makes of them.
+        """
+        sees_images, batch = guided.surrogate == "image", self.settings.schedule.batch_size
+        if sees_images:
+            for index in torch.arange(len(self.shown)).split(VALIDATION_BATCH):
+                surrogate.memory.add(
+                    self.shown.floats(index).to(self._device), self.constants["answers"][index].to(self._device)
+                )
+        self.pipeline.eval()
+        with torch.inference_mode():
+            for number, first in enumerate(range(0, guided.distill, batch)):
+                index = torch.arange(first, min(first + batch, guided.distill)) % len(self.shown)
+                generator = seeds.generator(self.settings.seed, "distill", number)
+                x, noisy = self._noisy(self.shown.floats(index), generator)
+                z = self.pipeline.embed(self.pipeline.denoise(noisy))
+                images = noisy if sees_images and number % 3 == 0 else self.pipeline.images(z, x.shape[1:])
+                surrogate.memory.add(images if sees_images else z, self.client(images))
+        self._train_mode()
+        if len(surrogate.memory):
+            surrogate.learn(math.ceil(DISTILL_PASSES * len(surrogate.memory) / BATCH))
+        surrogate.distilled = True
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.pipeline.parameters()).device
 
     def _outputs(self, x: Tensor) -> Tensor:
         """Answers of the robustified model while it trains; passes of a white box are not queries."""
@@ -208,16 +325,15 @@ class Objective:
             return self.pipeline.classifier(self.client.spec.prepare(images))
         return self.client.white(images) if self.method.order == 1 else self.client(images)
 
-    def _clean(self, images: Images) -> Tensor:
-        """Targets of clean images: labels for RS where there are some, else the box's own answers."""
+    def _clean(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Targets of clean images and the box's own answers; for RS, labels where there are some are both."""
         if self.settings.method == "RS" and images.labels is not None:
-            return images.labels
-        kind, hard = self.client.spec.outputs, self.settings.hard_targets
+            return images.labels, images.labels
         batches = torch.arange(len(images)).split(self.client.batch_size)
         with torch.inference_mode():
-            return torch.cat(
-                [losses.targets(self.client(images.floats(index)), kind, hard) for index in batches]
-            ).clone()
+            answers = torch.cat([self.client(images.floats(index)) for index in batches])
+            targets = losses.targets(answers, self.client.spec.outputs, self.settings.hard_targets)
+        return targets.clone(), answers.clone()
 
     def _count_classes(self) -> int:
         """K, or 0 for a box that does not classify: as declared, else as answered."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,15 @@ class RobustPipeline(nn.Module):
         return self.images(self.embed(self.denoise(x)), x.shape[1:])
 
 
+Heard = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+
+
 @dataclass(frozen=True)
 class StabilityObjective:
     """ℓ(z) = loss(f(ψ_dec(z)), target) at k variants of b points: what an estimator differentiates by queries.
 
-    client: answers images. target: (b, ...). Points are decoded and asked in batches of the client's size, so memory
-    does not grow with k.
+    client: answers images. target: (b, ...). exact: with TF32 off. Points are decoded and asked in batches of the
+    client's size, so memory does not grow with k.
     """
 
     pipeline: RobustPipeline
@@ -64,18 +67,26 @@ class StabilityObjective:
     loss: Loss
     target: Tensor
     image_shape: tuple[int, ...]
+    exact: bool = True
 
-    def __call__(self, points: Tensor, active: Tensor | None = None) -> Tensor:
-        """(k, b, d) -> (k, b); points outside `active` (k, b) are not asked and score 0."""
+    def __call__(self, points: Tensor, active: Tensor | None = None, heard: Heard | None = None) -> Tensor:
+        """(k, b, d) -> (k, b); points outside `active` (k, b) are not asked and score 0.
+
+        heard: told of each batch: points (n, d), the images (n,) of 0 to b - 1 that they belong to, what the box saw
+        (n, c, h, w) and what it answered.
+        """
         k, b, _ = points.shape
         wanted = torch.arange(k * b, device=points.device) if active is None else active.flatten().nonzero().squeeze(1)
         flat, owner = points.flatten(0, 1), wanted % b
         losses = torch.zeros(k * b, dtype=points.dtype, device=points.device)
-        with torch.inference_mode(), full_precision():
+        with torch.inference_mode(), full_precision() if self.exact else nullcontext():
             for low in range(0, len(wanted), self.client.batch_size):
                 chosen = wanted[low : low + self.client.batch_size]
-                outputs = self.client(self.pipeline.images(flat[chosen], self.image_shape))
-                losses[chosen] = self.loss(outputs, self.target[owner[low : low + len(chosen)]]).to(losses.dtype)
+                owners, images = owner[low : low + len(chosen)], self.pipeline.images(flat[chosen], self.image_shape)
+                outputs = self.client(images)
+                losses[chosen] = self.loss(outputs, self.target[owners]).to(losses.dtype)
+                if heard:
+                    heard(flat[chosen], owners, images, outputs)
         return losses.reshape(k, b)
 
 
@@ -99,6 +110,11 @@ def full_precision() -> Iterator[None]:
             part.fp32_precision = precision
         for switch in switches:
             switch.allow_tf32 = True
+
+
+def tf32_is_on(device: torch.device) -> bool:
+    """Whether convolutions or products on `device` may round to TF32."""
+    return device.type == "cuda" and (_allows_tf32(torch.backends.cudnn) or _allows_tf32(torch.backends.cuda.matmul))
 
 
 def _allows_tf32(switch: Any) -> bool:

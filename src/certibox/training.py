@@ -18,7 +18,7 @@ from certibox.checkpoints import module_digest
 from certibox.config import Schedule, one_cycle
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.estimators import GradientEstimator
+from certibox.estimators import GradientEstimator, Guided, Orthogonal
 from certibox.loop import Progress, RunDirectory, run
 from certibox.networks import Autoencoder
 from certibox.objective import METHODS, Objective, Scheme, Settings
@@ -26,6 +26,7 @@ from certibox.pipeline import Defense, RobustPipeline, surviving_share
 from certibox.query import Fingerprint, QueryClient, differentiable
 from certibox.records import read_json, write_json_atomic
 from certibox.supervised import held_out, pretrain_autoencoder
+from certibox.surrogate import PROBE_DIRECTIONS
 
 STAGE1_STEPS = 2000  # pre-training of an autoencoder that the user did not bring
 
@@ -56,6 +57,7 @@ def train(
     device: torch.device | str = "cpu",
     out: str | Path | None = None,
     checkpoint_every: int = 200,
+    patience: int | None = None,
     progress: Progress | None = None,
 ) -> Defense:
     """Train a defense of `client`'s box on unlabelled `images` (labels are used by RS alone).
@@ -69,7 +71,8 @@ def train(
 
     Targets are the box's answers to the clean images, asked once; an augmented image keeps the answer to its original.
     validation: images, or a share of `images` held out, on which the best epoch is selected by `validation_votes` noisy
-    votes an image (by MSE for DS, without queries). Nothing else sees them. device: where the white part trains.
+    votes an image (by MSE for DS, without queries), so that training never ends below its start; nothing else sees them.
+    patience: stop after so many epochs without a better one. device: where the white part trains.
     out: a directory for checkpoints and rows, resumed if it holds some; give the client a ledger too, so that resuming
     pays for nothing twice. fingerprint: also ask the box about 8 canaries, to recognise it later.
 
@@ -117,6 +120,7 @@ def train(
         "start": module_digest(pipeline),
         "box": client.spec.provenance(),
         "batch_size": client.batch_size,
+        "patience": patience,
     }
     _check_step(pipeline, client, shown, settings)
     job = Objective(settings, client, pipeline, shown, held)
@@ -133,11 +137,13 @@ def train(
             client=client,
             directory=directory,
             checkpoint_every=checkpoint_every,
+            patience=patience,
             progress=progress,
         )
     mark = _fingerprint(client, images.shape, directory) if fingerprint else None
     pipeline.eval().requires_grad_(False)
-    return Defense(pipeline, client, method, sigma, images.shape, job.num_classes, config, mark)
+    facts = config if job.step_choice is None else config | {"step": job.step_choice}
+    return Defense(pipeline, client, method, sigma, images.shape, job.num_classes, facts, mark)
 
 
 def _suitable(images: Images, seed: int) -> Autoencoder:
@@ -221,13 +227,17 @@ def _check_step(pipeline: RobustPipeline, client: QueryClient, images: Images, s
     levels, estimator = client.spec.levels, settings.estimator
     if METHODS[settings.method].order != 0 or levels is None or estimator is None:
         return
+    mu = getattr(estimator, "mu", None)
+    if mu == "auto" or (isinstance(estimator, Guided) and estimator.q == 0):
+        return  # measured later, or never stepped
+    if isinstance(estimator, Guided):
+        estimator = Orthogonal(PROBE_DIRECTIONS, estimator.mu, estimator.central)
     x = images.floats(slice(0, 8))
     noisy = x + settings.sigma * torch.randn(x.shape, generator=seeds.generator(settings.seed, "step"))
     noisy = noisy.to(next(pipeline.parameters()).device)
     directions = seeds.generator(settings.seed, "step directions", device=noisy.device)
     share = surviving_share(pipeline, noisy, estimator, levels, directions)
     if share < 0.5:
-        mu = getattr(estimator, "mu", None)
         raise InvalidInput(
             f"mu = {mu} is too small for a box with {levels} grey levels: only {share:.0%} of the perturbed inputs "
             "differ after rounding (measured without queries); wanted at least half: raise mu"

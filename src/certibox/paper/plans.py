@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from certibox.confidence import smallest_n
 from certibox.config import Phase, Schedule, digest
@@ -51,7 +51,7 @@ class Network:
     """A network trained by itself: the black box, or the autoencoder of stage 1.
 
     images: the first so many of the training split, by default all for a box, and those of the defense for an
-    autoencoder. weights: a folder of a saved autoencoder to load instead.
+    autoencoder. weights: a folder of a saved autoencoder to load instead. outputs: all that a box shows of its answers.
     mean, std: the box's own normalisation, per channel.
     """
 
@@ -65,6 +65,7 @@ class Network:
     std: tuple[float, ...] | None = None
     seed: int | None = None
     weights: str | None = None
+    outputs: Literal["logits", "labels"] = "logits"
 
     @property
     def schedule(self) -> Schedule:
@@ -74,19 +75,27 @@ class Network:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A zeroth-order estimator by name: cge, rge or orthogonal."""
+    """A zeroth-order estimator by name: cge, rge, orthogonal or guided.
 
-    name: Literal["cge", "rge", "orthogonal"]
-    mu: float
-    q: int | None = None
+    share: of each batch that gets an estimate. guided: the settings of `estimators.Guided` beside q, mu and central.
+    """
+
+    name: Literal["cge", "rge", "orthogonal", "guided"]
+    mu: float | Literal["auto"] = "auto"
+    q: int | Literal["auto"] | None = None
     central: bool = False
+    share: float = 1.0
+    guided: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(self.mu > 0, f"mu is {self.mu}; wanted a positive step in units of the embedding")
-        _require(
-            (self.name == "cge") == (self.q is None), f"{self.name} has q = {self.q}; wanted q for rge and orthogonal"
-        )
-        _require(self.q is None or self.q >= 1, f"q is {self.q}; wanted at least 1 direction")
+        positive = isinstance(self.mu, str) or self.mu > 0
+        _require(positive, f"mu is {self.mu}; wanted a positive step in units of the embedding")
+        wanted = "wanted q for rge, orthogonal and guided"
+        _require((self.name == "cge") == (self.q is None), f"{self.name} has q = {self.q}; {wanted}")
+        if self.name != "guided":
+            _require(
+                self.q is None or (self.q != "auto" and self.q >= 1), f"q is {self.q}; wanted at least 1 direction"
+            )
 
 
 @dataclass(frozen=True)
@@ -237,9 +246,12 @@ def _names(kind: type) -> list[str]:
 
 def _typed(hint: Any, value: Any, place: str) -> Any:
     """One value of a YAML file in the type of its field."""
-    options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
     if value is None and type(None) in options:
         return None
+    for option in options[1:]:  # a word instead of a number, such as "auto"
+        if get_origin(option) is Literal and value in get_args(option):
+            return value
     hint = next(option for option in options if option is not type(None))
     if is_dataclass(hint):
         return parse(hint, value, place)  # pyright: ignore[reportArgumentType]

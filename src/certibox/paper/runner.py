@@ -18,6 +18,7 @@ from certibox.certification import certify_dataset
 from certibox.config import digest
 from certibox.data import Images
 from certibox.errors import InvalidInput
+from certibox.losses import predictions
 from certibox.paper.claims import certified
 from certibox.paper.measured import DECIMALS, Measured, Results
 from certibox.paper.plans import Plan
@@ -136,12 +137,13 @@ def _certified(
     assert wanted is not None
     client = model if isinstance(model, QueryClient) else model.client
     base = model if isinstance(model, QueryClient) else model.outputs
-    assert client.num_outputs is not None  # some class may have no test image
+    classes = client.num_outputs or client.spec.num_classes  # not the labels': some class may have no test image
+    assert classes is not None
     asked = {"n0": wanted.n0, "n": wanted.n, "alpha": wanted.alpha}
     name = f"certificates-{digest({**asked, 'images': test.digest})}.jsonl"
     with client.phase("certify"), workshop.bar(f"certify {job.row.name}") as progress:
         rows = certify_dataset(
-            SmoothedClassifier(base, client.num_outputs, sigma),
+            SmoothedClassifier(base, classes, sigma),
             test,
             seed=job.seed,
             out=folder / name,
@@ -200,7 +202,7 @@ def _clean_accuracy(client: QueryClient, test: Images) -> float:
     assert test.labels is not None
     with client.phase("clean accuracy"):
         right = [
-            client(test.floats(index)).argmax(1).cpu() == test.labels[index]
+            predictions(client(test.floats(index)), client.spec.outputs).cpu() == test.labels[index]
             for index in torch.arange(len(test)).split(client.batch_size)
         ]
     return float(torch.cat(right).float().mean())

@@ -22,7 +22,7 @@ from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
 from certibox.config import digest
 from certibox.data import Images, load_images, load_restricted_imagenet
 from certibox.errors import InvalidInput
-from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal
+from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal, Subset
 from certibox.loop import Progress
 from certibox.networks import Autoencoder
 from certibox.paper.plans import Attack, Data, Defense, Estimator, Plan, stated
@@ -124,8 +124,11 @@ class Workshop:
         tensors, facts = checkpoints.read(self._kept(folder) / "network.safetensors")
         network = networks.build(facts["spec"])
         checkpoints.load_module(network, tensors, "box")
-        network.to(self.device)
-        return as_blackbox(network.eval().requires_grad_(False), outputs=outputs, **declared)
+        network.to(self.device).eval().requires_grad_(False)
+        if wanted.outputs == "labels" and not plan.attack:
+            classes = facts["spec"]["arguments"]["num_classes"]
+            return as_blackbox(nn.Sequential(network, _Label()), outputs="labels", num_classes=classes, **declared)
+        return as_blackbox(network, outputs=outputs, **declared)
 
     def _train_box(self, plan: Plan, folder: Path, seed: int, spec: BoxSpec) -> nn.Module:
         wanted, splits = plan.box, self.splits(replace(plan, data=replace(plan.data, train=plan.box.images)))
@@ -250,7 +253,8 @@ class Workshop:
 
     def box_folder(self, plan: Plan) -> Path:
         """Where the box of a plan is kept. Which images train or test the defense does not matter to it."""
-        return self._folder("box", plan.box.seed or 0, plan, replace(plan.data, train=None, test=None), plan.box)
+        shown = replace(plan.box, outputs="logits")  # what it shows of its answers does not train it
+        return self._folder("box", plan.box.seed or 0, plan, replace(plan.data, train=None, test=None), shown)
 
     def autoencoder_folder(self, plan: Plan, seed: int) -> Path:
         """Where the autoencoder of a plan and seed is kept."""
@@ -279,6 +283,13 @@ class Workshop:
         return {stage: spent(self._kept(folder)) for stage, folder in folders.items()}
 
 
+class _Label(nn.Module):
+    """Scores (n, K) -> the label (n,): all that some endpoints show."""
+
+    def forward(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores.argmax(1)
+
+
 def measurement_of(attack: Attack) -> Measurement:
     """The measurement of a reconstruction."""
     return Measurement(attack.measurement_seed, measurements=attack.measurements)
@@ -288,9 +299,19 @@ def estimator_of(wanted: Estimator | None) -> GradientEstimator | None:
     """The estimator of a plan."""
     if wanted is None:
         return None
+    made = _whole_batch(wanted)
+    return made if wanted.share == 1 else Subset(made, wanted.share)
+
+
+def _whole_batch(wanted: Estimator) -> GradientEstimator:
+    if wanted.guided and wanted.name != "guided":
+        raise InvalidInput(f"{wanted.name} has {wanted.guided} for guided; wanted these for an estimator named guided")
     if wanted.name == "cge":
         return CGE(wanted.mu, wanted.central)
     assert wanted.q is not None  # or the plan is refused
+    if wanted.name == "guided":
+        return Guided(wanted.q, wanted.mu, wanted.central, **wanted.guided)
+    assert wanted.q != "auto"
     return {"rge": RGE, "orthogonal": Orthogonal}[wanted.name](wanted.q, wanted.mu, wanted.central)
 
 

@@ -87,10 +87,10 @@ class Table:
 
 
 class Suite:
-    """The experiments of a folder, read when they are asked for."""
+    """The experiments of a folder, read when they are asked for. names: of its tables, by default the paper's."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, names: tuple[str, ...] = NAMES) -> None:
+        self.folder, self.names = Path(folder), names
         self._files: dict[str, dict[str, Any]] = {}
         if not (self.folder / "setups.yaml").is_file():
             raise UnreadableFile(f"{folder} holds no setups.yaml; wanted the folder of experiments: --experiments DIR")
@@ -112,12 +112,12 @@ class Suite:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """All tables and figures, in the order of the paper."""
-        return {name: self.table(name) for name in NAMES}
+        return {name: self.table(name) for name in self.names}
 
     def table(self, name: str) -> Table:
         """One table, with every row resolved at every scale."""
-        if name not in NAMES:
-            raise InvalidInput(f"there is no experiment {name!r}; wanted one of {', '.join(NAMES)}")
+        if name not in self.names:
+            raise InvalidInput(f"there is no experiment {name!r}; wanted one of {', '.join(self.names)}")
         raw = self._read(name)
         _check_keys(raw, _TABLE_KEYS, _ALSO_IN_A_TABLE, name)
         scales = raw["scales"]
@@ -168,7 +168,7 @@ class Suite:
         if "like" not in entry:
             return entry
         table, _, name = entry["like"].partition(" / ")
-        if table not in NAMES:
+        if table not in self.names:
             raise InvalidInput(f"{place}: there is no table of {entry['like']!r}; wanted 'table / name' of a row")
         found = [other for other in self._read(table)["rows"] if other.get("name") == name]
         if not found:

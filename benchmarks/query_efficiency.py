@@ -1,0 +1,168 @@
+"""What a query buys: certified accuracy against the queries of training, for every estimator, on four kinds of boxes.
+
+    python benchmarks/query_efficiency.py run mnist --data DIR [--row NAME ...] [--seed S ...]
+    python benchmarks/query_efficiency.py print
+
+`queries/` holds the settings (setups.yaml), one file a study with its rows and claims, and `measured/` with one JSON
+line a row and seed, appended as it is measured: a number for every test image, hardware, versions. `run` goes on where
+it stopped and measures no row twice; `print` also draws the picture of the first study. Queries are all that training
+takes: targets, estimates, probes, validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from sklearn.ensemble import RandomForestClassifier
+
+from certibox.blackbox import BlackBox, as_blackbox
+from certibox.paper import runner
+from certibox.paper.claims import certified, check
+from certibox.paper.measured import Measured, Results
+from certibox.paper.plans import Plan
+from certibox.paper.stages import Workshop
+from certibox.paper.suite import Suite, Table
+from certibox.progress import bar
+from certibox.report import markdown
+
+FOLDER = Path(__file__).parent / "queries"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "queries.png"
+STUDIES = ("mnist", "mnist-forest", "mnist-labels", "cifar10")
+RADII = (0.5, 1.0, 2.0)  # multiples of sigma
+CEILINGS = {"RS": ":", "FO-DS": "--", "FO-AE-DS": "-"}
+NOTHING = 3e3  # where a logarithmic axis shows no queries at all
+
+
+class Studio(Workshop):
+    """A workshop that has a random forest too: a box of a family through which no gradient passes."""
+
+    _forests: ClassVar[dict[str, BlackBox]] = {}
+
+    def box(self, plan: Plan) -> BlackBox:
+        if plan.box.network != "random-forest":
+            return super().box(plan)
+        name = self.box_folder(plan).name
+        if name not in self._forests:
+            images = self.splits(plan).train.select(slice(0, plan.box.images))
+            assert images.labels is not None
+            forest = RandomForestClassifier(n_estimators=100, random_state=plan.box.seed or 0, n_jobs=1)
+            forest.fit(images.floats(slice(None)).flatten(1).numpy(), images.labels.numpy())
+            self._forests[name] = as_blackbox(forest, outputs="probabilities", name=plan.box.network)
+        return self._forests[name]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run_parser = commands.add_parser("run", help="measure rows of a study")
+    run_parser.add_argument("study", choices=STUDIES)
+    run_parser.add_argument("--data", type=Path, required=True, help="folder with a folder for each data set")
+    run_parser.add_argument("--row", nargs="+", default=[], help="these rows alone")
+    run_parser.add_argument("--seed", nargs="+", type=int, default=[], help="these seeds alone")
+    run_parser.add_argument("--work", type=Path, default=Path("runs/queries"))
+    run_parser.add_argument("--device", default="cpu")
+    run_parser.add_argument("--threads", type=int, default=1)
+    commands.add_parser("print", help="tables and verdicts of what is measured, and the picture")
+    options = parser.parse_args()
+    if options.command == "run":
+        torch.set_num_threads(options.threads)
+        run(options.study, options.data, options.work, options.device, options.row, options.seed)
+        return
+    for study in STUDIES:
+        print(f"### {measured(study)[0].title}\n\n{table(study)}\n{verdicts(study)}")
+    draw("mnist", PICTURE)
+
+
+def run(study: str, data: Path, work: Path, device: str, rows: Sequence[str], seeds: Sequence[int]) -> None:
+    """Measure what is missing of a study's rows."""
+    suite, results = Suite(FOLDER, STUDIES), Results(FOLDER)
+    workshop = Studio(suite, data, work, bar, device)
+    for job in runner.jobs(suite.table(study), "cpu", rows, seeds):
+        row, fresh = runner.measure(job, workshop, results)
+        known = "" if fresh else " (known)"
+        print(f"{job.name}: {runner.headline(row)}; {row.queries['train']:,} queries{known}", flush=True)
+
+
+def measured(study: str) -> tuple[Table, dict[str, list[Measured]]]:
+    """A study, and under each name the measured rows of its plan, in the study's order."""
+    found, known = Suite(FOLDER, STUDIES).table(study), Results(FOLDER).by_plan()
+    rows = {}
+    for row in found.rows:
+        keys = [(row.plans["cpu"].digest, seed) for seed in found.seeds["cpu"]]
+        if held := [known[key] for key in keys if key in known]:
+            rows[row.name] = held
+    return found, rows
+
+
+def table(study: str) -> str:
+    """Queries and certified accuracy of each row, mean over its seeds, in Markdown."""
+    body = []
+    for name, held in measured(study)[1].items():
+        shares = [f"{_share(held, multiple):.1f}" for multiple in RADII]
+        body.append([name, f"{_queries(held):,.0f}", *shares, str(len(held))])
+    return markdown([["trained with", "queries to train", *(f"r = {m:g}σ" for m in RADII), "seeds"], *body])
+
+
+def verdicts(study: str) -> str:
+    """What each claim of a study comes to, in Markdown: paired differences in points with 95 % intervals."""
+    found, rows = measured(study)
+    body = []
+    for claim in found.claims:
+        finding = check(claim, rows.get(claim.better, []), rows.get(claim.worse, []))
+        if finding is None:
+            continue
+        said = f"{100 * finding.difference:+.1f} [{100 * finding.low:+.1f}, {100 * finding.high:+.1f}]"
+        pair = f"{claim.better} − {claim.worse}"
+        body.append([claim.text, pair, f"{claim.at:g}σ", said, str(len(finding.by_seed)), finding.verdict])
+    return markdown([["claim", "pair", "at r", "points", "seeds", "verdict"], *body])
+
+
+def draw(study: str, path: Path) -> None:
+    """Certified accuracy at r = σ against queries, a line for each estimator and space; white boxes as ceilings."""
+    from matplotlib.figure import Figure
+
+    rows = measured(study)[1]
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (name, points) in enumerate(lines(rows).items()):
+        style = "--" if name.startswith("ZO-DS") else "-"
+        axes.plot(*zip(*points, strict=True), marker="o", linestyle=style, label=name, color=f"C{place}")
+    for name, style in CEILINGS.items():
+        if name in rows:
+            axes.axhline(_share(rows[name]), color="0.4", linestyle=style, linewidth=1, label=f"{name} (white box)")
+    if "MSE denoiser" in rows:
+        axes.plot(NOTHING, _share(rows["MSE denoiser"]), marker="s", color="k", linestyle="", label="MSE denoiser")
+    axes.set(xscale="log", xlabel="queries to train, all included (left edge: none)")
+    axes.set_ylabel("certified accuracy at r = σ, %")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7, ncols=2, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def lines(rows: dict[str, list[Measured]]) -> dict[str, list[tuple[float, float]]]:
+    """The points (queries, share in %) of each estimator in each space, by queries."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, held in rows.items():
+        if kind := re.match(r"(ZO-\S+) \((\w+)", name):
+            found.setdefault(f"{kind[1]}, {kind[2]}", []).append((_queries(held), _share(held)))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def _queries(held: Sequence[Measured]) -> float:
+    return float(np.mean([row.queries["train"] for row in held]))
+
+
+def _share(held: Sequence[Measured], multiple: float = 1.0) -> float:
+    """Certified accuracy in %, mean over seeds."""
+    return 100 * float(np.mean([certified(row, multiple).mean() for row in held]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Estimates that start from a surrogate's guess, and the measure of how good the guess is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeGuard, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from certibox.errors import InvalidInput
+from certibox.estimators.differences import (
+    Block,
+    Objective,
+    Step,
+    check_step,
+    dimension_of,
+    finite_difference,
+    measured_slopes,
+)
+from certibox.estimators.linear import Orthogonal
+
+
+@runtime_checkable
+class GuidedObjective(Protocol):
+    """An objective with a surrogate that learns from its answers: what `Guided` wants."""
+
+    def __call__(self, points: Tensor, active: Tensor | None = None) -> Tensor:
+        """Losses (k, b) at points (k, b, d), by queries; the surrogate is told the answers."""
+        ...
+
+    def guess(self, points: Tensor) -> Tensor:
+        """The surrogate's losses (k, b) at points (k, b, d): differentiable, and no query."""
+        ...
+
+    def learn(self) -> None:
+        """Let the surrogate learn from what it was told."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Guided:
+    """Surrogate-guided estimate: the gradient of a surrogate g_s, corrected along q orthonormal directions.
+
+        ĝ = g_s + Σ u [D_u ℓ − D_u ℓ_s],   u_1 ∥ g_s, the others random and orthogonal to it
+
+    where D is the same finite difference of the loss and of the surrogate's guess, so stairs and curvature that the
+    surrogate knows cancel. A projection: its squared error is that of g_s less what the directions see of it, never
+    more, and nothing at q = d. At q = 0 an image costs the one answer that the surrogate learns from; the bias is the
+    surrogate's, so `q="auto"` measures its cosine with the truth every `probe_every` steps (`alignment`) and buys the
+    directions that lift the expected cosine to `target`.
+
+    mu, central: as for RGE, of the corrections and probes. surrogate: `image`, a convolutional network on the images
+    that the box sees, or `latent`, a perceptron on the points themselves. ask: share of a batch asked for answers to
+    learn from; below 1, the surrogate is used more often than it is told. distill: further queries, spent on noisy
+    and denoised images before the first step that wants a gradient. jitter: standard deviation of Gaussian steps around
+    z, in its units, at which those answers are asked, `votes` a point: the surrogate then learns a box that answers in
+    stairs or labels through its frequencies nearby. updates: optimizer steps of the surrogate a step of training.
+    Sources: control variates with a learned prior, as in Meier et al. NeurIPS 2019 and Cheng et al. NeurIPS 2019.
+    """
+
+    q: int | Literal["auto"] = "auto"
+    mu: Step = "auto"
+    central: bool = False
+    surrogate: Literal["image", "latent"] = "image"
+    ask: float = 1.0
+    distill: int = 0
+    jitter: float = 0.0
+    votes: int = 1
+    updates: int = 4
+    target: float = 0.3
+    probe_every: int = 20
+
+    def __post_init__(self) -> None:
+        check_step(self.mu, 1)
+        if self.q != "auto" and (isinstance(self.q, str) or self.q < 0):
+            raise InvalidInput(f"q is {self.q}; wanted a number of correcting directions >= 0, or 'auto'")
+        if self.surrogate not in SURROGATES:
+            raise InvalidInput(f"surrogate is {self.surrogate!r}; wanted one of {', '.join(SURROGATES)}")
+        for name, low, high in (("ask", 0, 1), ("target", 0, 1), ("jitter", 0, math.inf), ("distill", 0, math.inf)):
+            if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
+                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted a finite number from {low} to {high}")
+        for name in ("votes", "updates", "probe_every"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted at least 1")
+
+    def estimate(
+        self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
+    ) -> Tensor:
+        if not _has_surrogate(objective):
+            raise InvalidInput(
+                "Guided got an objective without a surrogate; wanted guess and learn, see GuidedObjective"
+            )
+        if self.q == "auto":
+            raise InvalidInput("q is 'auto', which training alone resolves; wanted a number here, see corrections")
+        base = self._ask(objective, z, generator)
+        objective.learn()
+        guess = guessed_gradient(objective, z, live)
+        if self.q == 0:
+            return guess
+
+        def residual(points: Tensor, *active: Tensor) -> Tensor:
+            with torch.no_grad():
+                return objective(points, *active) - objective.guess(points)
+
+        if base is not None:
+            base = base - objective.guess(z.unsqueeze(0)).detach()
+        blocks = _towards(guess, Orthogonal(min(self.q, z.shape[1]), 1.0).blocks(z, generator, live))
+        return guess + finite_difference(residual, z, blocks, self.mu, self.central, base)
+
+    def cost(self, d: int) -> int:
+        """At most, rounded up; for q = "auto" with a surrogate that knows nothing, and without the probes."""
+        q = corrections(0.0, self.target, d) if self.q == "auto" else min(self.q, d)
+        base = 0 if self._knows_base or self.central else 1
+        return math.ceil(self.ask * self.votes) + (q * (2 if self.central else 1) + base if q else 0)
+
+    @property
+    def _knows_base(self) -> bool:
+        """Whether ℓ(z) is among the answers that are asked anyway."""
+        return self.ask == 1 and self.jitter == 0
+
+    def _ask(self, objective: GuidedObjective, z: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Ask the answers to learn from; ℓ(z) (1, b) where that is what was asked."""
+        b = len(z)
+        asked = torch.randperm(b, generator=generator, device=z.device) < round(self.ask * b)
+        points = z.expand(self.votes, *z.shape)
+        if self.jitter:
+            noise = torch.randn(points.shape, generator=generator, dtype=z.dtype, device=z.device)
+            points = points + self.jitter * noise
+        losses = objective(points, asked.expand(self.votes, b))
+        return losses[:1] if self._knows_base else None
+
+
+SURROGATES = ("image", "latent")
+
+
+def _has_surrogate(objective: Objective) -> TypeGuard[GuidedObjective]:
+    """By attribute: from Python 3.12 on, isinstance does not see what a wrapper passes on."""
+    return hasattr(objective, "guess") and hasattr(objective, "learn")
+
+
+def guessed_gradient(objective: GuidedObjective, z: Tensor, live: Tensor | None = None) -> Tensor:
+    """∇ of the surrogate's guess at z (b, d) -> (b, d), 0 where `live` says that it does not matter."""
+    with torch.enable_grad():
+        points = z.detach().clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(objective.guess(points.unsqueeze(0)).sum(), points)
+    return gradient if live is None else gradient * live
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Unbiased sums over a batch: <g_s, g>, ‖g_s‖² and ‖g‖², up to the curvature of the differences."""
+
+    product: float
+    guess: float
+    truth: float
+
+    @property
+    def cosine(self) -> float:
+        """Of the batch's stacked gradients; 0 where either vanishes."""
+        scale = math.sqrt(max(self.guess, 0.0) * max(self.truth, 0.0))
+        return max(-1.0, min(1.0, self.product / scale)) if scale else 0.0
+
+    def blended(self, other: Alignment, keep: float) -> Alignment:
+        """An exponential average: `keep` of this one and the rest of the other."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Alignment(*(keep * mine + (1 - keep) * theirs for mine, theirs in pairs))
+
+
+def alignment(
+    objective: GuidedObjective,
+    z: Tensor,
+    generator: torch.Generator,
+    *,
+    directions: int,
+    mu: Step,
+    central: bool = False,
+    live: Tensor | None = None,
+) -> Alignment:
+    """Measure the surrogate at z (b, d): one slope along its own gradient, `directions` random ones across it.
+
+    Costs directions + 2 queries an image (2 (directions + 1) central). E over the random directions: the slope along
+    g_s gives <g_s, g> and its own part of ‖g‖², the m others (d − 1)/m times theirs the rest of ‖g‖².
+    """
+    guess = guessed_gradient(objective, z, live)
+    m = min(directions, z.shape[1] - 1)
+    blocks = _towards(guess, Orthogonal(m + 1, 1.0).blocks(z, generator, live))
+    measured = measured_slopes(objective, z, blocks, mu, central, None)
+    slopes = torch.cat([block.weights * slopes for block, slopes in measured])  # (m + 1, b), 0 where not asked
+    dimensions = dimension_of(z, live)
+    used = (dimensions.clamp(max=m + 1) - 1).clamp(min=1)  # a point has no more directions than live coordinates
+    across = slopes[1:].square().sum(0) * (dimensions - 1).clamp(min=0) / used
+    product = (guess.norm(dim=1) * slopes[0]).sum()
+    return Alignment(float(product), float(guess.square().sum()), float((slopes[0].square() + across).sum()))
+
+
+def corrections(cosine: float, target: float, d: int) -> int:
+    """Directions, the guess's own among them, that lift a guess of this cosine to `target`; 0 if it is there.
+
+    Projected on q directions, the first along the guess: E cos² = c² + (1 − c²)(q − 1)/(d − 1).
+    """
+    c2 = max(cosine, 0.0) ** 2  # a guess that points away is worth nothing
+    if c2 >= target**2:
+        return 0
+    return min(d, 1 + math.ceil((d - 1) * (target**2 - c2) / (1 - c2)))
+
+
+def _towards(guess: Tensor, blocks: Iterator[Block]) -> Iterator[Block]:
+    """Reflect orthonormal directions so that the first lies along `guess` (b, d); the weights become a projection's.
+
+    One Householder reflection I − 2 v vᵀ a point takes u_1 to the guess's direction and keeps all angles.
+    """
+    mirror: Tensor | None = None
+    for block in blocks:
+        if mirror is None:
+            norm = guess.norm(dim=1, keepdim=True)
+            aim = guess / norm.clamp_min(torch.finfo(guess.dtype).tiny)
+            mirror = torch.where(norm > 0, block.directions[0] - aim, 0.0)
+            mirror = mirror / mirror.norm(dim=1, keepdim=True).clamp_min(torch.finfo(guess.dtype).tiny)
+        u = block.directions - 2 * torch.einsum("kbd,bd->kb", block.directions, mirror).unsqueeze(-1) * mirror
+        weights = torch.ones_like(block.weights) if block.active is None else block.active.to(u.dtype)
+        yield Block(u, weights, block.active)

@@ -1,0 +1,182 @@
+"""Unbiased and projected estimates from a tableau: RGE, CGE and random orthonormal directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from certibox.errors import InvalidInput
+from certibox.estimators.differences import (
+    Block,
+    GradientEstimator,
+    Objective,
+    Step,
+    check_step,
+    chunks,
+    dimension_of,
+    finite_difference,
+)
+
+
+@final
+@dataclass(frozen=True)
+class RGE:
+    """Random gradient estimate: q directions uniform on the unit sphere (eq. 3).
+
+    mu: step, in units of z. central: two queries a direction and error O(μ²), else q + 1 queries and O(μ).
+    """
+
+    q: int
+    mu: Step
+    central: bool = False
+
+    def __post_init__(self) -> None:
+        check_step(self.mu, self.q)
+
+    def estimate(
+        self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
+    ) -> Tensor:
+        return finite_difference(objective, z, self.blocks(z, generator, live), self.mu, self.central)
+
+    def cost(self, d: int) -> int:
+        return 2 * self.q if self.central else self.q + 1
+
+    def blocks(self, z: Tensor, generator: torch.Generator, live: Tensor | None) -> Iterator[Block]:
+        dimension = dimension_of(z, live)  # (b,)
+        for first, last in chunks(self.q, z):
+            u = torch.randn((last - first, *z.shape), generator=generator, dtype=z.dtype, device=z.device)
+            if live is not None:
+                u = u * live
+            u = u / u.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+            weights = (dimension / self.q).expand(len(u), -1)
+            yield Block(u, weights, None if live is None else (dimension > 0).expand(len(u), -1))
+
+
+@final
+@dataclass(frozen=True)
+class CGE:
+    """Coordinate-wise gradient estimate: one direction a coordinate (eq. 4); only live ones where those are known."""
+
+    mu: Step
+    central: bool = False
+
+    def __post_init__(self) -> None:
+        check_step(self.mu, 1)
+
+    def estimate(
+        self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
+    ) -> Tensor:
+        return finite_difference(objective, z, self.blocks(z, live), self.mu, self.central)
+
+    def cost(self, d: int) -> int:
+        return 2 * d if self.central else d + 1
+
+    def blocks(self, z: Tensor, live: Tensor | None) -> Iterator[Block]:
+        b, d = z.shape
+        marked = torch.ones_like(z, dtype=torch.bool) if live is None else live
+        order = marked.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # live coordinates first
+        count = marked.sum(dim=1)  # (b,)
+        for first, last in chunks(int(count.max()), z):
+            slots = torch.arange(first, last, device=z.device)
+            u = torch.zeros((last - first, b, d), dtype=z.dtype, device=z.device)
+            active = slots.unsqueeze(1) < count  # (k, b)
+            u.scatter_(2, order[:, first:last].T.unsqueeze(-1), active.to(z.dtype).unsqueeze(-1))
+            yield Block(u, active.to(z.dtype), None if live is None else active)
+
+
+@final
+@dataclass(frozen=True)
+class Orthogonal:
+    """q random orthonormal directions: each is a row of the cosine transform under random signs.
+
+    A row C_k of the orthonormal DCT-II with random coordinate signs s and a uniformly random k has E u uᵀ = I/d
+    exactly, rows stay orthonormal, and any row is made on the spot: no QR, and no d x q matrix in memory.
+    """
+
+    q: int
+    mu: Step
+    central: bool = False
+
+    def __post_init__(self) -> None:
+        check_step(self.mu, self.q)
+
+    def estimate(
+        self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
+    ) -> Tensor:
+        self.cost(z.shape[1])
+        return finite_difference(objective, z, self.blocks(z, generator, live), self.mu, self.central)
+
+    def cost(self, d: int) -> int:
+        if self.q > d:
+            raise InvalidInput(
+                f"Orthogonal wants q = {self.q} directions in {d} dimensions; q may be at most {d}: lower q, or use CGE"
+            )
+        return 2 * self.q if self.central else self.q + 1
+
+    def blocks(self, z: Tensor, generator: torch.Generator, live: Tensor | None) -> Iterator[Block]:
+        marked = torch.ones_like(z, dtype=torch.bool) if live is None else live
+        m = marked.sum(dim=1)  # (b,) dimensions that matter
+        draws = torch.rand(z.shape, generator=generator, device=z.device)
+        beyond = torch.arange(z.shape[1], device=z.device) >= m.unsqueeze(1)
+        frequencies = draws.masked_fill(beyond, 2.0).argsort(dim=1)[
+            :, : self.q
+        ]  # (b, q), distinct, those below m first
+        signs = torch.randint(0, 2, z.shape, generator=generator, device=z.device).to(z.dtype) * 2 - 1
+        rank = marked.cumsum(dim=1) - 1  # place of each live coordinate among the live ones
+        used = m.clamp(max=self.q)  # (b,)
+        for first, last in chunks(self.q, z):
+            k = frequencies[:, first:last].T  # (k, b)
+            u = _cosine_rows(k, rank, m.clamp(min=1), z.dtype) * (signs * marked)
+            active = torch.arange(first, last, device=z.device).unsqueeze(1) < used
+            weights = active * (m.to(z.dtype) / used.clamp(min=1))
+            yield Block(u, weights, None if live is None else active)
+
+
+@final
+@dataclass(frozen=True)
+class Subset:
+    """Any estimator on a random share of the batch, scaled up so that the batch's mean gradient stays unbiased.
+
+    share: of the images of a batch that get an estimate, at least one image; the others get 0 and are not asked about.
+    """
+
+    estimator: GradientEstimator
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InvalidInput(f"share is {self.share}; wanted a share of the batch above 0, up to 1")
+
+    def estimate(
+        self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
+    ) -> Tensor:
+        b = len(z)
+        chosen = torch.randperm(b, generator=generator, device=z.device)[: max(1, round(self.share * b))]
+        inside = torch.zeros(b, dtype=torch.bool, device=z.device).index_fill(0, chosen, True)
+
+        def of_chosen(points: Tensor, active: Tensor | None = None) -> Tensor:
+            everywhere = z.expand(len(points), -1, -1).index_copy(1, chosen, points)
+            wanted = inside.expand(len(points), b).clone()
+            if active is not None:
+                wanted[:, chosen] = active
+            return objective(everywhere, wanted)[:, chosen]
+
+        part = self.estimator.estimate(of_chosen, z[chosen], generator, None if live is None else live[chosen])
+        return torch.zeros_like(z).index_copy(0, chosen, part * (b / len(chosen)))
+
+    def cost(self, d: int) -> int:
+        """On average over a large batch, rounded up."""
+        return math.ceil(self.share * self.estimator.cost(d))
+
+
+def _cosine_rows(k: Tensor, j: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
+    """Row k of the orthonormal DCT-II of size m, at places j: (r, b), (b, d), (b,) -> (r, b, d)."""
+    period = 4 * m.unsqueeze(1)  # reduce the angle in integers: float32 cosines of large angles lose digits
+    angle = ((2 * j + 1) * k.unsqueeze(-1)) % period
+    scale = (torch.where(k == 0, 1, 2) / m.to(dtype)).sqrt()
+    return scale.unsqueeze(-1) * torch.cos(angle.to(dtype) * (2 * math.pi) / period.to(dtype))

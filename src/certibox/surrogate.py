@@ -1,0 +1,254 @@
+"""A network that learns the box from every answer paid for. Its gradient is what `estimators.Guided` starts from.
+
+Answers go into a replay memory: inputs with what the box said, and, for perturbed queries, the step with the change
+that it made. The network is fitted to both, so directional differences teach it slopes and not values alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from certibox import checkpoints, losses, seeds
+from certibox.estimators import Alignment, Guided, alignment, corrections
+from certibox.networks.surrogate import surrogate_cnn, surrogate_mlp
+from certibox.pipeline import StabilityObjective
+
+MEMORY_BYTES = 1 << 28  # of remembered inputs; older ones give way
+MEMORY_ANSWERS = 1 << 16
+BATCH = 128  # answers an update, half of them among the newest
+NEWEST = 1024
+LEARNING_RATE = 2e-3
+PROBED, PROBE_DIRECTIONS = 8, 8  # images and directions of a probe
+KEEP, TRIED = 0.5, 3  # of the running alignment at each probe; probes before corrections are bought: it learns fast
+
+
+class Memory:
+    """A ring of answers: inputs (n, ...), answers (n, ...), and steps and changes where a query was a perturbed one."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self._held: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return min(self.seen, len(self._held["inputs"])) if self._held else 0
+
+    def add(self, inputs: Tensor, answers: Tensor, steps: Tensor | None = None, changes: Tensor | None = None) -> None:
+        """Remember answers at `inputs`; with steps and changes, also that inputs + steps answers + changes."""
+        parts = {"inputs": inputs, "answers": answers}
+        if steps is not None and changes is not None:
+            parts |= {"steps": steps, "changes": changes}
+        with torch.inference_mode(False):  # what comes from queries may not be trained on, what is kept may
+            for name, values in parts.items():
+                if name not in self._held:
+                    self._held[name] = self._room(inputs, values)
+        rows = torch.arange(self.seen, self.seen + len(inputs), device=inputs.device) % len(self._held["inputs"])
+        for name, room in self._held.items():
+            room[rows] = parts[name].to(room.dtype) if name in parts else torch.zeros_like(room[:1])
+        self.seen += len(inputs)
+
+    def sample(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """`count` remembered answers, half of them among the newest."""
+        newest = min(NEWEST, len(self))
+        back = torch.randint(0, newest, (count // 2,), generator=generator)
+        any_ = torch.randint(0, len(self), (count - count // 2,), generator=generator)
+        rows = torch.cat([(self.seen - 1 - back) % len(self._held["inputs"]), any_])
+        return {name: _float(room[rows.to(room.device)]) for name, room in self._held.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is remembered, for a checkpoint."""
+        return {name: room[: len(self)] for name, room in self._held.items()} | {"seen": torch.tensor(self.seen)}
+
+    def load(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        """The inverse of `tensors`."""
+        self.seen = int(tensors["seen"])
+        for name, values in tensors.items():
+            if name != "seen":
+                self._held[name] = self._room(tensors["inputs"], values).to(device)
+                self._held[name][: len(values)] = values.to(device)
+
+    def _room(self, inputs: Tensor, values: Tensor) -> Tensor:
+        """Zeros for as many rows of `values` as the memory holds inputs; images in half precision, 2^-11 of a pixel."""
+        capacity = max(NEWEST, min(MEMORY_ANSWERS, MEMORY_BYTES // (2 * max(1, inputs[0].numel()))))
+        dtype = torch.float16 if values.ndim == 4 and values.is_floating_point() else values.dtype
+        return torch.zeros((capacity, *values.shape[1:]), dtype=dtype, device=values.device)
+
+
+class Surrogate:
+    """The network, its optimizer and its memory, with the running measure of how far its gradient can be trusted.
+
+    network: inputs (n, ...) -> (n, K) logits, or (n, K) values. kind: what the box answers. seed: of replayed batches.
+    """
+
+    def __init__(self, network: nn.Module, kind: str, seed: int) -> None:
+        self.network, self.kind, self.seed = network, kind, seed
+        self.memory, self.alignment = Memory(), Alignment(0.0, 0.0, 0.0)
+        self.updates, self.probes, self.distilled = 0, 0, False
+        self._optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """The network's guess of the box's outputs: as logits for a box that classifies, else as its values (n, K)."""
+        return self.network(inputs)
+
+    def learn(self, updates: int) -> float:
+        """Fit the memory for so many optimizer steps; the last loss."""
+        loss = torch.zeros(())
+        self.network.requires_grad_(True)
+        with torch.inference_mode(False), torch.enable_grad():
+            for _ in range(updates):
+                batch = self.memory.sample(BATCH, seeds.generator(self.seed, "replay", self.updates))
+                loss = self._misfit(batch)
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                self._optimizer.step()
+                self.updates += 1
+        self.network.requires_grad_(False)
+        return float(loss.detach())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint needs."""
+        parts = {
+            "network": self.network.state_dict(),
+            "optimizer": checkpoints.optimizer_tensors(self._optimizer),
+            "memory": self.memory.tensors(),
+        }
+        return {key: value for name, part in parts.items() for key, value in checkpoints.prefixed(name, part).items()}
+
+    def notes(self) -> dict[str, Any]:
+        """The plain values beside `tensors`."""
+        counts = {"updates": self.updates, "probes": self.probes, "distilled": self.distilled}
+        return counts | {"alignment": vars(self.alignment)}
+
+    def load(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """The inverse of `tensors` and `notes`."""
+        checkpoints.load_module(self.network, checkpoints.under("network", tensors), "surrogate")
+        if held := checkpoints.under("optimizer", tensors):
+            checkpoints.load_optimizer(self._optimizer, held)
+        self.memory.load(checkpoints.under("memory", tensors), next(self.network.parameters()).device)
+        self.updates, self.probes, self.distilled = notes["updates"], notes["probes"], notes["distilled"]
+        self.alignment = Alignment(**notes["alignment"])
+
+    def _misfit(self, batch: dict[str, Tensor]) -> Tensor:
+        """Of values at the remembered points, and of changes along the remembered steps, relative to their size."""
+        if "steps" not in batch:
+            return self._wrong(self.network(batch["inputs"]), batch["answers"])
+        moved = self.network(batch["inputs"] + batch["steps"])
+        loss = self._wrong(moved, batch["answers"] + batch["changes"])
+        rows = batch["steps"].flatten(1).any(1)
+        if not rows.any():
+            return loss
+        change = self._linear(moved[rows]) - self._linear(self.network(batch["inputs"][rows]))
+        truth = _centred(batch["changes"][rows].flatten(1), self.kind)
+        length = batch["steps"][rows].flatten(1).norm(dim=1, keepdim=True)
+        return loss + ((change - truth) / length).square().sum() / (truth / length).square().sum().clamp_min(1e-12)
+
+    def _wrong(self, outputs: Tensor, answers: Tensor) -> Tensor:
+        """Cross-entropy with the box's answers, or the squared error of values relative to their variance."""
+        if self.kind == "values":
+            truth = answers.flatten(1)
+            return (outputs - truth).square().mean() / truth.var().clamp_min(1e-12)
+        if self.kind == "labels":
+            return F.cross_entropy(outputs, answers.long())
+        return F.cross_entropy(outputs, answers.softmax(1) if self.kind == "logits" else answers)
+
+    def _linear(self, outputs: Tensor) -> Tensor:
+        """Outputs in the box's own units, in which changes were remembered."""
+        return _centred(outputs.softmax(1) if self.kind == "probabilities" else outputs, self.kind)
+
+
+@dataclass(frozen=True)
+class GuidedStability:
+    """ℓ(z) by queries, each answer told to a surrogate, beside ℓ as the surrogate guesses it: a `GuidedObjective`.
+
+    z: (b, d), the points of this step. kind: the surrogate's inputs: `image`, what the box sees, or `latent`, z itself.
+    """
+
+    stability: StabilityObjective
+    surrogate: Surrogate
+    z: Tensor
+    kind: Literal["image", "latent"]
+    updates: int
+    _bases: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, points: Tensor, active: Tensor | None = None) -> Tensor:
+        """(k, b, d) -> (k, b), by queries."""
+        return self.stability(points, active, heard=self._hear)
+
+    def guess(self, points: Tensor) -> Tensor:
+        """(k, b, d) -> (k, b), by the surrogate; differentiable."""
+        k, b, _ = points.shape
+        outputs = self.surrogate.outputs(self._inputs(points.flatten(0, 1)))
+        target = self.stability.target.repeat(k, *(1,) * (self.stability.target.ndim - 1))
+        if self.surrogate.kind == "values":
+            return losses.values_loss(outputs, target.flatten(1)).reshape(k, b)
+        return F.cross_entropy(outputs, target, reduction="none").reshape(k, b)
+
+    def learn(self) -> None:
+        """Update the surrogate."""
+        if self.surrogate.memory.seen:
+            self.surrogate.learn(self.updates)
+
+    def _inputs(self, points: Tensor) -> Tensor:
+        stability = self.stability
+        return points if self.kind == "latent" else stability.pipeline.images(points, stability.image_shape)
+
+    def _hear(self, points: Tensor, owners: Tensor, images: Tensor, answers: Tensor) -> None:
+        """Remember answers to points (n, d) that belong to images `owners` (n,) of this step."""
+        inputs, memory = (images if self.kind == "image" else points), self.surrogate.memory
+        at_z = (points == self.z[owners]).all(1)
+        for owner, place in zip(owners[at_z].tolist(), at_z.nonzero().flatten().tolist(), strict=True):
+            self._bases[owner] = (inputs[place], answers[place])
+        if answers.is_floating_point() and not at_z.any() and all(owner in self._bases for owner in owners.tolist()):
+            bases = [self._bases[owner] for owner in owners.tolist()]
+            base, said = (torch.stack(parts) for parts in zip(*bases, strict=True))
+            memory.add(base, said, inputs - base, answers - said)
+        else:
+            memory.add(inputs, answers)
+
+
+def surrogate_for(
+    guided: Guided, kind: str, d: int, image_shape: tuple[int, int, int], outputs: int, seed: int
+) -> Surrogate:
+    """An untrained surrogate for points of dimension d, of a box with so many outputs."""
+    with seeds.initialisation(seed, "surrogate"):
+        network = surrogate_mlp(d, outputs) if guided.surrogate == "latent" else surrogate_cnn(image_shape, outputs)
+    return Surrogate(network.requires_grad_(False), kind, seed)
+
+
+def probe(objective: GuidedStability, guided: Guided, generator: torch.Generator, live: Tensor | None) -> None:
+    """Measure how well the surrogate's gradient agrees with the truth at `PROBED` points; keeps a running average."""
+    z = objective.z[:PROBED]
+    few = replace(objective, stability=replace(objective.stability, target=objective.stability.target[:PROBED]), z=z)
+    shown = alignment(
+        few,
+        z,
+        generator,
+        directions=PROBE_DIRECTIONS,
+        mu=guided.mu,
+        central=guided.central,
+        live=None if live is None else live[:PROBED],
+    )
+    surrogate = objective.surrogate
+    surrogate.alignment = surrogate.alignment.blended(shown, KEEP) if surrogate.probes else shown
+    surrogate.probes += 1
+
+
+def resolved(guided: Guided, surrogate: Surrogate, d: int) -> Guided:
+    """`guided` with the number of corrections that the measured cosine asks for."""
+    return (
+        guided if guided.q != "auto" else replace(guided, q=corrections(surrogate.alignment.cosine, guided.target, d))
+    )
+
+
+def _centred(outputs: Tensor, kind: str) -> Tensor:
+    """Logits up to the constant that no answer depends on; other outputs as they are."""
+    return outputs - outputs.mean(1, keepdim=True) if kind == "logits" else outputs
+
+
+def _float(values: Tensor) -> Tensor:
+    """Remembered values as the network takes them: images came in half precision."""
+    return values.float() if values.dtype == torch.float16 else values
