@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, norm
+from scipy.stats import binom, multinomial, norm
 
 from certibox import confidence
 from certibox.errors import InvalidInput
@@ -50,6 +50,47 @@ def test_smallest_n_where_the_bound_hits_one_half_exactly() -> None:
 @given(st.floats(0.5, 0.9999), st.floats(0.01, 2.0))
 def test_radius_inverts_the_normal_distribution(p: float, sigma: float) -> None:
     assert norm.cdf(confidence.radius(p, sigma) / sigma) == pytest.approx(max(p, 0.5), rel=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.2])
+def test_the_second_class_radius_is_false_with_probability_at_most_alpha(alpha: float) -> None:
+    n, sigma = 30, 0.5
+    outcomes = [(a, b, n - a - b) for a in range(n + 1) for b in range(n + 1 - a)]
+    claimed = np.array([confidence.second_class_radius(counts, 0, alpha, sigma) for counts in outcomes])
+    worst = 0.0
+    for p_a in np.linspace(0.05, 0.95, 19):
+        for share in (0.0, 0.1, 0.3, 0.5, 0.52, 0.7, 1.0):  # of the rest that class 1 holds; at .5 two classes tie
+            p = np.array([p_a, (1 - p_a) * share, (1 - p_a) * (1 - share)])
+            true = sigma / 2 * (norm.ppf(p_a) - norm.ppf(p[1:].max()))
+            false = (claimed > 0) & (claimed > true)
+            worst = max(worst, multinomial.pmf(outcomes, n, p)[false].sum())
+    assert alpha / 4 < worst <= alpha
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.floats(1e-6, 0.4))
+def test_with_two_classes_the_second_class_adds_nothing(a: int, b: int, alpha: float) -> None:
+    expected = confidence.radius(confidence.lower_confidence_bound(a, a + b, alpha), 0.25)
+    assert confidence.second_class_radius((a, b), 0, alpha, 0.25) == expected
+
+
+def test_a_second_class_that_holds_all_the_rest_costs_half_of_alpha_and_no_more() -> None:
+    expected = confidence.radius(confidence.lower_confidence_bound(900, 1000, 0.0005), 0.25)
+    assert confidence.second_class_radius((900, 100, 0), 0, 0.001, 0.25) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_second_class_certifies_below_one_half_where_the_rest_is_spread() -> None:
+    counts = (4000, *[750] * 8)
+    low, high = (confidence.lower_confidence_bound(k, 10_000, 0.0005) for k in (4000, 9250))
+    expected = 0.25 / 2 * (norm.ppf(low) - norm.ppf(1 - high))
+    assert confidence.second_class_radius(counts, 0, 0.001, 0.25) == pytest.approx(expected, rel=1e-12)
+    assert expected > 0.1
+    assert confidence.second_class_radius(counts, 1, 0.001, 0.25) == 0.0
+
+
+@pytest.mark.parametrize(("counts", "selected"), [((5,), 0), ((5, 5), 2), ((5, 5), -1)])
+def test_a_class_that_does_not_exist_is_named(counts: tuple[int, ...], selected: int) -> None:
+    with pytest.raises(InvalidInput, match=f"class {selected} of {len(counts)}"):
+        confidence.second_class_radius(counts, selected, 0.001, 0.25)
 
 
 def test_interval_sides_are_exact_and_complementary() -> None:

@@ -493,3 +493,129 @@ def test_without_tensorboard_there_are_rows_all_the_same(tmp_path: Path, monkeyp
     assert rows(tmp_path / "without") == rows(tmp_path / "with")
     assert not (tmp_path / "without" / "tensorboard").exists()
     assert copy.deepcopy(facts(tmp_path / "without")) == facts(tmp_path / "with")
+
+
+# --- patience ---------------------------------------------------------------------------------------------------------
+
+
+def graded(scores: list[float], event: Callable[[str], None] = lambda name: None) -> Job:
+    """A job whose scores are given: the start's, then one an epoch of three batches."""
+    job = Job(event=event)
+    job.score = lambda: float(scores[len(job.batches) // 3])
+    return job
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "epochs"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6], None, 6),
+        ([9, 1, 2, 3, 4, 5, 6], None, 6),
+        ([9, 1, 2, 3, 4, 5, 6], 1, 1),  # the start is the best so far
+        ([9, 1, 2, 3, 4, 5, 6], 3, 3),
+        ([0, 1, 1, 1, 1, 1, 1], 2, 3),  # as good is not better
+        ([0, 1, 0, 2, 0, 0, 3], 2, 5),  # a better one starts the count again
+        ([0, 1, 0, 2, 0, 3, 0], 2, 6),
+        ([0, 1, 2, 3, 4, 5, 6], 1, 6),
+    ],
+)
+def test_patience_counts_epochs_since_the_best(
+    scores: list[float], patience: int | None, epochs: int, tmp_path: Path
+) -> None:
+    job = graded(scores)
+    go(job, tmp_path, Schedule((Phase(4, 0.01), Phase(2, 0.02, "sgd")), 4), patience=patience)
+    assert [row["validation"] for row in rows(tmp_path)] == scores[1 : 1 + epochs]
+    assert len(job.batches) == 3 * epochs
+    assert facts(tmp_path)["best"] == max(scores[: 1 + epochs])
+
+
+def test_epochs_without_a_score_try_no_patience(tmp_path: Path) -> None:
+    schedule = Schedule((Phase(5, 0.01, objective="denoise"), Phase(3, 0.01)), 4)
+    job = Job()
+    job.score = lambda: 1.0
+    go(job, tmp_path, schedule, patience=2)
+    assert len(rows(tmp_path)) == 5 + 2
+
+
+def test_a_run_that_lost_patience_stays_stopped_and_one_under_way_goes_on(tmp_path: Path) -> None:
+    schedule = Schedule((Phase(6, 0.01),), 4)
+
+    def worse_and_worse(event: Callable[[str], None] = lambda name: None) -> Job:
+        job, scores = Job(event=event), iter(range(0, -100, -1))
+        job.score = lambda: float(next(scores))
+        return job
+
+    plain = go(worse_and_worse(), tmp_path / "plain", schedule, patience=3)
+    with pytest.raises(Stop):  # in the third epoch, two of which were no better
+        go(worse_and_worse(stop_at("terms 7")), tmp_path / "out", schedule, patience=3)
+    resumed = worse_and_worse()
+    resumed.score = lambda: -3.0
+    assert go(resumed, tmp_path / "out", schedule, patience=3) == plain
+    assert len(resumed.batches) == 3
+    assert rows(tmp_path / "out") == rows(tmp_path / "plain")
+    again = worse_and_worse()
+    assert go(again, tmp_path / "out", schedule, patience=3) == plain
+    assert again.batches == []
+    assert len(rows(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("patience", [0, -1])
+def test_patience_is_at_least_an_epoch(patience: int) -> None:
+    job = Job()
+    with pytest.raises(InvalidInput, match=f"patience is {patience}"):
+        go(job, patience=patience)
+    assert job.prepared == 0
+
+
+# --- what a task learns beside its weights ----------------------------------------------------------------------------
+
+
+class Learning(Job):
+    """A job whose loss hangs on a running sum of its batches, which is no part of the module."""
+
+    def __init__(self, event: Callable[[str], None] = lambda name: None) -> None:
+        super().__init__(event=event)
+        self.total, self.count, self.restored = torch.zeros(()), 0, 0
+
+    def prepare(self, constants: dict[str, Tensor]) -> Task:
+        return replace(super().prepare(constants), memory=self)
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        self.total, self.count = self.total + step.index.sum() / 7, self.count + 1
+        found = super().terms(step)
+        return found | {"loss": found["loss"] * (1 + self.total / self.count)}
+
+    def keep(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {"total": self.total}, {"count": self.count}
+
+    def restore(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        self.total, self.count, self.restored = tensors["total"], notes["count"], self.restored + 1
+
+
+@pytest.mark.parametrize("every", [1, 2, 200])
+@pytest.mark.parametrize("at", [0, 1, 4, 9, 13])
+def test_a_stop_loses_nothing_of_what_was_learned(at: int, every: int, tmp_path: Path) -> None:
+    plain = go(Learning(), tmp_path / "plain", checkpoint_every=every)
+    with pytest.raises(Stop):
+        go(Learning(stop_at(f"loss {at}")), tmp_path / "out", checkpoint_every=every)
+    job = Learning()
+    assert go(job, tmp_path / "out", checkpoint_every=every) == plain
+    assert (job.restored, job.count) == (1, 15)
+    assert rows(tmp_path / "out") == rows(tmp_path / "plain")
+    assert facts(tmp_path / "out") == facts(tmp_path / "plain")
+
+
+def test_a_first_start_restores_nothing() -> None:
+    job = Learning()
+    go(job)
+    assert (job.restored, job.count) == (0, 15)
+
+
+def test_a_checkpoint_without_patience_and_memory_is_one_of_an_earlier_release(tmp_path: Path) -> None:
+    plain = go(Job(), tmp_path / "plain")
+    with pytest.raises(Stop):
+        go(Job(event=stop_at("terms 8")), tmp_path / "out")
+    file = tmp_path / "out" / "checkpoint.safetensors"
+    tensors, held = checkpoints.read(file)
+    assert not any(name.startswith("memory") for name in tensors)
+    checkpoints.write(file, tensors, {name: held[name] for name in held.keys() - {"stale", "notes"}})
+    assert go(Job(), tmp_path / "out") == plain

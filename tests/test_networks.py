@@ -25,8 +25,10 @@ from certibox.networks import (
     imagenet_resnet,
     mnist_reconstructor,
     resnet18_stl10,
+    suitable_autoencoder,
     unet,
 )
+from certibox.networks.autoencoder import Latent
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -297,6 +299,92 @@ def test_dead_coordinates_have_zero_upstream_gradient():
     live = [bool(torch.autograd.grad(value, x, retain_graph=True)[0].any()) for value in z]
     assert live == (z > 0).tolist()
     assert 0 < sum(live) < 32
+
+
+def leaning(latent: Latent) -> Autoencoder:
+    """The same weights for every `latent`: half of the coordinates get a bias that keeps them below zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = fitting_autoencoder((1, 8, 8), d_z=32, width=4, latent=latent)
+    bias = layers(net.encoder, nn.Conv2d)[-1].bias
+    assert bias is not None
+    with torch.no_grad():
+        bias.copy_(torch.tensor([9.0, -9.0]).repeat(16))
+    return net
+
+
+@pytest.mark.parametrize(("latent", "slope"), [("relu", 0.0), ("leaky", 0.1), ("linear", 1.0)])
+def test_latent_is_the_slope_of_coordinates_below_zero(latent: Latent, slope: float):
+    """The gradient upstream of z_i is that of the linear encoder times the slope: zero at a ReLU's dead coordinates."""
+    x = images(1, 1, 8, 8).requires_grad_()
+    net, linear = leaning(latent), leaning("linear")
+    gain = math.sqrt(2 / (1 + slope**2))  # of the last layer's weights at the start, against 1 for the linear one
+    bias = torch.tensor([9.0, -9.0]).repeat(16)
+    y = (linear.encode(x)[0] - bias) * gain + bias
+    assert (y > 0).tolist() == [True, False] * 16
+    torch.testing.assert_close(net.encode(x)[0], torch.where(y > 0, y, slope * y))
+    for value, before in zip(net.encode(x)[0], y, strict=True):
+        (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
+        (wanted,) = torch.autograd.grad(before, x, retain_graph=True)
+        assert wanted.any()
+        torch.testing.assert_close(gradient, wanted * (1.0 if before > 0 else slope))
+    assert net.nonnegative is (latent == "relu")
+
+
+@pytest.mark.parametrize("latent", ["relu", "leaky", "linear"])
+def test_every_latent_starts_at_the_same_scale(latent: Latent):
+    """E z² = E h² for the last convolution's input h; 5 standard errors over 4,000 outputs (E z⁴ <= 6 (E z²)²)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = fitting_autoencoder((1, 4, 4), d_z=4000, width=3, latent=latent)  # the window of the last layer is 2x2
+    assert isinstance(net.encoder, nn.Sequential)
+    x = images(1, 1, 4, 4)
+    ratio = net.encode(x).square().mean() / net.encoder[:2](x).square().mean()
+    assert ratio.item() == pytest.approx(1, abs=5 * math.sqrt(5 / 4000))
+
+
+def test_the_papers_latent_is_the_default_and_starts_with_the_same_weights():
+    for make in (AUTOENCODERS["ae-mnist"], lambda **latent: suitable_autoencoder((1, 8, 8), **latent)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            ours = make().state_dict()
+            torch.manual_seed(0)
+            stated = make(latent="relu").state_dict()
+        assert all(torch.equal(ours[key], stated[key]) for key in ours | stated)
+
+
+@pytest.mark.parametrize("image_shape", [(1, 28, 28), (2, 9, 14)])
+def test_suitable_autoencoder_has_the_latent_asked_for(image_shape: tuple[int, int, int]):
+    relu, linear = suitable_autoencoder(image_shape), suitable_autoencoder(image_shape, "linear")
+    assert (relu.nonnegative, linear.nonnegative) == (True, False)
+    assert (relu.spec["name"], relu.d_z) == (linear.spec["name"], linear.d_z)
+
+
+def test_specs_from_before_latent_give_the_papers():
+    """What older files hold, literally; and every latent has the weights of the same names and shapes."""
+    arguments = {"image_shape": [2, 9, 14], "d_z": 5, "width": 3}
+    for spec in ({"name": "ae-mnist", "arguments": {}}, {"name": "fitting-autoencoder", "arguments": arguments}):
+        old = build(spec)
+        assert isinstance(old, Autoencoder)
+        assert old.nonnegative
+        assert old.spec == spec
+        for latent in ("relu", "leaky", "linear"):
+            stated = build({"name": spec["name"], "arguments": {**spec["arguments"], "latent": latent}})
+            assert shapes(stated) == shapes(old)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AUTOENCODERS["ae-mnist"](latent="gelu"),
+        lambda: fitting_autoencoder((1, 8, 8), 4, latent="gelu"),  # pyright: ignore[reportArgumentType]
+        lambda: suitable_autoencoder((1, 28, 28), "gelu"),  # pyright: ignore[reportArgumentType]
+        lambda: build({"name": "ae-mnist", "arguments": {"latent": "gelu"}}),
+    ],
+)
+def test_unknown_latents_are_refused_in_one_line(make: Callable[[], nn.Module]):
+    with pytest.raises(InvalidInput, match=r"\A.*latent is 'gelu'; wanted one of relu, leaky, linear.*\Z"):
+        make()
 
 
 class FlatEncoder(nn.Module):
@@ -583,6 +671,8 @@ MADE: dict[str, Callable[[], nn.Module]] = {
     "short dncnn": lambda: dncnn(1, depth=5, width=8),
     "wide unet": lambda: unet(1, width=16),
     "fitted": lambda: fitting_autoencoder((2, 9, 14), d_z=5, width=3),
+    "leaky": lambda: fitting_autoencoder((2, 9, 14), d_z=5, width=3, latent="leaky"),
+    "linear": lambda: AUTOENCODERS["ae-mnist"](latent="linear"),
     "deep": lambda: cifar_resnet(14, 3, 1),
 }
 

@@ -163,9 +163,9 @@ def run(
 ) -> Task:
     """Train to the end of `schedule` and leave the selected weights in the task's module.
 
-    prepare: builds the task, given the constants of an earlier checkpoint (none at first). patience: stop earlier, after so
-    many scored epochs in a row that were no better than the best before. With a directory, resumes
-    from its checkpoint; with a client that has a ledger, answers paid for since then are replayed.
+    prepare: builds the task, given the constants of an earlier checkpoint (none at first). patience: stop earlier,
+    after so many scored epochs in a row that were no better than the best before. With a directory, resumes from its
+    checkpoint; with a client that has a ledger, answers paid for since then are replayed.
     """
     if schedule.epochs and not schedule.steps_per_epoch(images):
         raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")

@@ -140,10 +140,10 @@ class Objective:
 
     def restore(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """The inverse of `keep`."""
-        self.step_choice = notes["step"]
-        if notes["surrogate"]:
+        self.step_choice = notes.get("step")
+        if held := notes.get("surrogate"):
             self.surrogate = self._new_surrogate()
-            self.surrogate.load(tensors, notes["surrogate"])
+            self.surrogate.load(tensors, held)
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """The terms of eq. 2 at one batch; `loss` is their weighted sum."""
@@ -275,7 +275,8 @@ class Objective:
             return estimated_loss(objective, z, guided, directions, live), {}
         if step.number % guided.probe_every == 0:
             probe(objective, guided, directions, live)
-        guided = resolved(guided, surrogate, z.shape[1])
+        matter = z.shape[1] if live is None else max(1, round(float(live.sum(1).float().mean())))
+        guided = resolved(guided, surrogate, matter)
         told = {"cosine": z.new_tensor(surrogate.alignment.cosine), "q": z.new_tensor(float(guided.q))}
         return estimated_loss(objective, z, guided, directions, live), told
 

@@ -58,7 +58,7 @@ class StepChoice:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values, ready for JSON."""
-        return asdict(self)
+        return asdict(self) | {"evidence": [asdict(row) for row in self.evidence]}
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Surrogate:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """The network's guess of the box's outputs: as logits for a box that classifies, else as its values (n, K)."""
-        return self.network(inputs)
+        return self.network(_float(inputs))
 
     def learn(self, updates: int) -> float:
         """Fit the memory for so many optimizer steps; the last loss."""
@@ -250,5 +250,5 @@ def _centred(outputs: Tensor, kind: str) -> Tensor:
 
 
 def _float(values: Tensor) -> Tensor:
-    """Remembered values as the network takes them: images came in half precision."""
-    return values.float() if values.dtype == torch.float16 else values
+    """Values as the network takes them: remembered images are in half precision, a white part may be in double."""
+    return values.float() if values.is_floating_point() else values

@@ -18,7 +18,7 @@ from certibox.checkpoints import module_digest
 from certibox.config import Schedule, one_cycle
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.estimators import GradientEstimator, Guided, Orthogonal
+from certibox.estimators import GradientEstimator, Guided, Orthogonal, Subset
 from certibox.loop import Progress, RunDirectory, run
 from certibox.networks import Autoencoder
 from certibox.objective import METHODS, Objective, Scheme, Settings
@@ -71,10 +71,10 @@ def train(
 
     Targets are the box's answers to the clean images, asked once; an augmented image keeps the answer to its original.
     validation: images, or a share of `images` held out, on which the best epoch is selected by `validation_votes` noisy
-    votes an image (by MSE for DS, without queries), so that training never ends below its start; nothing else sees them.
-    patience: stop after so many epochs without a better one. device: where the white part trains.
-    out: a directory for checkpoints and rows, resumed if it holds some; give the client a ledger too, so that resuming
-    pays for nothing twice. fingerprint: also ask the box about 8 canaries, to recognise it later.
+    votes an image (by MSE for DS, without queries); the start is a candidate too, so training never ends below it on
+    them, and nothing else sees them. patience: stop after so many epochs without a better one. device: where the white
+    part trains. out: a directory for checkpoints and rows, resumed if it holds some; give the client a ledger too, so
+    that resuming pays for nothing twice. fingerprint: also ask the box about 8 canaries, to recognise it later.
 
     Errors: `InvalidInput` for values out of order, `NotDifferentiable`, `BudgetExceeded` and the errors of the client.
     """
@@ -227,16 +227,18 @@ def _check_step(pipeline: RobustPipeline, client: QueryClient, images: Images, s
     levels, estimator = client.spec.levels, settings.estimator
     if METHODS[settings.method].order != 0 or levels is None or estimator is None:
         return
-    mu = getattr(estimator, "mu", None)
-    if mu == "auto" or (isinstance(estimator, Guided) and estimator.q == 0):
+    inner = estimator.estimator if isinstance(estimator, Subset) else estimator
+    mu = getattr(inner, "mu", None)
+    if mu == "auto" or (isinstance(inner, Guided) and (inner.q == 0 or client.spec.outputs == "labels")):
         return  # measured later, or never stepped
-    if isinstance(estimator, Guided):
-        estimator = Orthogonal(PROBE_DIRECTIONS, estimator.mu, estimator.central)
+    if isinstance(inner, Guided):
+        d = pipeline.autoencoder.d_z if pipeline.autoencoder else math.prod(images.shape)
+        inner = Orthogonal(min(PROBE_DIRECTIONS, d), inner.mu, inner.central)
     x = images.floats(slice(0, 8))
     noisy = x + settings.sigma * torch.randn(x.shape, generator=seeds.generator(settings.seed, "step"))
     noisy = noisy.to(next(pipeline.parameters()).device)
     directions = seeds.generator(settings.seed, "step directions", device=noisy.device)
-    share = surviving_share(pipeline, noisy, estimator, levels, directions)
+    share = surviving_share(pipeline, noisy, inner, levels, directions)
     if share < 0.5:
         raise InvalidInput(
             f"mu = {mu} is too small for a box with {levels} grey levels: only {share:.0%} of the perturbed inputs "

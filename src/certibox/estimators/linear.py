@@ -151,6 +151,10 @@ class Subset:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise InvalidInput(f"share is {self.share}; wanted a share of the batch above 0, up to 1")
+        if hasattr(self.estimator, "ask"):
+            raise InvalidInput(
+                "Subset got a Guided, which has a share of its own; wanted Guided(ask=...) without Subset"
+            )
 
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None

@@ -52,7 +52,7 @@ DENOISERS: dict[str, Callable[..., nn.Module]] = {  # factory(channels): (b, c, 
     "unet": unet,
 }
 
-AUTOENCODERS: dict[str, Callable[[], Autoencoder]] = {
+AUTOENCODERS: dict[str, Callable[..., Autoencoder]] = {  # factory(latent)
     name: partial(paper_autoencoder, name) for name in PAPER_AUTOENCODERS
 }
 

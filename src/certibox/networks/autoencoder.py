@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from ..errors import InvalidImages, InvalidInput
 from .initial import start_like_he
 
 ImageShape = tuple[int, int, int]  # (c, h, w)
+Latent = Literal["relu", "leaky", "linear"]  # what ends the encoder
+LATENTS: dict[str, float] = {"relu": 0.0, "leaky": 0.1, "linear": 1.0}  # its slope below zero
 
 
 class Autoencoder(nn.Module):
@@ -116,21 +118,25 @@ PAPER_AUTOENCODERS: dict[str, tuple[ImageShape, tuple[Layer, ...]]] = {
 }
 
 
-def paper_autoencoder(name: str) -> Autoencoder:
-    """One of `PAPER_AUTOENCODERS`, with He's normal weights from torch's global generator (the paper states none)."""
+def paper_autoencoder(name: str, latent: Latent = "relu") -> Autoencoder:
+    """One of `PAPER_AUTOENCODERS`, with He's normal weights from torch's global generator (the paper states none).
+
+    latent: what ends the encoder: the paper's ReLU; a leaky one; or nothing. Behind a ReLU a coordinate at 0 is dead:
+    no gradient passes upstream, and training can lose it for good. The other two keep all d_z alive, so that a
+    coordinate-wise estimator asks about each of them. Raises `InvalidInput` for another value.
+    """
     image_shape, layers = PAPER_AUTOENCODERS[name]
-    autoencoder = _mirrored(image_shape, layers)
-    start_like_he(autoencoder)
-    autoencoder.spec = {"name": name, "arguments": {}}
+    autoencoder = _mirrored(image_shape, layers, latent)
+    autoencoder.spec = {"name": name, "arguments": _stated(latent)}
     return autoencoder
 
 
-def fitting_autoencoder(image_shape: ImageShape, d_z: int, width: int = 32) -> Autoencoder:
+def fitting_autoencoder(image_shape: ImageShape, d_z: int, width: int = 32, latent: Latent = "relu") -> Autoencoder:
     """An autoencoder for images of any shape (c, h, w) from 4x4 up, with embedding (d_z, 1, 1).
 
     4x4 convolutions halve the image until its shorter side is at most 4, their channels doubling from `width` to at
     most 8 `width`; one convolution over the remaining window gives z. Weights are He's normal ones, from torch's
-    global generator. Raises `InvalidInput` for smaller images.
+    global generator. latent: as for `paper_autoencoder`. Raises `InvalidInput` for smaller images.
     """
     channels, height, width_px = _checked_shape(image_shape)
     if min(height, width_px) < 4 or min(d_z, width) < 1:
@@ -142,27 +148,33 @@ def fitting_autoencoder(image_shape: ImageShape, d_z: int, width: int = 32) -> A
     while min(window) > 4 or not layers:
         layers.append(Layer(width * min(2 ** len(layers), 8), 4, 2, 1))
         window = (window[0] // 2, window[1] // 2)
-    autoencoder = _mirrored(image_shape, (*layers, Layer(d_z, window, 1, 0)))
-    start_like_he(autoencoder)
-    autoencoder.spec = {
-        "name": "fitting-autoencoder",
-        "arguments": {"image_shape": [channels, height, width_px], "d_z": d_z, "width": width},
-    }
+    autoencoder = _mirrored(image_shape, (*layers, Layer(d_z, window, 1, 0)), latent)
+    arguments = {"image_shape": [channels, height, width_px], "d_z": d_z, "width": width}
+    autoencoder.spec = {"name": "fitting-autoencoder", "arguments": arguments | _stated(latent)}
     return autoencoder
 
 
-def suitable_autoencoder(image_shape: ImageShape) -> Autoencoder:
+def suitable_autoencoder(image_shape: ImageShape, latent: Latent = "relu") -> Autoencoder:
     """The paper's autoencoder for images of this shape, else a fitting one with d_z = half of the pixels, at most 192.
 
     3x32x32: AE-192. 3x96x96: AE-576. 1x28x28: MNIST's. 3x224x224: AE-1152.
     """
     names = ("ae-192", "ae-576", "ae-mnist", "ae-1152")
     name = next((name for name in names if PAPER_AUTOENCODERS[name][0] == tuple(image_shape)), None)
-    return paper_autoencoder(name) if name else fitting_autoencoder(image_shape, min(math.prod(image_shape) // 2, 192))
+    if name:
+        return paper_autoencoder(name, latent)
+    return fitting_autoencoder(image_shape, min(math.prod(image_shape) // 2, 192), latent=latent)
 
 
-def _mirrored(image_shape: ImageShape, layers: Sequence[Layer]) -> Autoencoder:
-    """Convolution and ReLU for each layer; the same backwards with transposed convolutions, ending in a sigmoid."""
+def _stated(latent: Latent) -> dict[str, str]:
+    """`latent` as arguments of a spec. The paper's goes without saying, as in specs from before there was a choice."""
+    return {} if latent == "relu" else {"latent": latent}
+
+
+def _mirrored(image_shape: ImageShape, layers: Sequence[Layer], latent: Latent) -> Autoencoder:
+    """Convolution and ReLU for each layer, `latent` for the last; backwards the same, transposed, up to a sigmoid."""
+    if latent not in LATENTS:
+        raise InvalidInput(f"latent is {latent!r}; wanted one of {', '.join(LATENTS)}")
     channels, *size = image_shape
     encoder: list[nn.Module] = []
     decoder: list[nn.Module] = []
@@ -175,7 +187,14 @@ def _mirrored(image_shape: ImageShape, layers: Sequence[Layer]) -> Autoencoder:
         decoder = [nn.ConvTranspose2d(out, channels, kernel, stride, padding, lost), nn.ReLU(), *decoder]
         channels, size = out, [pixels // stride + 1 for pixels in span]
     decoder[-1] = nn.Sigmoid()
-    return Autoencoder(nn.Sequential(*encoder), nn.Sequential(*decoder), image_shape)
+    slope = LATENTS[latent]
+    encoder[-1:] = [nn.LeakyReLU(slope) if slope else nn.ReLU()] if slope < 1 else []
+    autoencoder = Autoencoder(nn.Sequential(*encoder), nn.Sequential(*decoder), image_shape)
+    start_like_he(autoencoder)
+    *_, last = (layer for layer in autoencoder.encoder.modules() if isinstance(layer, nn.Conv2d))
+    with torch.no_grad():
+        last.weight.div_(math.sqrt(1 + slope**2))  # He's gain makes up for a ReLU; a milder end needs less
+    return autoencoder
 
 
 def _last_layer(module: nn.Module) -> nn.Module | None:

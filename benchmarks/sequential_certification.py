@@ -1,0 +1,302 @@
+"""How many samples sequential certificates take, and how often they are false: exact, on published votes.
+
+    python benchmarks/sequential_certification.py --cohen DIR [--write]
+
+DIR holds the certification logs that Cohen et al. 2019 published for ResNet-110 on 500 CIFAR-10 test images
+(`cifar10_resnet110_sigma_0.25.tsv` and `..._0.50.tsv`: idx, label, predict, radius, correct; n = 100,000,
+alpha = 0.001). Each radius is turned back into the successes of n whose Clopper–Pearson bound gives it, and their
+share is taken as the true p of that image. Nothing is known of abstentions but p <= 1/2 or hardly more: they get
+p = 1/2, which takes the most samples.
+
+For every image and rule, the chance of a certificate and the expected samples come from `certibox.forecast`, an exact
+recursion; no noise is drawn. Selection: n0 votes, 100 before a fixed n as published and 25 before a rule; they are
+counted. All votes that are not for the published class are taken to be for one other class, which makes a wrong
+selection as likely as it can be; a wrong selection earns no certificate and takes the samples that the rule needs for
+1 − p. Goals, alpha 0.001: at r = sigma and 2 sigma a fifth of n = 10,000's samples at no lower certified accuracy; at
+3 sigma at most 8,500 samples and a higher certified accuracy.
+
+False certificates: exact at every p of a grid from 0 to the threshold and just below it (with a tolerance or a grid of
+radii: P(bound > p) at every p), beside 100,000 simulated certificates for each rule just below each threshold. The
+prior of the e-process and the ratios of looks were chosen, coarsely, on the same 500 rows. One thread; hardware and
+versions are printed with the result; `--write` puts all into results/sequential_certification.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+from scipy.stats import beta, binom, binomtest, norm
+
+from certibox import confidence, sequential
+from certibox.forecast import forecast
+from certibox.records import write_json_atomic
+from certibox.report.tables import markdown
+from certibox.sequential import AlphaSpending, EProcess, Rule
+from certibox.version import VERSION
+
+RESULT = Path(__file__).parent / "results" / "sequential_certification.json"
+SIGMAS, RATIOS, ALPHA = (0.25, 0.5), (1, 2, 3), 0.001
+PUBLISHED_N, N0_FIXED, N0 = 100_000, 100, 25
+SIMULATED, SIGNIFICANT = 100_000, 1e-4
+RULES: dict[str, Callable[..., Rule]] = {"e-process": EProcess, "α-spending": AlphaSpending}
+Chances = tuple[float, tuple[float, ...]]  # expected samples, chance of each radius
+
+
+def votes(path: Path, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """(p, correct) of each published row; p is the share of successes that its radius was computed from."""
+    successes = np.arange(1, PUBLISHED_N + 1)
+    radii = sigma * norm.ppf(beta.ppf(ALPHA, successes, PUBLISHED_N - successes + 1))
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    nearest = [int(np.abs(radii - float(row["radius"])).argmin()) for row in rows]
+    abstained = np.array([int(row["predict"]) < 0 for row in rows])
+    return np.where(abstained, 0.5, successes[nearest] / PUBLISHED_N), np.array([int(row["correct"]) for row in rows])
+
+
+def fixed(n: int, sigma: float, radii: tuple[float, ...], p: float) -> Chances:
+    """The certificate at a fixed n."""
+    p0s = [sequential.threshold(radius, sigma) for radius in radii]
+    return float(n), tuple(float(binom.sf(fewest(n, p0) - 1, n, p)) for p0 in p0s)
+
+
+@cache
+def fewest(n: int, p0: float) -> int:
+    """The fewest successes of n whose Clopper–Pearson bound reaches p0: a single look of α-spending."""
+    return sequential.needed(AlphaSpending(radii=(0.0,)), n, p0, ALPHA)
+
+
+def by_rule(rule: Rule, n: int, sigma: float, radii: tuple[float, ...], p: float) -> Chances:
+    """The certificate of a rule with cap n."""
+    found = forecast(rule, p, n, ALPHA, sigma, proven=[sequential.threshold(radius, sigma) for radius in radii])
+    return found.samples, found.proven
+
+
+def expected(
+    one: Callable[[float], Chances], n0: int, p: np.ndarray, correct: np.ndarray
+) -> tuple[float, tuple[float, ...]]:
+    """Mean samples, n0 included, and certified accuracy at each radius, over all images and selections."""
+    samples, accuracy = [], []
+    values, counts = np.unique(np.stack([p, correct]), axis=1, return_counts=True)
+    for value, right in values.T:
+        chosen = float(binom.sf(n0 // 2, n0, value))  # a tie goes wrong
+        (right_samples, proven), (wrong_samples, _) = one(float(value)), one(1.0 - float(value))
+        samples.append(n0 + chosen * right_samples + (1.0 - chosen) * wrong_samples)
+        accuracy.append(chosen * right * np.array(proven))
+    mean = np.average(np.array(accuracy), axis=0, weights=counts)
+    return float(np.average(samples, weights=counts)), tuple(float(share) for share in mean)
+
+
+def row(name: str, n: int, mode: dict[str, Any], sigma: float, radii: tuple[float, ...], data: Any) -> dict[str, Any]:
+    """One line of the table: a rule in a mode, on one file of votes."""
+    if name == "fixed n":
+        rule, n0 = None, N0_FIXED
+        samples, accuracy = expected(cache(lambda p: fixed(n, sigma, radii, p)), n0, *data)
+    else:
+        rule, n0 = RULES[name](**mode), N0
+        samples, accuracy = expected(cache(lambda p: by_rule(rule, n, sigma, radii, p)), n0, *data)
+    return {
+        "sigma": sigma,
+        "rule": name,
+        "settings": rule and rule.as_dict(),
+        "cap": n,
+        "n0": n0,
+        "asked": "tolerance" if "tolerance" in mode else "grid" if len(radii) > 1 else "radius",
+        "radii": list(radii),
+        "certified_accuracy": [round(share, 6) for share in accuracy],
+        "mean_samples": round(samples, 1),
+    }
+
+
+def measure_cost(folder: Path) -> list[dict[str, Any]]:
+    """All rows, in the order in which the tables print them."""
+    rows = []
+    for sigma in SIGMAS:
+        data = votes(folder / f"cifar10_resnet110_sigma_{sigma:.2f}.tsv", sigma)
+        grid = tuple(ratio * sigma for ratio in RATIOS)
+        plans = [("fixed n", 10_000), ("fixed n", 100_000)]
+        plans += [(name, cap) for name in RULES for cap in (10_000, 50_000, 100_000)]
+        for radius in grid:
+            rows += [row(name, n, {"radii": (radius,)}, sigma, (radius,), data) for name, n in plans]
+        for mode in ({"radii": grid}, {"tolerance": 0.05}):
+            rows += [row(name, 100_000, mode, sigma, grid, data) for name in RULES]
+    return rows
+
+
+def measure_false(cap: int = 100_000, sigma: float = 0.25) -> list[dict[str, Any]]:
+    """The largest chance of a false certificate over p, for each rule and mode."""
+    grid = tuple(ratio * sigma for ratio in RATIOS)
+    modes = [{"radii": (radius,)} for radius in grid] + [{"radii": grid}, {"tolerance": 0.05}]
+    return [false_row(name, mode, cap, sigma) for name in RULES for mode in modes]
+
+
+def false_row(name: str, mode: dict[str, Any], cap: int, sigma: float) -> dict[str, Any]:
+    rule = RULES[name](**mode, futility=None)  # futility can only lower these
+    usual = RULES[name](**mode)
+    one = len(mode.get("radii", ())) == 1
+    p0s = [sequential.threshold(radius, sigma) for radius in mode.get("radii", ())]
+    below = [float(np.nextafter(p0, 0.0)) for p0 in p0s]
+    highest = p0s[0] if one else 0.9999
+    near_one = () if one else (0.99, 0.999, 0.9999, 0.99999)
+    ps = sorted({*np.linspace(0.0, highest, 41)[1:-1].tolist(), *p0s, *below, *near_one})
+    # One radius: the claim is p > p0, wherever p is below. Else the bound itself, so all radii at once.
+    chances = {
+        "futility none": [forecast(rule, p, cap, ALPHA, sigma, proven=p0s if one else [p]).proven[0] for p in ps],
+        "futility 0.05": [forecast(usual, p, cap, ALPHA, sigma, proven=p0s if one else [p]).proven[0] for p in ps],
+    }
+    result: dict[str, Any] = {"rule": name, "mode": mode, "cap": cap, "sigma": sigma, "points": len(ps) + 1}
+    result["p = 0"] = 0.0  # no success ever proves anything
+    for futility, values in chances.items():
+        result[futility] = {"largest": float(max(values)), "at_p": ps[int(np.argmax(values))]}
+    if one:
+        false = simulate(usual, below[0], p0s[0], cap, sigma)
+        result["simulated"] = {
+            "certificates": SIMULATED,
+            "p": below[0],
+            "false": false,
+            "p_value": float(binomtest(false, SIMULATED, ALPHA, alternative="greater").pvalue),
+        }
+    return result
+
+
+def simulate(rule: Rule, p: float, p0: float, cap: int, sigma: float) -> int:
+    """False certificates of `SIMULATED` runs whose votes succeed with probability p."""
+    sizes = rule.sizes(cap, ALPHA, sigma)
+    level = rule.level(ALPHA, len(sizes))
+    rng, successes, false = np.random.default_rng(0), np.zeros(SIMULATED, dtype=np.int64), 0
+    for size, step in zip(sizes, np.diff(sizes, prepend=0), strict=True):
+        successes = successes + rng.binomial(step, p, len(successes))
+        certified = successes >= sequential.needed(rule, size, p0, level)
+        false += int(certified.sum())
+        successes = successes[~certified & (successes > sequential.hopeless(rule, size, cap, p0, level))]
+    return false
+
+
+def second_class(n: int = 10_000, classes: int = 10, sigma: float = 0.25) -> list[dict[str, float]]:
+    """When the second class pays, by p_A: the radius from p_A alone, the one with the rest of the votes spread evenly
+    over the other classes, and the largest share of that rest which one class may hold for it to be the larger one."""
+    rows = []
+    for p in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999):
+        successes, rest = round(p * n), n - round(p * n)
+        alone = confidence.radius(confidence.lower_confidence_bound(successes, n, ALPHA), sigma)
+        by_largest = [
+            confidence.second_class_radius((successes, *[held] * (rest // held), rest % held), 0, ALPHA, sigma)
+            for held in range(1, rest + 1)
+        ]
+        pays = max(held for held, radius in enumerate(by_largest, start=1) if radius > alone)
+        even = by_largest[-(-rest // (classes - 1)) - 1]
+        rows.append({"p": p, "alone": round(alone, 4), "even": round(even, 4), "pays_to_share": round(pays / rest, 3)})
+    return rows
+
+
+def figures(rows: list[dict[str, Any]], false: list[dict[str, Any]]) -> dict[str, Any]:
+    """The goals and what was reached when one radius is asked, for each file, rule and cap of at least 50,000."""
+    fixed_10_000 = {(r["sigma"], *r["radii"]): r for r in rows if (r["rule"], r["cap"]) == ("fixed n", 10_000)}
+    reached: dict[str, Any] = {}
+    for r in rows:
+        if r["asked"] != "radius" or r["rule"] not in RULES or r["cap"] < 50_000:
+            continue
+        ratio = round(r["radii"][0] / r["sigma"])
+        gain = r["certified_accuracy"][0] - fixed_10_000[r["sigma"], *r["radii"]]["certified_accuracy"][0]
+        enough = r["mean_samples"] <= (8_500 if ratio == 3 else 2_000)
+        reached[f"sigma {r['sigma']:g}, {r['rule']}, cap {r['cap']:,}, r = {ratio} sigma"] = {
+            "mean_samples": r["mean_samples"],
+            "certified_accuracy_above_fixed_10000": round(gain, 6),
+            "reached": bool(enough and (gain > 0 if ratio == 3 else gain >= 0)),
+        }
+    largest = max(r[futility]["largest"] for r in false for futility in ("futility none", "futility 0.05"))
+    simulated = min(r["simulated"]["p_value"] for r in false if "simulated" in r)
+    return {
+        **reached,
+        "largest chance of a false certificate": {"chance": largest, "reached": largest <= ALPHA},
+        "smallest p-value of the simulations": {"p_value": simulated, "reached": simulated > SIGNIFICANT},
+    }
+
+
+def table() -> str:
+    """Markdown: certified accuracy and mean samples of each rule when one radius is asked, both files of votes."""
+    rows = [r for r in json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if r["asked"] == "radius"]
+    lines = [["σ", "rule", "cap", *(f"r = {'' if ratio == 1 else ratio}σ: CA % / samples" for ratio in RATIOS)]]
+    for sigma, name, cap in dict.fromkeys((r["sigma"], r["rule"], r["cap"]) for r in rows):
+        same = [r for r in rows if (r["sigma"], r["rule"], r["cap"]) == (sigma, name, cap)]
+        cells = [f"{100 * r['certified_accuracy'][0]:.1f} / {r['mean_samples']:,.0f}" for r in same]
+        lines.append([f"{sigma:g}", name, f"{cap:,}", *cells])
+    return markdown(lines)
+
+
+def modes_table() -> str:
+    """Markdown: what more than one radius costs, at the cap 100,000."""
+    rows = [r for r in json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if r["asked"] != "radius"]
+    asked = {"grid": "all three radii", "tolerance": "the full radius to 5 %"}
+    lines = [["σ", "asked", "rule", *(f"CA(r = {'' if ratio == 1 else ratio}σ) %" for ratio in RATIOS), "samples"]]
+    for r in rows:
+        cells = [f"{100 * share:.1f}" for share in r["certified_accuracy"]]
+        lines.append([f"{r['sigma']:g}", asked[r["asked"]], r["rule"], *cells, f"{r['mean_samples']:,.0f}"])
+    return markdown(lines)
+
+
+def false_table() -> str:
+    """Markdown: the largest chance of a false certificate over all p, against alpha."""
+    lines = [["rule", "asked", "largest chance, exact", "without futility", "of 100,000 simulated"]]
+    for r in json.loads(RESULT.read_text(encoding="utf-8"))["false"]:
+        radii = ", ".join(f"{radius:g}" for radius in r["mode"].get("radii", ()))
+        asked = f"r = {radii}" if radii else f"tolerance {r['mode']['tolerance']:g}"
+        largest = [f"{r[futility]['largest']:.6f}" for futility in ("futility 0.05", "futility none")]
+        simulated = f"{r['simulated']['false']}" if "simulated" in r else "–"
+        lines.append([r["rule"], asked, *largest, simulated])
+    return markdown(lines)
+
+
+def processor() -> str:
+    """The model of the processor, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} logical cores)" if names else platform.processor() or platform.machine()
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    started = time.perf_counter()
+    rows, false = measure_cost(folder), measure_false()
+    versions = {"certibox": VERSION, "python": platform.python_version()}
+    return {
+        "alpha": ALPHA,
+        "rows": rows,
+        "false": false,
+        "second_class": second_class(),
+        "figures": figures(rows, false),
+        "seconds": round(time.perf_counter() - started, 1),
+        "hardware": processor(),
+        "versions": {**versions, "numpy": np.__version__, "scipy": scipy.__version__},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Samples and false certificates of sequential rules, exactly.")
+    parser.add_argument("--cohen", type=Path, required=True, metavar="DIR", help="folder of the published rows (TSV)")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT.parent.name}/{RESULT.name} and print it")
+    arguments = parser.parse_args()
+    result = measure(arguments.cohen)
+    if arguments.write:
+        write_json_atomic(RESULT, result)
+        print(table(), modes_table(), false_table(), sep="\n")
+    print(
+        json.dumps(
+            {key: result[key] for key in ("figures", "second_class", "seconds", "hardware", "versions")}, indent=2
+        )
+    )
+    missed = [name for name, figure in result["figures"].items() if not figure["reached"]]
+    print(f"goals missed: {'; '.join(missed) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""Certificates that stop when the question is answered: anytime-valid bounds and α-spending. NumPy and SciPy; no torch.
+
+Votes on the selected class are independent with success probability p, and a certificate of radius r claims
+p > Φ(r / σ). A `StoppingRule` looks at the votes at sample sizes fixed beforehand (`sizes`), and after each look says
+whether to go on (`decide`). Both rules here bound p from below by a **running maximum of bounds that hold at all looks
+at once**: for every true p, P(at some look the bound exceeds p) <= alpha. When to stop may then depend on the votes
+in any way — futility, tolerance, a full grid of radii — without a correction: whatever stops the sampling, the bound
+at that moment is one of those that hold together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import betainc, betaincinv, betaln, ndtr, ndtri
+
+from certibox import confidence
+from certibox.errors import InvalidInput
+
+SLACK = 1e-8  # log of wealth asked for beyond log(1/alpha): far above the rounding of log Γ at a million samples
+Looks = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a rule says after a look.
+
+    stop: whether sampling ends. p_lower: a lower bound on p that holds at this moment, 0.0 when nothing is proven.
+    why: "certified" (every radius asked is proven), "tolerance" (the radius is as near to what the cap would give as
+    asked), "futile" (no open radius is in reach of the cap), "cap", or "" (goes on).
+    """
+
+    stop: bool
+    p_lower: float
+    why: str
+
+
+class StoppingRule(Protocol):
+    """When to look at the votes, and when to stop; what `SmoothedClassifier.certify` takes as `rule`."""
+
+    def sizes(self, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
+        """Ascending sample sizes of the looks; the last is the cap n. Errors: `InvalidInput` if n can only abstain."""
+        ...
+
+    def decide(self, looks: Looks, n: int, alpha: float, sigma: float) -> Decision:
+        """What follows from `looks`: (samples so far, successes so far) at the first sizes, the latest last."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values with a "name"; `rule_from_dict` is the inverse."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class EProcess:
+    """Bets against p <= p0 at fair odds; the wealth proves p > p0 once it reaches 1/alpha, at whatever look.
+
+    Keep a share u of the wealth and stake the rest on each vote at the odds 1/p0: a success multiplies it by
+    u + (1 − u)/p0, a failure by u. At success probability p the expected factor is u + (1 − u) p/p0: exactly 1 for
+    p = p0 and at most 1 for p < p0, so the wealth is a non-negative supermartingale under the whole null, it
+    starts at 1, and by Ville's inequality it ever reaches 1/alpha with probability at most alpha. The same holds
+    for any mixture of bets, which is the wealth
+
+        E_n(p0) = ∫ u^f (u + (1 − u)/p0)^s dW(u),   s successes, f = n − s failures.
+
+    With q = 1 − (1 − p0) u this is the likelihood ratio of q to p0, so W is a prior on the alternative (p0, 1] that
+    scales with it. W is `all_in` on u = 0 (q = 1: unanimous votes pay 1/p0 each) and uniform elsewhere, for which
+    E_n = x^-(f+1) p0^-s B(f+1, s+1) I_x(f+1, s+1) with x = 1 − p0, exactly. As W is the same for every p0, E_n(p0)
+    falls in p0, so {p0: E_n(p0) >= 1/alpha} is an interval that starts at 0, and its end is a lower bound that holds
+    at all looks and for all radii at once: for it to exceed the true p, E_n(p) itself must reach 1/alpha.
+
+    radii: decide these radii (pixels, ascending; 0 asks for any positive radius). tolerance: instead, go on until the
+    radius is within this relative tolerance of what the cap would give at the present share of successes. futility:
+    stop once the upper Clopper–Pearson bound on p at this level is below the share of successes that the smallest open
+    radius would need at the cap; None never does. It can only cost certificates, never make a false one. growth:
+    ratio of successive looks. Source: Ville 1939; betting: Waudby-Smith & Ramdas 2024; for smoothing: Horváth
+    et al. 2022, Voracek 2024.
+    """
+
+    radii: tuple[float, ...] | None = None
+    tolerance: float | None = None
+    futility: float | None = 0.05
+    growth: float = 1.1
+    all_in: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not 0.0 < self.all_in < 1.0:
+            raise InvalidInput(f"all_in is {self.all_in}; wanted a share of the first wealth strictly between 0 and 1")
+
+    def sizes(self, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
+        """Geometric looks, from the smallest sample whose unanimous votes prove the smallest radius."""
+        return _sizes(self, n, alpha, sigma)
+
+    def decide(self, looks: Looks, n: int, alpha: float, sigma: float) -> Decision:
+        """See `StoppingRule.decide`."""
+        return _decide(self, looks, n, alpha, sigma)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with "name": "e-process"."""
+        return {"name": "e-process", **asdict(self)}
+
+    def level(self, alpha: float, looks: int) -> float:
+        """The failure probability that each of `looks` looks is tested at: all of alpha, at every one."""
+        return alpha
+
+    def log_wealth(self, successes: ArrayLike, samples: ArrayLike, p0: ArrayLike) -> np.ndarray:
+        """log E_n(p0), elementwise over arrays that broadcast; p0 strictly between 0 and 1."""
+        s, n, t = np.broadcast_arrays(np.asarray(successes, float), samples, np.log(p0))
+        return self._log_wealth(s, n - s, t)[0]
+
+    def _log_wealth(self, s: np.ndarray, f: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """log E and −d log E / dt at t = log p0."""
+        x = -np.expm1(t)  # 1 − p0
+        # I_x underflows only where nearly all bets lost: E < 1 there, and −inf is on the safe side.
+        with np.errstate(divide="ignore", over="ignore"):
+            mass = np.log(betainc(f + 1, s + 1, x)) + betaln(f + 1, s + 1)
+            uniform = math.log1p(-self.all_in) + mass - (f + 1) * np.log(x) - s * t
+            all_in = np.where(f == 0, math.log(self.all_in) - s * t, -np.inf)
+            log_e = np.logaddexp(uniform, all_in)
+            slope = s - (f + 1) * np.exp(t) / x + np.exp(f * np.log(x) + (s + 1) * t - mass)
+        part = np.exp(all_in - np.where(np.isfinite(log_e), log_e, 0.0))  # of the wealth
+        return log_e, (1.0 - part) * slope + part * s
+
+    def rejects(self, successes: ArrayLike, samples: int, p0: float, alpha: float) -> np.ndarray:
+        """Whether p <= p0 is refuted at failure probability alpha, elementwise."""
+        return self.log_wealth(successes, samples, p0) >= SLACK - math.log(alpha)
+
+    def lower_bounds(self, successes: ArrayLike, samples: ArrayLike, alpha: float) -> np.ndarray:
+        """The largest p0 that is refuted, elementwise; 0 without a success.
+
+        log E is convex and falling in log p0 (a log-sum of exponentials of convex functions), so from wherever Newton's
+        method starts, all its later iterates are refuted and rise to the root.
+        """
+        s, n = (np.atleast_1d(part) for part in np.broadcast_arrays(np.asarray(successes, float), samples))
+        goal = 2 * SLACK - math.log(alpha)
+        t = np.log(betaincinv(np.maximum(s, 1), n - s + 1, alpha / 10))  # not far from the root
+        for _ in range(100):
+            log_e, slope = self._log_wealth(s, n - s, t)
+            step = np.where(s > 0, (log_e - goal) / np.where(s > 0, slope, 1.0), 0.0)
+            t = t + step
+            if (np.abs(step) <= 1e-13).all():
+                break
+        return np.where(s > 0, np.exp(t), 0.0)
+
+
+@final
+@dataclass(frozen=True)
+class AlphaSpending:
+    """Clopper–Pearson bounds at a few looks, each with an equal part of alpha.
+
+    With K looks, each bound fails with probability at most alpha / K for every p (`confidence.lower_confidence_bound`;
+    look k's sample size is fixed, so its count is binomial whatever was seen before), hence some of them fails with
+    probability at most alpha, and their running maximum is a bound that holds at all looks at once. `radii`,
+    `tolerance`, `futility`: as in `EProcess`. growth: ratio of successive looks; fewer looks cost less of alpha each.
+    Source: Bonferroni's inequality; group-sequential tests with equal levels: Pocock 1977.
+    """
+
+    radii: tuple[float, ...] | None = None
+    tolerance: float | None = None
+    futility: float | None = 0.05
+    growth: float = 1.5
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def sizes(self, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
+        """Geometric looks, from the smallest sample whose unanimous votes prove the smallest radius."""
+        return _sizes(self, n, alpha, sigma)
+
+    def decide(self, looks: Looks, n: int, alpha: float, sigma: float) -> Decision:
+        """See `StoppingRule.decide`."""
+        return _decide(self, looks, n, alpha, sigma)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with "name": "alpha-spending"."""
+        return {"name": "alpha-spending", **asdict(self)}
+
+    def level(self, alpha: float, looks: int) -> float:
+        """The failure probability that each of `looks` looks is tested at."""
+        return alpha / looks
+
+    def rejects(self, successes: ArrayLike, samples: int, p0: float, alpha: float) -> np.ndarray:
+        """Whether p <= p0 is refuted at failure probability alpha, elementwise."""
+        return self.lower_bounds(successes, samples, alpha) >= p0
+
+    def lower_bounds(self, successes: ArrayLike, samples: ArrayLike, alpha: float) -> np.ndarray:
+        """One-sided Clopper–Pearson bounds, elementwise; 0 without a success."""
+        s, n = (np.atleast_1d(part) for part in np.broadcast_arrays(np.asarray(successes, float), samples))
+        return np.where(s > 0, betaincinv(np.maximum(s, 1), n - s + 1, alpha), 0.0)
+
+
+Rule = EProcess | AlphaSpending
+RULES: dict[str, type[Rule]] = {"e-process": EProcess, "alpha-spending": AlphaSpending}
+
+
+def rule_from_dict(kept: Mapping[str, Any]) -> Rule:
+    """The rule that `as_dict` (or `record`) wrote. Errors: `InvalidInput` for an unknown name or setting."""
+    settings = {key: value for key, value in kept.items() if key not in ("name", "cap", "alpha")}
+    name = kept.get("name")
+    if name not in RULES:
+        raise InvalidInput(f"the stopping rule is {name!r}; wanted one of {', '.join(RULES)}")
+    if settings.get("radii") is not None:
+        settings["radii"] = tuple(settings["radii"])
+    try:
+        return RULES[name](**settings)
+    except TypeError as error:
+        raise InvalidInput(f"the stopping rule {name} has settings it does not know: {error}") from error
+
+
+def record(rule: StoppingRule, n: int) -> dict[str, Any]:
+    """What a certificate keeps of its rule: `as_dict` with the "cap" n."""
+    return {**rule.as_dict(), "cap": n}
+
+
+def replay(rule: Mapping[str, Any], looks: Looks, alpha: float, sigma: float) -> Decision:
+    """The last decision of a recorded certificate, from its votes alone; `rule` is what `record` gave.
+
+    Errors: `InvalidInput` if a look was not at its due size, its votes cannot follow the look before, or an earlier
+    look had already ended the sampling.
+    """
+    known, n = rule_from_dict(rule), _cap(rule)
+    _check_looks(looks, known.sizes(n, alpha, sigma))
+    for k in range(1, len(looks)):
+        if known.decide(looks[:k], n, alpha, sigma).stop:
+            raise InvalidInput(f"the rule stops at look {k}; the record has {len(looks)} looks: it was not made by it")
+    return known.decide(looks, n, alpha, sigma)
+
+
+def p_lower_at(rule: Mapping[str, Any], looks: Looks, alpha: float, sigma: float, at: float) -> float:
+    """The bound that recorded looks (made for `alpha`) give at another failure probability `at`.
+
+    Valid because the bounds at level `at` hold at all looks at once too, so also at the look where the rule stopped
+    for alpha; `at` must not be chosen by these votes. No radius is promised to be reached.
+    """
+    known, n = rule_from_dict(rule), _cap(rule)
+    due = known.sizes(n, alpha, sigma)
+    _check_looks(looks, due)
+    return _running_bound(known, looks, known.level(confidence.check_alpha(at), len(due)), sigma)
+
+
+@lru_cache(maxsize=4096)
+def threshold(radius: float, sigma: float) -> float:
+    """The smallest p that is sure to give `confidence.radius(p, sigma) >= radius`, and > 0: Φ(radius / σ), rounded up.
+
+    Errors: `InvalidInput` where radius / σ is so large that no float below 1 gives it.
+    """
+    p = max(0.5, float(ndtr(radius / sigma)))
+    while p < 1.0 and not (confidence.radius(p, sigma) >= radius and confidence.radius(p, sigma) > 0.0):
+        p = float(np.nextafter(p, 1.0))
+    if p >= 1.0:
+        raise InvalidInput(
+            f"radius {radius:g} is {radius / sigma:.1f} sigma; no sample proves more than 8: ask for less"
+        )
+    return p
+
+
+def _check(rule: Rule) -> None:
+    """Raise `InvalidInput` for settings that no rule takes."""
+    if (rule.radii is None) == (rule.tolerance is None):
+        raise InvalidInput("a stopping rule takes radii or tolerance; give exactly one of them")
+    radii = rule.radii if rule.radii is not None else (0.0,)
+    if not radii or not all(math.isfinite(r) and r >= 0 for r in radii) or list(radii) != sorted(set(radii)):
+        raise InvalidInput(f"radii are {list(radii)}; wanted ascending radii in pixels, such as 0.25, 0.5")
+    if rule.tolerance is not None and not 0.0 < rule.tolerance < 1.0:
+        raise InvalidInput(
+            f"tolerance is {rule.tolerance}; wanted a relative one strictly between 0 and 1, such as 0.05"
+        )
+    if rule.futility is not None and not 0.0 < rule.futility < 1.0:
+        raise InvalidInput(
+            f"futility is {rule.futility}; wanted a level strictly between 0 and 1, such as 0.05, or none"
+        )
+    if not 1.01 <= rule.growth < math.inf:
+        raise InvalidInput(f"growth is {rule.growth}; wanted a ratio of successive looks of at least 1.01, such as 1.1")
+
+
+def _cap(rule: Mapping[str, Any]) -> int:
+    if not isinstance(rule.get("cap"), int):
+        raise InvalidInput(f"the recorded rule has the cap {rule.get('cap')!r}; wanted the n it was used with")
+    return rule["cap"]
+
+
+def _check_looks(looks: Looks, due: tuple[int, ...]) -> None:
+    sizes = tuple(samples for samples, _ in looks)
+    if not looks or sizes != due[: len(sizes)]:
+        raise InvalidInput(f"the looks were at {list(sizes)} samples; due were {list(due[: len(sizes)]) or due[0]}")
+    for (n0, s0), (n1, s1) in zip([(0, 0), *looks], looks, strict=False):
+        if not 0 <= s1 - s0 <= n1 - n0:
+            raise InvalidInput(f"{s1} successes in {n1} samples cannot follow {s0} in {n0}: the record is broken")
+
+
+@lru_cache(maxsize=4096)
+def _sizes(rule: Rule, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
+    """Geometric looks up to n, from the first that can prove the smallest radius; only n, where that is little more."""
+    confidence.check_alpha(alpha)
+    p0, count = threshold(rule.radii[0] if rule.radii else 0.0, sigma), 1
+    smallest = _smallest_unanimous(rule, p0, rule.level(alpha, 1))
+    if smallest > n:
+        asked = f"r = {rule.radii[0]:g}" if rule.radii else "any radius"
+        raise InvalidInput(f"n = {n} cannot certify {asked} at alpha = {alpha}; the smallest n is {smallest}")
+    # More looks mean a lower level for each, so a later first look: take the fewest looks that fit their own level.
+    while (first := _smallest_unanimous(rule, p0, rule.level(alpha, count))) < n:
+        steps = math.ceil(math.log(n / first) / math.log(rule.growth) - 1e-9)
+        sizes = tuple(sorted({round(first * (n / first) ** (i / steps)) for i in range(steps)} | {n}))
+        if rule.level(alpha, len(sizes)) >= rule.level(alpha, count):
+            return sizes
+        count += 1
+    return (n,)
+
+
+@lru_cache(maxsize=4096)
+def _smallest_unanimous(rule: Rule, p0: float, alpha: float) -> int:
+    """The smallest sample whose unanimous votes refute p <= p0 at one look."""
+    low, high = 0, 1  # refutes at high, not at low
+    while not rule.rejects(high, high, p0, alpha).item():
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if rule.rejects(middle, middle, p0, alpha).item() else (middle, high)
+    return high
+
+
+@lru_cache(maxsize=65536)
+def needed(rule: Rule, samples: int, p0: float, alpha: float) -> int:
+    """The fewest successes in `samples` that refute p <= p0 at one look; samples + 1 where none do."""
+    low, high = -1, samples + 1  # refutes from high on, not at low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if rule.rejects(middle, samples, p0, alpha).item() else (middle, high)
+    return high
+
+
+def _running_bound(rule: Rule, looks: Looks, alpha: float, sigma: float) -> float:
+    """The best of the bounds of all looks; a radius on the list that is proven is always reached."""
+    samples, successes = np.array(looks).T
+    best = float(rule.lower_bounds(successes, samples, alpha).max())
+    proven = [p0 for p0 in thresholds(rule, sigma) if _proven(rule, looks, p0, alpha)]
+    # By radius first: the rounding of Φ⁻¹ must not lose a radius that was decided.
+    return max([best, *proven[-1:]], key=lambda p: (confidence.radius(p, sigma), p))
+
+
+def thresholds(rule: Rule, sigma: float) -> list[float]:
+    return [threshold(radius, sigma) for radius in rule.radii or ()]
+
+
+def _proven(rule: Rule, looks: Looks, p0: float, alpha: float) -> bool:
+    return any(successes >= needed(rule, samples, p0, alpha) for samples, successes in looks)
+
+
+def _decide(rule: Rule, looks: Looks, n: int, alpha: float, sigma: float) -> Decision:
+    level = rule.level(alpha, len(_sizes(rule, n, alpha, sigma)))
+    p_lower = _running_bound(rule, looks, level, sigma)
+    samples, successes = looks[-1]
+    if rule.tolerance is not None:
+        smallest = threshold(0.0, sigma)
+        if within(rule, successes, samples, n, level).item():
+            return Decision(True, p_lower, "tolerance")
+    else:
+        still = [p0 for p0 in thresholds(rule, sigma) if not _proven(rule, looks, p0, level)]
+        if not still:
+            return Decision(True, p_lower, "certified")
+        smallest = still[0]
+    if samples >= n:
+        return Decision(True, p_lower, "cap")
+    futile = successes <= hopeless(rule, samples, n, smallest, level)
+    return Decision(futile, p_lower, "futile" if futile else "")
+
+
+def within(rule: Rule, successes: ArrayLike, samples: int, n: int, alpha: float) -> np.ndarray:
+    """Whether the radius of a look is within the tolerance of what n samples with the same share of successes give."""
+    s, keep = np.asarray(successes, float), 1.0 - (rule.tolerance or 0.0)
+    now = ndtri(rule.lower_bounds(s, samples, alpha))
+    return (now > 0) & (now >= keep * ndtri(rule.lower_bounds(np.rint(s / samples * n), n, alpha)))
+
+
+@lru_cache(maxsize=65536)
+def hopeless(rule: Rule, samples: int, n: int, p0: float, alpha: float) -> int:
+    """The most successes at a look that end the sampling as futile while p0 is open; −1 where none do."""
+    if rule.futility is None:
+        return -1
+    share = needed(rule, n, p0, alpha) / n
+    if share > 1.0:  # the cap cannot prove it, whatever comes
+        return samples
+    low, high = -1, samples  # futile at low, not at high: all successes leave any p possible
+    while high - low > 1:
+        middle = (low + high) // 2
+        upper = 1.0 - confidence.lower_confidence_bound(samples - middle, samples, rule.futility)
+        low, high = (middle, high) if upper < share else (low, middle)
+    return low

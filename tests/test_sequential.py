@@ -1,0 +1,365 @@
+"""Sequential rules: identities of the wealth, exact coverage by recursion, and the recursion against every path."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import binom, binomtest, norm
+
+from certibox import confidence, sequential
+from certibox.errors import InvalidInput
+from certibox.forecast import forecast
+from certibox.sequential import AlphaSpending, EProcess, Rule
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import sequential_certification as benchmark
+
+SIGMA, ALPHA = 0.25, 0.001
+MODES = {
+    "one radius": {"radii": (0.25,)},
+    "a grid": {"radii": (0.0, 0.0625, 0.125, 0.25)},
+    "tolerance": {"tolerance": 0.1},
+}
+RULES = [
+    pytest.param(kind(**mode, futility=futility), id=f"{kind.__name__}, {name}, futility {futility}")
+    for kind in (EProcess, AlphaSpending)
+    for name, mode in MODES.items()
+    for futility in (0.05, None)
+]
+GRID = EProcess(radii=(0.125, 0.25))
+
+
+def bet(u: float, successes: int, failures: int, p0: float) -> float:
+    """The wealth of one who keeps the share u and stakes the rest at the odds 1/p0."""
+    return u**failures * (u + (1 - u) / p0) ** successes
+
+
+@pytest.mark.parametrize(("successes", "failures"), [(0, 0), (7, 0), (0, 5), (12, 3), (40, 1)])
+@pytest.mark.parametrize("p0", [0.5, 0.84, 0.99])
+def test_the_wealth_is_the_mixture_of_bets(successes: int, failures: int, p0: float) -> None:
+    rule = EProcess(radii=(0.25,), all_in=0.3)
+    mixed = 0.7 * quad(bet, 0, 1, args=(successes, failures, p0))[0] + 0.3 * bet(0.0, successes, failures, p0)
+    wealth = np.exp(rule.log_wealth(successes, successes + failures, p0))
+    assert wealth == pytest.approx(mixed, rel=1e-9)
+
+
+@pytest.mark.parametrize("p0", [0.5, 0.84, 0.99])
+def test_the_wealth_is_fair_at_p0_and_loses_below(p0: float) -> None:
+    n = 50
+    wealth = np.exp(GRID.log_wealth(np.arange(n + 1), n, p0))
+    expected = [binom.pmf(np.arange(n + 1), n, p) @ wealth for p in (p0, 0.99 * p0, 0.9 * p0, 0.1)]
+    assert expected[0] == pytest.approx(1.0, rel=1e-9)
+    assert all(later < earlier for earlier, later in itertools.pairwise(expected))
+
+
+@pytest.mark.parametrize(("n", "p0"), [(100, 0.6), (10_000, 0.84), (999_999, 0.84), (999_999, 0.99865)])
+def test_the_wealth_is_a_martingale_at_p0_even_after_a_million_votes(n: int, p0: float) -> None:
+    successes = np.unique(np.rint(n * np.array([p0, p0 + 0.3 * (1 - p0), 1.0])))
+    now, up, down = (
+        GRID.log_wealth(s, size, p0) for s, size in ((successes, n), (successes + 1, n + 1), (successes, n + 1))
+    )
+    after = np.logaddexp(math.log(p0) + up, math.log1p(-p0) + down)
+    np.testing.assert_allclose(after, now, rtol=0, atol=sequential.SLACK / 2)
+
+
+@pytest.mark.parametrize("samples", [20, 1000, 1_000_000])
+def test_the_bound_of_the_wealth_is_its_largest_refuted_p0(samples: int) -> None:
+    successes = np.unique(np.rint(samples * np.array([0.001, 0.3, 0.6, 0.9, 0.999, 1.0])))
+    bounds = GRID.lower_bounds(successes, samples, ALPHA)
+    some = bounds > 0
+    wealth = GRID.log_wealth(successes[some], samples, bounds[some])
+    np.testing.assert_allclose(wealth, -math.log(ALPHA), rtol=0, atol=1e-6)
+    assert (wealth >= -math.log(ALPHA)).all(), "on the safe side"
+    assert not GRID.lower_bounds(0, samples, ALPHA).any()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_bound_is_false_with_probability_at_most_alpha_at_every_p(rule: Rule) -> None:
+    n, alpha = 600, 0.05
+    asked = [sequential.threshold(radius, SIGMA) for radius in rule.radii or (0.0,)]
+    grid = [*np.linspace(0.02, 0.98, 13), *asked, *(float(np.nextafter(p0, 0)) for p0 in asked)]
+    false = [forecast(rule, p, n, alpha, SIGMA, proven=(p,)).proven[0] for p in grid]
+    assert alpha / 10 < max(false) <= alpha
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_recursion_knows_every_path_of_votes(rule: Rule) -> None:
+    coarse = type(rule)(**{**_settings(rule), "growth": 3.0})
+    n, alpha, p = 24, 0.2, 0.9
+    asked = (0.5, p)
+    expected = {"samples": 0.0, "proven": np.zeros(len(asked))}
+    stops: dict[str, float] = {}
+    for looks, chance in _paths(coarse, n, alpha, p):
+        decision = coarse.decide(looks, n, alpha, SIGMA)
+        level = coarse.level(alpha, len(coarse.sizes(n, alpha, SIGMA)))
+        proven = [any(s >= sequential.needed(coarse, m, p0, level) for m, s in looks) for p0 in asked]
+        expected["samples"] += chance * looks[-1][0]
+        expected["proven"] += chance * np.array(proven)
+        stops[decision.why] = stops.get(decision.why, 0.0) + chance
+    found = forecast(coarse, p, n, alpha, SIGMA, proven=asked)
+    assert found.samples == pytest.approx(expected["samples"], rel=1e-12)
+    assert found.proven == pytest.approx(expected["proven"], rel=1e-12)
+    assert found.stops == pytest.approx({why: stops.get(why, 0.0) for why in found.stops}, abs=1e-14)
+    assert len(stops) > 1
+
+
+def _settings(rule: Rule) -> dict:
+    return {key: value for key, value in rule.as_dict().items() if key != "name"}
+
+
+def _paths(rule: Rule, n: int, alpha: float, p: float, before: tuple = ((0, 0),)):
+    """Every run of looks until the rule stops, with its probability."""
+    size = rule.sizes(n, alpha, SIGMA)[len(before) - 1]
+    samples, successes = before[-1]
+    for more in range(size - samples + 1):
+        looks = (*before, (size, successes + more))
+        chance = float(binom.pmf(more, size - samples, p))
+        if rule.decide(looks[1:], n, alpha, SIGMA).stop:
+            yield looks[1:], chance
+        else:
+            yield from ((rest, chance * later) for rest, later in _paths(rule, n, alpha, p, looks))
+
+
+@pytest.mark.parametrize("rule", [EProcess(radii=(0.25,)), AlphaSpending(radii=(0.25,))], ids=["e", "spending"])
+def test_simulated_certificates_are_false_no_more_often_than_alpha(rule: Rule) -> None:
+    n, runs = 1000, 100_000
+    p = float(np.nextafter(sequential.threshold(0.25, SIGMA), 0))
+    sizes = rule.sizes(n, ALPHA, SIGMA)
+
+    @cache
+    def decide(look: int, successes: int) -> sequential.Decision:
+        """With one radius, what was seen before matters only through having gone on."""
+        looks = [*((size, 0) for size in sizes[:look]), (sizes[look], successes)]
+        return rule.decide(looks, n, ALPHA, SIGMA)
+
+    rng, successes, false = np.random.default_rng(0), np.zeros(runs, dtype=int), 0
+    for look, step in enumerate(np.diff(sizes, prepend=0)):
+        successes = successes + rng.binomial(step, p, len(successes))
+        values, counts = np.unique(successes, return_counts=True)
+        decisions = [decide(look, int(value)) for value in values]
+        false += sum(int(c) for d, c in zip(decisions, counts, strict=True) if d.p_lower > p)
+        going = values[[not d.stop for d in decisions]]
+        successes = successes[np.isin(successes, going)]
+    assert not len(successes), "every certificate ends at the cap"
+    assert binomtest(false, runs, ALPHA, alternative="greater").pvalue > 1e-4
+    exact = forecast(rule, p, n, ALPHA, SIGMA, proven=(p,)).proven[0]
+    assert binomtest(false, runs, exact).pvalue > 1e-4
+
+
+def test_one_look_of_alpha_spending_is_the_fixed_certificate() -> None:
+    n = confidence.smallest_n(ALPHA, 0.25, SIGMA)
+    rule = AlphaSpending(radii=(0.25,))
+    assert rule.sizes(n, ALPHA, SIGMA) == (n,)
+    for successes in (n, n - 1, n // 2):
+        bound = confidence.lower_confidence_bound(successes, n, ALPHA)
+        assert rule.decide([(n, successes)], n, ALPHA, SIGMA).p_lower == pytest.approx(bound, rel=1e-12)
+
+
+@given(st.floats(0.0, 6.0), st.floats(0.05, 2.0))
+def test_a_decided_radius_is_reached_despite_rounding(ratio: float, sigma: float) -> None:
+    radius = ratio * sigma
+    p0 = sequential.threshold(radius, sigma)
+    assert confidence.radius(p0, sigma) >= radius
+    assert confidence.radius(p0, sigma) > 0
+    assert p0 == pytest.approx(norm.cdf(ratio), rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", [EProcess(radii=(0.25, 0.5)), AlphaSpending(radii=(0.25, 0.5))], ids=["e", "spending"])
+def test_the_fewest_successes_that_prove_a_radius_reach_it(rule: Rule) -> None:
+    n, p0 = 5000, sequential.threshold(0.5, SIGMA)
+    sizes = rule.sizes(n, ALPHA, SIGMA)
+    level = rule.level(ALPHA, len(sizes))
+    for k, size in enumerate(sizes):
+        fewest = sequential.needed(rule, size, p0, level)
+        if fewest > size:
+            continue
+        before = [(m, 0) for m in sizes[:k]]
+        proven, short = (rule.decide([*before, (size, s)], n, ALPHA, SIGMA) for s in (fewest, fewest - 1))
+        assert proven.why == "certified"
+        assert confidence.radius(proven.p_lower, SIGMA) >= 0.5 > confidence.radius(short.p_lower, SIGMA)
+
+
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+def test_looks_begin_where_unanimous_votes_decide_and_end_at_the_cap(kind: type[Rule]) -> None:
+    rule = kind(radii=(0.5, 0.75))
+    sizes = rule.sizes(20_000, ALPHA, SIGMA)
+    assert sizes[-1] == 20_000
+    assert list(sizes) == sorted(set(sizes))
+    ratios = np.diff(np.log(sizes))
+    assert ratios.max() <= math.log(rule.growth) * 1.01
+    level = rule.level(ALPHA, len(sizes))
+    assert level * len(sizes) <= ALPHA or kind is EProcess
+    p0 = sequential.threshold(0.5, SIGMA)
+    first = sizes[0]
+    assert rule.rejects(first, first, p0, level).all()
+    assert rule.level(ALPHA, len(sizes) + 1) < level or not rule.rejects(first - 1, first - 1, p0, level).any()
+
+
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+def test_a_cap_that_can_only_abstain_is_refused_with_the_smallest_one(kind: type[Rule]) -> None:
+    rule = kind(radii=(0.75,))
+    with pytest.raises(InvalidInput, match="the smallest n is") as refused:
+        rule.sizes(1000, ALPHA, SIGMA)
+    smallest = int(str(refused.value).split()[-1])
+    assert rule.sizes(smallest, ALPHA, SIGMA) == (smallest,)
+    for n in range(smallest, smallest + 5 * smallest // 2, 97):
+        assert rule.sizes(n, ALPHA, SIGMA)[-1] == n
+    with pytest.raises(InvalidInput, match=f"smallest n is {smallest}"):
+        rule.sizes(smallest - 1, ALPHA, SIGMA)
+
+
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+def test_futility_saves_samples_and_makes_no_certificate(kind: type[Rule]) -> None:
+    patient, hasty = (kind(radii=(0.25,), futility=level) for level in (None, 0.05))
+    p0 = sequential.threshold(0.25, SIGMA)
+    for p in (0.5, 0.8, 0.85, 0.9):
+        slow, fast = (forecast(rule, p, 2000, ALPHA, SIGMA, proven=(p0,)) for rule in (patient, hasty))
+        assert fast.proven[0] <= slow.proven[0]
+        assert fast.samples < slow.samples
+
+
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+def test_a_tolerance_is_met(kind: type[Rule]) -> None:
+    rule, n = kind(tolerance=0.1), 20_000
+    looks = _looks(rule, n)
+    decision = rule.decide(looks, n, ALPHA, SIGMA)
+    most = rule.lower_bounds(0.9 * n, n, rule.level(ALPHA, len(rule.sizes(n, ALPHA, SIGMA)))).item()
+    reached = confidence.radius(decision.p_lower, SIGMA) / confidence.radius(most, SIGMA)
+    assert decision.why == "tolerance"
+    assert 0.9 <= reached < 0.97
+    assert looks[-1][0] < n / 4
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_record_replays_from_its_votes(rule: Rule) -> None:
+    n = 2000
+    kept = sequential.record(rule, n)
+    assert sequential.rule_from_dict(kept) == rule
+    looks = _looks(rule, n)
+    decision = sequential.replay(kept, looks, ALPHA, SIGMA)
+    assert decision.stop
+    assert sequential.p_lower_at(kept, looks, ALPHA, SIGMA, at=ALPHA) == decision.p_lower
+    bounds = [sequential.p_lower_at(kept, looks, ALPHA, SIGMA, at=at) for at in (1e-6, ALPHA, 0.05)]
+    assert bounds == sorted(set(bounds)), "a smaller alpha proves less"
+
+
+def _looks(rule: Rule, n: int) -> list[tuple[int, int]]:
+    """The looks of a run whose votes succeed 9 times in 10."""
+    looks: list[tuple[int, int]] = []
+    for size in rule.sizes(n, ALPHA, SIGMA):
+        looks.append((size, math.ceil(0.9 * size)))
+        if rule.decide(looks, n, ALPHA, SIGMA).stop:
+            break
+    return looks
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda looks: [], "were at"),
+        (lambda looks: looks[1:], "due were"),
+        (lambda looks: [(looks[0][0] + 1, looks[0][1]), *looks[1:]], "due were"),
+        (lambda looks: [(looks[0][0], looks[0][0] + 1), *looks[1:]], "cannot follow"),
+        (lambda looks: [*looks[:-1], (looks[-1][0], looks[-2][1] - 1)], "cannot follow"),
+    ],
+)
+def test_a_broken_record_is_refused(change, message: str) -> None:
+    rule = EProcess(radii=(0.25,))
+    with pytest.raises(InvalidInput, match=message):
+        sequential.replay(sequential.record(rule, 2000), change(_looks(rule, 2000)), ALPHA, SIGMA)
+
+
+def test_a_record_that_goes_on_after_its_end_is_refused() -> None:
+    rule = EProcess(radii=(0.25,))
+    looks = _looks(rule, 2000)
+    size = rule.sizes(2000, ALPHA, SIGMA)[len(looks)]
+    longer = [*looks, (size, looks[-1][1] + size - looks[-1][0])]
+    with pytest.raises(InvalidInput, match=f"stops at look {len(looks)}"):
+        sequential.replay(sequential.record(rule, 2000), longer, ALPHA, SIGMA)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "exactly one"),
+        ({"radii": (0.25,), "tolerance": 0.1}, "exactly one"),
+        ({"radii": ()}, "ascending"),
+        ({"radii": (0.5, 0.25)}, "ascending"),
+        ({"radii": (-0.1,)}, "ascending"),
+        ({"radii": (math.nan,)}, "ascending"),
+        ({"tolerance": 1.0}, "tolerance is 1"),
+        ({"tolerance": 0.1, "futility": 0.0}, "futility is 0"),
+        ({"tolerance": 0.1, "growth": 1.0}, "growth is 1.0"),
+    ],
+)
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+def test_settings_that_make_no_sense_are_named(kind: type[Rule], settings: dict, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        kind(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"name": "magic"}, "'magic'"),
+        ({}, "None"),
+        ({"name": "e-process", "radii": [0.25], "speed": 2}, "speed"),
+        ({"name": "e-process", "radii": [0.25], "all_in": 1.0}, "all_in is 1"),
+    ],
+)
+def test_a_rule_that_is_not_known_is_named(kept: dict, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        sequential.rule_from_dict(kept)
+
+
+def test_a_record_without_its_cap_is_refused() -> None:
+    rule = EProcess(radii=(0.25,))
+    with pytest.raises(InvalidInput, match="cap None"):
+        sequential.replay(rule.as_dict(), _looks(rule, 2000), ALPHA, SIGMA)
+
+
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+def test_a_radius_that_the_cap_cannot_prove_takes_no_samples(kind: type[Rule]) -> None:
+    one, more = (forecast(kind(radii=radii), 0.99, 1000, ALPHA, SIGMA) for radii in ((0.25,), (0.25, 0.9)))
+    assert more.samples == pytest.approx(one.samples)
+    assert more.stops["futile"] == pytest.approx(1.0)
+
+
+def test_a_radius_beyond_what_samples_can_prove_is_named() -> None:
+    with pytest.raises(InvalidInput, match=r"10\.0 sigma"):
+        sequential.threshold(2.5, 0.25)
+
+
+def test_the_benchmark_reads_votes_back_from_published_radii(tmp_path: Path) -> None:
+    n, successes = 100_000, (55_000, 84_500, 98_000, 99_900)
+    bounds = [confidence.lower_confidence_bound(count, n, ALPHA) for count in successes]
+    rows = [f"{i}\t3\t3\t{confidence.radius(p, SIGMA):.3f}\t1" for i, p in enumerate(bounds)]
+    log = tmp_path / "log.tsv"
+    log.write_text("\n".join(["idx\tlabel\tpredict\tradius\tcorrect", *rows, "9\t3\t-1\t0.0\t0"]), encoding="utf-8")
+    p, correct = benchmark.votes(log, SIGMA)
+    assert correct.tolist() == [1, 1, 1, 1, 0]
+    assert p[-1] == 0.5
+    # Three decimals of the radius fix Φ⁻¹(p) to 0.0005 / σ.
+    np.testing.assert_allclose(norm.ppf(p[:-1]), norm.ppf(np.array(successes) / n), atol=0.0006 / SIGMA)
+
+
+def test_the_benchmark_weighs_right_and_wrong_selections() -> None:
+    asked: list[float] = []
+
+    def one(p: float) -> benchmark.Chances:
+        asked.append(p)
+        return (100.0, (0.5,)) if p > 0.5 else (10.0, (0.0,))
+
+    samples, accuracy = benchmark.expected(one, 1, np.array([0.9, 0.9]), np.array([1, 0]))
+    assert samples == pytest.approx(1 + 0.9 * 100 + 0.1 * 10)  # one selection vote is right 9 times in 10
+    assert accuracy == pytest.approx((0.5 * 0.9 * 0.5,))  # half of the images are labelled correctly
+    assert sorted(set(asked)) == pytest.approx([0.1, 0.9])
