@@ -37,8 +37,9 @@ import torch
 from torch import Tensor
 
 from certibox.networks import mnist_cnn
+from certibox.noise import noisy_batches
 from certibox.records import write_json_atomic
-from certibox.smoothing import SmoothedClassifier, noisy_batches
+from certibox.smoothing import SmoothedClassifier
 from certibox.version import VERSION
 
 BATCH, THREADS, PAIRS, N0 = 1000, 2, 31, 1000

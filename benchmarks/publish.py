@@ -13,6 +13,9 @@ import shutil
 from pathlib import Path
 
 import families
+import live_latents
+import query_efficiency
+import step_choice
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,6 +40,9 @@ def published() -> dict[Path, str]:
         "families": families.table(),
         "rates": rates_table(),
         "gradients": gradients_table(),
+        "steps": step_choice.table(),
+        "latents": live_latents.table(),
+        **{f"queries-{study}": queries_table(study) for study in query_efficiency.STUDIES},
     }
     docs = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     return {path: fill(path.read_text(encoding="utf-8"), tables) for path in docs}
@@ -70,6 +76,11 @@ def demo_table() -> str:
     )
     caption = f"Certified accuracy in % with 95 % intervals; {said}, {facts['images']}."
     return "\n".join([*lines, "", caption, "", notes, ""])
+
+
+def queries_table(study: str) -> str:
+    """What a query buys in one study, and what comes of its claims."""
+    return f"{query_efficiency.table(study)}\n{query_efficiency.verdicts(study)}"
 
 
 def rates_table() -> str:

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from certibox.blackbox import as_blackbox
-from certibox.certification import at_alpha, certify_dataset, merge
+from certibox.certification import at_alpha, certify_dataset, choose_sigma, envelope, merge, replay
 from certibox.data import Images, load_images
 from certibox.errors import BudgetExceeded, ConfigMismatch, InvalidInput, UnreadableFile
 from certibox.query import QueryClient
 from certibox.records import CertificateRow, append_row, read_rows
+from certibox.report import certified_accuracy
+from certibox.sequential import AlphaSpending, EProcess, Rule
 from certibox.smoothing import SmoothedClassifier
 from doubles import CountingBox, LinearBox
 
@@ -242,7 +244,16 @@ def test_a_file_that_is_not_votes_is_named(tmp_path: Path) -> None:
         certify(box(), out)
 
 
-CHANGES = {"sigma": 0.5, "n0": 31, "n": 251, "alpha": 0.02, "seed": 4, "model": "another"}
+CHANGES: dict[str, Any] = {
+    "sigma": 0.5,
+    "n0": 31,
+    "n": 251,
+    "alpha": 0.02,
+    "seed": 4,
+    "model": "another",
+    "second_class": True,
+    "rule": EProcess(radii=(0.1,)),
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -360,6 +371,144 @@ def test_at_alpha_is_certifying_at_that_alpha(labelled: bool) -> None:
 def test_at_alpha_refuses_what_the_votes_cannot_show() -> None:
     with pytest.raises(InvalidInput, match=r"n = 250 .* smallest n is 333"):
         at_alpha(plain(), 1e-100)
+
+
+# --------------------------------------------------------------------------------------------------- stopping rules
+
+RULES: list[Rule] = [EProcess(radii=(0.05, 0.2), growth=1.3), AlphaSpending(tolerance=0.3)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_sequential_rows_are_the_certificates_and_read_back_and_replay(tmp_path: Path, rule: Rule) -> None:
+    inner, out = box(), tmp_path / "rows.jsonl"
+    rows = certify(inner, out, rule=rule)
+    smoothed = SmoothedClassifier(box(), 3, SIGMA)
+    for row, x in zip(rows, pictures().floats(), strict=True):
+        certificate = smoothed.certify(x, n0=N0, n=N, alpha=0.01, seed=3, rule=rule)
+        facts = certificate.as_dict()
+        assert row.predict == facts.pop("label")
+        assert {key: getattr(row, key) for key in facts} == facts
+        assert row.cap == N
+    assert inner.images == sum(row.queries for row in rows) < 6 * QUERIES
+    assert read_rows(out) == rows
+    assert replay(rows) == rows
+    assert replay(at_alpha(rows, 0.2)) == at_alpha(rows, 0.2)
+    assert at_alpha(at_alpha(rows, 0.2), 0.01) == rows
+    assert len({row.n for row in rows}) > 1
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_killed_at_any_look_gives_the_same_rows_and_pays_for_no_vote_twice(tmp_path: Path, rule: Rule) -> None:
+    plain = box()
+    asked: dict[str, Any] = {"images": pictures(3), "rule": rule}
+    undisturbed = timeless(certify(plain, **asked))
+    assert max(len(row.looks or ()) for row in undisturbed) > 3
+    for after in range(plain.calls):
+        out, inner = tmp_path / f"{after}.jsonl", box()
+        interrupted(inner, out, after, **asked)
+        assert timeless(certify(inner, out, **asked)) == undisturbed
+        lost = plain.batch_sizes[after]
+        assert inner.batch_sizes == plain.batch_sizes[: after + 1] + plain.batch_sizes[after:]
+        assert inner.images == plain.images + lost
+        assert timeless(read_rows(out)) == undisturbed
+        assert not votes_of(out).exists()
+
+
+def test_another_rule_is_another_configuration(tmp_path: Path) -> None:
+    out, rule = tmp_path / "rows.jsonl", RULES[0]
+    certify(box(), out, pictures(2), rule=rule)
+    kept = out.read_bytes()
+    for other in (None, RULES[1], EProcess(radii=(0.05, 0.2), growth=1.3, futility=0.1), EProcess(radii=(0.05,))):
+        with pytest.raises(ConfigMismatch, match=r"rule is .* there and .* here"):
+            certify(box(), out, rule=other)
+    for name in ("n", "alpha"):
+        with pytest.raises(ConfigMismatch, match=rf"{name} is .* there and .* here"):
+            certify(box(), out, rule=rule, **{name: CHANGES[name]})
+    assert out.read_bytes() == kept
+    certify(box(), out, rule=rule)
+    write(out, at_alpha(read_rows(out), 0.02))  # looked at under another alpha than rows to come would be
+    with pytest.raises(ConfigMismatch, match=r"'alpha': 0\.01"):
+        certify(box(), out, images=pictures(7), rule=rule, alpha=0.02)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_sequential_shards_merge_to_the_whole(tmp_path: Path, rule: Rule) -> None:
+    rows = merge(shards(tmp_path, rule=rule), tmp_path / "rows.jsonl")
+    assert timeless(rows) == timeless(certify(box(), rule=rule))
+    assert timeless(certify(box(), tmp_path / "rows.jsonl", rule=rule)) == timeless(rows)
+
+
+def test_a_row_that_does_not_replay_is_named() -> None:
+    rows = certify(box(), rule=RULES[0])
+    i = next(i for i, row in enumerate(rows) if len(row.looks or ()) > 2)
+    looks = rows[i].looks
+    assert looks is not None
+    n, votes = looks[-2]
+    moved = replace(rows[i], looks=(*looks[:-2], (n + 1, votes), looks[-1]))  # a row that contradicts itself nowhere
+    with pytest.raises(InvalidInput, match=rf"row of image {i} does not replay: the looks were at .* due were"):
+        replay([*rows[:i], moved])
+
+
+@pytest.mark.parametrize("second_class", [False, True])
+def test_fixed_rows_replay_and_a_radius_that_grew_does_not(second_class: bool) -> None:
+    rows = certify(box(), second_class=second_class)
+    assert replay(rows) == rows
+    i = next(i for i, row in enumerate(rows) if row.predict is not None)
+    with pytest.raises(InvalidInput, match=rf"row of image {i} does not replay: .* follows from the votes"):
+        replay([replace(rows[i], radius=rows[i].radius * 1.01)])
+
+
+# ------------------------------------------------------------------------------------------------- a sigma per radius
+
+SIGMAS = (0.125, 0.25, 0.5)
+RADII = [0.0, 0.05, 0.1, 0.3, 0.6]
+
+
+def by_sigma(seed: int, count: int = 60) -> dict[float, list[CertificateRow]]:
+    images = pictures(count, seed)
+    images = replace(images, labels=box()(images.floats()).argmax(1))
+    return {sigma: certify(box(), images=images, sigma=sigma) for sigma in SIGMAS}
+
+
+def test_the_envelope_is_chosen_on_validation_images_and_read_on_test_images() -> None:
+    validation, test = by_sigma(seed=5), by_sigma(seed=6)
+    choice = choose_sigma(validation, RADII)
+    scores = {sigma: certified_accuracy(rows, RADII) for sigma, rows in validation.items()}
+    for i, radius in enumerate(RADII):
+        best = max(scores[sigma][i] for sigma in SIGMAS)
+        assert choice.sigmas[radius] == min(sigma for sigma in SIGMAS if scores[sigma][i] == best)
+    assert len(set(choice.sigmas.values())) > 1
+    read = envelope(choice, test)
+    assert read == {r: certified_accuracy(test[choice.sigmas[r]], [r])[0] for r in RADII}
+    # Other test rows change what is read and never what was chosen; the test's own best may well be better.
+    own = choose_sigma(test, RADII)
+    assert all(certified_accuracy(test[own.sigmas[r]], [r])[0] >= read[r] for r in RADII)
+
+
+def test_ties_go_to_the_smaller_sigma() -> None:
+    rows = certify(box(), images=pictures(5), sigma=0.25)
+    tied = {sigma: [replace(row, sigma=sigma) for row in rows] for sigma in (0.5, 0.125, 0.25)}
+    assert choose_sigma(tied, [0.0, 0.1, 9.0]).sigmas == dict.fromkeys([0.0, 0.1, 9.0], 0.125)
+
+
+def test_an_image_that_chose_sigma_is_not_tested_under_it() -> None:
+    validation = {0.25: certify(box(), images=pictures(5, seed=5))}
+    choice = choose_sigma(validation, [0.1])
+    test = {0.25: [*certify(box(), images=pictures(5, seed=6)), validation[0.25][3]]}
+    with pytest.raises(InvalidInput, match=f"1 of the test images .* such as {validation[0.25][3].image[:12]}"):
+        envelope(choice, test)
+
+
+def test_rows_of_other_sigmas_and_images_choose_nothing() -> None:
+    rows = certify(box(), images=pictures(5, seed=5))
+    with pytest.raises(InvalidInput, match=r"rows given for sigma = 0.5 are of sigma = 0.25"):
+        choose_sigma({0.25: rows, 0.5: rows}, [0.1])
+    with pytest.raises(InvalidInput, match="same images under every sigma"):
+        choose_sigma({0.25: rows, 0.5: certify(box(), images=pictures(5), sigma=0.5)}, [0.1])
+    with pytest.raises(InvalidInput, match="same images under every sigma"):
+        choose_sigma({}, [0.1])
+    with pytest.raises(InvalidInput, match=r"rows given for sigma = 0.25 are none"):
+        envelope(choose_sigma({0.25: rows}, [0.1]), {})
 
 
 # -------------------------------------------------------------------------------------------------------------- kill

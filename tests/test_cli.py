@@ -239,6 +239,16 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("certify --alpha 1", ["alpha is 1.0"]),
         ("certify --alpha 0.001 --n 9", ["n = 9", "alpha = 0.001", "smallest n is 10"]),
         ("certify --n0 0", ["n0 is 0"]),
+        ("certify --radii [0.1]", ["radii is [0.1]", "--rule e-process"]),
+        ("certify --tolerance 0.1", ["tolerance is 0.1", "--rule e-process"]),
+        ("certify --rule e-process", ["radii or tolerance"]),
+        ("certify --rule e-process --radii [0.1] --tolerance 0.1", ["exactly one"]),
+        ("certify --rule e-process --radii [0.3,0.1]", ["radii are [0.3, 0.1]", "ascending"]),
+        ("certify --rule e-process --radii [0.75] --n 500", ["n = 500", "r = 0.75", "smallest n is"]),
+        ("certify --rule e-process --radii [9]", ["radius 9", "ask for less"]),
+        ("certify --rule alpha-spending --tolerance 1", ["tolerance is 1.0"]),
+        ("certify --rule e-process --radii [0.1] --futility 1", ["futility is 1.0"]),
+        ("certify --rule e-process --radii [0.1] --second-class true", ["second_class", "fixed n"]),
         ("certify --shard 5/4", ["'5/4'", "i/k"]),
         ("certify --shard 0/4", ["'0/4'", "i/k"]),
         ("certify --shard x", ["'x'", "i/k"]),
@@ -312,6 +322,8 @@ def test_a_wrong_value_is_named_before_the_first_query(place: Path, refused, lin
         ("certify --nn 10", ["--nn 10", "certify --help"]),
         ("certify stray", ["stray"]),
         ("certify --n ten", ["n is 'ten'", "a whole number"]),
+        ("certify --rule hunch", ["rule is 'hunch'", "fixed, e-process, alpha-spending"]),
+        ("certify --radii 0.1", ["radii is '0.1'", "[0, 0.25]"]),
         ("certify --n 1e3", ["n is '1000.0'", "a whole number"]),
         ("certify --sigma much", ["sigma is 'much'", "a number"]),
         ("certify --clip", ["--clip has no value", "true or false"]),
@@ -628,6 +640,70 @@ def test_report_replays_votes_at_another_alpha(place: Path, run) -> None:
     assert [row.predict for row in shown] == [row.predict for row in replayed]
     assert [row.radius for row in shown] == [pytest.approx(row.radius, abs=1e-6) for row in replayed]
     assert "<dt>alpha</dt><dd>0.2</dd>" in (place / "page" / "report.html").read_text()
+
+
+def test_a_rule_stops_before_n_and_its_certificates_price_the_next_ones(place: Path, run) -> None:
+    asked = "--n 400 --rule e-process --radii [0.05,0.15]"
+    ran = run(certify(more=asked))
+    assert ran.status == 0
+    rows = read_rows("out/certificates.jsonl")
+    assert certification.replay(rows) == rows
+    assert {row.cap for row in rows} == {400}
+    mean = sum(row.n for row in rows) / len(rows)
+    assert mean < 400
+    titles, values = (re.search(rf"^[│┃] ({name} .*)[│┃]$", ran.out, re.M) for name in ("run", "out"))
+    assert titles is not None
+    assert values is not None
+    shown = dict(zip(re.split(r" *┃ *", titles[1]), re.split(r" *│ *", values[1]), strict=True))
+    assert {"r=0", "r=0.05", "r=0.15"} <= shown.keys()
+    assert shown["an image"] == f"{mean:,.0f}"
+    assert "samples" not in run(certify(out="fixed")).out  # there it is a setting
+
+    resumed = run(certify(more=asked))
+    assert f"queries spent: {sum(row.queries for row in rows):,} " in resumed.out  # as before: nothing more
+    other = run(certify(more=asked.replace("0.15", "0.1")))
+    assert other.status == 2
+    assert "rule is" in other.err
+    priced = run("query-cost --certify-images 1000 --n0 10 --n 400 --rule e-process --radii [0.05,0.15] "
+                 "--pilot out/certificates.jsonl")  # fmt: skip
+    assert f"expects {mean:,.0f} estimation votes an image" in priced.out
+    assert f"{round(1000 * (10 + mean)):,}" in priced.out
+    assert run("report out/certificates.jsonl --out page").status == 0
+    assert "<dt>n</dt><dd>400</dd>" in (place / "page" / "report.html").read_text()
+
+
+def test_the_second_class_is_a_setting_of_the_file(place: Path, run) -> None:
+    assert run(certify(more="--second-class true")).status == 0
+    rows = read_rows("out/certificates.jsonl")
+    assert {row.second_class for row in rows} == {True}
+    assert certification.replay(rows) == rows
+    ran = run(certify())
+    assert ran.status == 2
+    assert "second_class is True there and False here" in ran.err
+
+
+def test_report_reads_the_envelope_of_sigmas_that_validation_images_chose(place: Path, run) -> None:
+    images = load_images("images.npz")
+    for name, part in (("validation", slice(6)), ("test", slice(6, 12))):
+        some = images.select(part)
+        assert some.labels is not None
+        np.savez(place / f"{name}.npz", images=some.images.numpy(), labels=some.labels.numpy())
+        for sigma in ("0.1", "0.3"):
+            more = f"--data {name}.npz --sigma {sigma} --n 200"
+            assert run(certify(out=f"{name}{sigma}", more=more)).status == 0
+    files = {name: [f"{name}{sigma}/certificates.jsonl" for sigma in ("0.1", "0.3")] for name in ("validation", "test")}
+    ran = run(f"report {' '.join(files['test'])} --validation [{','.join(files['validation'])}] --radii [0,0.2]")
+    assert ran.status == 0
+    held = {name: {rows[0].sigma: rows for rows in map(read_rows, paths)} for name, paths in files.items()}
+    choice = certification.choose_sigma(held["validation"], [0.0, 0.2])
+    for radius, share in certification.envelope(choice, held["test"]).items():
+        line = f"r = {radius:g}: sigma = {choice.sigmas[radius]:g}, chosen on validation images"
+        assert f"{line}, certifies {100 * share:.1f} % [" in ran.out
+        assert line in (place / "report" / "report.html").read_text()
+    same = run(f"report {files['test'][0]} --validation [{files['test'][0]}]")
+    assert (same.status, "6 of the test images" in same.err) == (2, True)
+    twice = run(f"report {files['test'][0]} --validation [{files['validation'][0]},{files['validation'][0]}]")
+    assert (twice.status, "two files are of sigma = 0.1" in twice.err) == (2, True)
 
 
 # --- models, data and options ---------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,9 +17,12 @@ from certibox.certification import certify_dataset
 from certibox.config import one_cycle
 from certibox.data import Images
 from certibox.errors import InvalidInput
+from certibox.forecast import forecast
 from certibox.options import EstimatorOptions
 from certibox.query import QueryClient
-from certibox.query_cost import Cost, QueryCost, plan, run
+from certibox.query_cost import Cost, QueryCost, expected_samples, plan, run
+from certibox.records import CertificateRow
+from certibox.sequential import AlphaSpending, EProcess, Rule
 from certibox.smoothing import SmoothedClassifier
 from certibox.training import METHODS, train
 from doubles import CountingBox, LinearBox
@@ -57,7 +63,10 @@ def test_training_is_images_by_epochs_by_the_estimate(given: dict[str, Any], que
 
 def test_the_papers_training_costs_what_the_method_notes_say() -> None:
     """600 epochs of CIFAR-10: 387 queries an image and step as released, of which central CGE at d_z = 192 is 384."""
-    cost = plan(QueryCost(train_images=50_000, epochs=600, validation=0, d_z=192, central=True, train_batch_size=256))
+    options = QueryCost(
+        estimator="cge", central=True, train_images=50_000, epochs=600, validation=0, d_z=192, train_batch_size=256
+    )
+    cost = plan(options)
     assert cost.training == 384 * 50_000 * 600
     assert cost.validation == 0
 
@@ -145,13 +154,13 @@ def test_skipping_dead_coordinates_spends_the_plan_at_the_measured_share() -> No
         sigma=0.3,
         schedule=one_cycle(1, batch_size=6),
         seed=0,
-        estimator=EstimatorOptions(mu=0.1).build_estimator(),
+        estimator=EstimatorOptions(estimator="cge", mu=0.1).build_estimator(),
         gamma=1.0,
         denoiser=networks.dncnn(1, depth=3, width=4),
         autoencoder=autoencoder,
         scheme="denoiser",
     )
-    options = QueryCost(train_images=20, epochs=1, train_batch_size=6, d_z=4, live=0.25)
+    options = QueryCost(estimator="cge", train_images=20, epochs=1, train_batch_size=6, d_z=4, live=0.25)
     assert plan(options).training == 18 * 2
     assert client.queries == plan(options).total
 
@@ -160,6 +169,85 @@ def test_certify_spends_the_plan() -> None:
     client = QueryClient(box())
     certify_dataset(SmoothedClassifier(client, 3, 0.3), pictures(5), n0=7, n=23, alpha=0.01, seed=0)
     assert client.queries == plan(QueryCost(certify_images=5, n0=7, n=23)).certification == 150
+
+
+SIGMA, ALPHA, CAP = 0.3, 0.01, 1000
+RULES: list[Rule] = [EProcess(radii=(0.15,)), AlphaSpending(radii=(0.15, 0.3)), EProcess(tolerance=0.2, growth=1.5)]
+
+
+def certified(images: Images, n: int, rule: Rule | None = None, out: Path | None = None) -> list[CertificateRow]:
+    smoothed = SmoothedClassifier(box(), 3, SIGMA)
+    return certify_dataset(smoothed, images, n0=20, n=n, alpha=ALPHA, seed=0, rule=rule, out=out, model="linear")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("pilot", [200, EProcess(radii=(0.3,))])
+def test_a_pilot_expects_what_other_images_then_spend(rule: Rule, pilot: Any) -> None:
+    first, later = pictures(160).select(slice(40)), pictures(160).select(slice(40, 160))
+    rows = certified(first, pilot) if isinstance(pilot, int) else certified(first, CAP, pilot)
+    mean, error = expected_samples(rows, rule, CAP)
+    realised = np.array([row.n for row in certified(later, CAP, rule)])
+    spread = realised.std(ddof=1)
+    assert 0 < error < spread  # an error of a mean of 40 images
+    assert abs(realised.mean() - mean) <= 4 * math.hypot(error, spread / math.sqrt(len(realised)))
+
+
+def test_unlimited_pilots_expect_the_exact_mean() -> None:
+    """With 10^7 votes the probabilities are known, and what is expected is the mean of the exact recursions."""
+    ps, votes, rule = (0.6, 0.8, 0.95), 10_000_000, RULES[0]
+    known = [
+        CertificateRow(
+            idx=i, label=None, predict=None, radius=0.0, correct=None, seconds=0.0, selected=0, p_lower=0.0,
+            counts=(round(p * votes), votes - round(p * votes)), n0=1, n=votes, alpha=ALPHA, sigma=SIGMA, seed=0,
+            queries=votes + 1, image=str(i), model="known", version="0",
+        )
+        for i, p in enumerate(ps)
+    ]  # fmt: skip
+    exact = np.array([forecast(rule, p, CAP, ALPHA, SIGMA).samples for p in ps])
+    mean, error = expected_samples(known, rule, CAP)
+    assert mean == pytest.approx(exact.mean(), rel=1e-3)
+    assert error == pytest.approx(exact.std(ddof=1) / math.sqrt(3), rel=1e-3)
+
+
+def test_a_pilot_of_the_same_rule_is_averaged(tmp_path: Path) -> None:
+    rule, out = RULES[1], tmp_path / "pilot.jsonl"
+    drawn = [row.n for row in certified(pictures(12), CAP, rule, out)]
+    options = QueryCost(certify_images=500, n0=7, n=CAP, rule="alpha-spending", radii=[0.15, 0.3], pilot=str(out))
+    cost = plan(options)
+    assert cost.samples is not None
+    assert cost.samples == pytest.approx((np.mean(drawn), np.std(drawn, ddof=1) / math.sqrt(12)))
+    assert cost.certification == round(500 * (7 + np.mean(drawn)))
+
+
+def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = QueryCost(certify_images=5, n0=7, n=CAP, rule="e-process", radii=[0.15])
+    assert plan(options).certification == 5 * (7 + CAP)
+    run(options)
+    assert "counted at the cap of 1,000 votes an image; give --pilot" in capsys.readouterr().out
+    certified(pictures(12), 100, out=tmp_path / "pilot.jsonl")
+    run(QueryCost(certify_images=5, n=CAP, rule="e-process", radii=[0.15], pilot=str(tmp_path / "pilot.jsonl")))
+    text = capsys.readouterr().out
+    shown = re.search(r"expects ([\d,]+) estimation votes an image \(standard error ([\d,]+), over", text)
+    mean, error = expected_samples(certified(pictures(12), 100), EProcess(radii=(0.15,)), CAP)
+    assert shown is not None
+    assert shown.groups() == (f"{mean:,.0f}", f"{error:,.0f}")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "wanted --rule e-process"),
+        ({"rule": "e-process"}, "radii or tolerance"),
+        ({"rule": "e-process", "radii": [0.1], "images": 1}, "the pilot has 1 rows; wanted at least 2"),
+        ({"rule": "e-process", "radii": [0.9], "n": 100}, "n = 100 cannot certify r = 0.9"),
+        ({"radii": [0.1]}, "wanted --rule e-process or alpha-spending"),
+    ],
+)
+def test_a_pilot_that_tells_nothing_is_refused(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    out = tmp_path / "pilot.jsonl"
+    certified(pictures(given.pop("images", 3)), 100, out=out)
+    with pytest.raises(InvalidInput, match=re.escape(words)):
+        plan(QueryCost(certify_images=5, pilot=str(out), **given))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +273,16 @@ def test_a_plan_that_cannot_be_is_refused(given: dict[str, Any], words: str) -> 
 
 
 def test_the_table_multiplies_queries_by_the_price_of_a_thousand(capsys: pytest.CaptureFixture[str]) -> None:
-    options = QueryCost(train_images=1000, epochs=3, d_z=32, certify_images=100, n=1000, serve_answers=5, price=2.0)
+    options = QueryCost(
+        estimator="cge",
+        train_images=1000,
+        epochs=3,
+        d_z=32,
+        certify_images=100,
+        n=1000,
+        serve_answers=5,
+        price=2.0,
+    )
     run(options)
     shown = dict(re.findall(r"│ (\w+) +│ +([\d,]+ │ +[\d,.]+) │", capsys.readouterr().out))
     lines = {name: tuple(text.replace(",", "").replace(" ", "").split("│")) for name, text in shown.items()}

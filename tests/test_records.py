@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certibox import confidence
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.records import (
     TSV_HEADER,
@@ -50,7 +51,15 @@ ROW = CertificateRow(
 )
 ABSTENTION = replace(ROW, idx=1, predict=None, radius=0.0, correct=False, p_lower=0.4, counts=(50, 50, 0))
 UNLABELLED = replace(ROW, idx=2, label=None, correct=None)
-ROWS = [ROW, ABSTENTION, UNLABELLED]
+SEQUENTIAL = replace(
+    ROW,
+    idx=3,
+    radius=confidence.radius(0.9, 0.25),
+    rule={"name": "e-process", "radii": [0.1, 0.25], "cap": 1000, "alpha": 0.001},
+    looks=((50, 49), (80, 78), (100, 97)),
+)
+SECOND = replace(ROW, idx=4, second_class=True)
+ROWS = [ROW, ABSTENTION, UNLABELLED, SEQUENTIAL, SECOND]
 
 
 def written(path: Path, rows: list[CertificateRow] = ROWS) -> Path:
@@ -81,6 +90,45 @@ def test_contradicting_fields_are_refused(change):
         replace(ROW, **change)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"looks": None},
+        {"rule": None},
+        {"looks": ()},
+        {"looks": ((50, 49), (80, 78))},  # the last look is not at n
+        {"looks": ((50, 49), (100, 96))},  # nor of the selected class's votes
+        {"looks": ((50, 49), (50, 49), (100, 97))},
+        {"looks": ((80, 78), (50, 49), (100, 97))},
+        {"looks": ((50, 51), (100, 97))},
+        {"looks": ((50, 49), (80, 48), (100, 97))},  # votes that are taken back
+        {"looks": ((50, 49), (51, 51), (100, 97))},  # two votes of one sample
+        {"rule": {"name": "e-process", "alpha": 0.001}},
+        {"rule": {"name": "e-process", "alpha": 0.001, "cap": 99}},
+        {"rule": {"name": "e-process", "cap": 1000}},
+        {"rule": {"name": "e-process", "cap": 1000, "alpha": 1.5}},
+        {"radius": 0.33},  # not the radius of p_lower
+        {"second_class": True},
+    ],
+)
+def test_looks_that_no_rule_could_have_are_refused(change):
+    with pytest.raises(InvalidInput, match="row of image 3"):
+        replace(SEQUENTIAL, **change)
+
+
+def test_the_cap_is_what_might_have_been_drawn():
+    assert [row.cap for row in ROWS] == [100, 100, 100, 1000, 100]
+
+
+def test_rows_of_fixed_n_are_written_as_they_were_before_there_were_rules(tmp_path):
+    later = {"second_class", "rule", "looks"}
+    for row in (ROW, ABSTENTION, UNLABELLED):
+        (line,) = written(tmp_path / "rows.jsonl", [row]).read_text().splitlines()
+        assert json.loads(line).keys() == asdict(row).keys() - later
+        (tmp_path / "full.jsonl").write_text(json.dumps(asdict(row)) + "\n")  # every field is read, too
+        assert read_rows(tmp_path / "full.jsonl") == read_rows(tmp_path / "rows.jsonl") == [row]
+
+
 def test_rows_read_back_as_they_were_written(tmp_path):
     assert read_rows(written(tmp_path / "rows.jsonl")) == ROWS
 
@@ -101,15 +149,16 @@ def test_a_row_that_json_cannot_hold_leaves_the_file_untouched():
 
 
 def test_a_crash_at_any_byte_costs_at_most_the_line_being_written(tmp_path):
-    content = written(tmp_path / "rows.jsonl").read_bytes()
+    rows = [ROW, SEQUENTIAL, ABSTENTION]
+    content = written(tmp_path / "rows.jsonl", rows).read_bytes()
     ends = [number for number, byte in enumerate(content) if byte == ord("\n")]
     torn = tmp_path / "torn.jsonl"
     for cut in range(len(content) + 1):
         torn.write_bytes(content[:cut])
         whole = sum(cut >= end for end in ends)  # a line that lacks only its newline is whole
-        assert read_rows(torn) == ROWS[:whole]
+        assert read_rows(torn) == rows[:whole]
         truncate_partial_line(torn)
-        assert torn.read_bytes() == written(tmp_path / "whole.jsonl", ROWS[:whole]).read_bytes()
+        assert torn.read_bytes() == written(tmp_path / "whole.jsonl", rows[:whole]).read_bytes()
 
 
 def test_appending_after_the_cut_completes_the_file(tmp_path):
@@ -118,7 +167,7 @@ def test_appending_after_the_cut_completes_the_file(tmp_path):
     path.write_bytes(whole[:-20] + b"\x00\xff")  # what a power failure can leave
     truncate_partial_line(path)
     with path.open("a", encoding="utf-8") as file:
-        append_row(file, UNLABELLED)
+        append_row(file, ROWS[-1])
     assert path.read_bytes() == whole
 
 
@@ -146,6 +195,12 @@ def corrupted(**change: object) -> str:
         corrupted(counts=[3, 98, -1]),
         corrupted(counts=[3.0, 97, 0]),
         corrupted(counts=100),
+        corrupted(second_class=1),
+        corrupted(rule="e-process"),
+        corrupted(looks=[[100, 97]]),  # of no rule
+        corrupted(rule=SEQUENTIAL.rule, looks=[100, 97]),
+        corrupted(rule=SEQUENTIAL.rule, looks=[[100, 97, 0]], radius=SEQUENTIAL.radius),
+        corrupted(rule=SEQUENTIAL.rule, looks=[[100.0, 97]], radius=SEQUENTIAL.radius),
     ],
 )
 def test_a_corrupt_line_before_the_last_is_an_error_that_names_it(tmp_path, line):

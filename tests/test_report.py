@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,6 +203,33 @@ def test_one_run_without_labels_turns_the_table_to_shares():
     assert labelled["measure"] == unlabelled["measure"] == "certified share"
     assert labelled["share"] == certified_share(ROWS, RADII).tolist()
     assert labelled["average_certified_radius"] is None
+
+
+def shown(table: Any) -> str:
+    """A table as a wide terminal shows it."""
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(table)
+    return screen.getvalue()
+
+
+@dataclass(frozen=True)
+class Sampled(Unlabelled):
+    """An outcome that also tells its samples, and the rule that decided them."""
+
+    n: int = 100
+    rule: dict[str, str] | None = None
+
+
+def test_samples_an_image_are_shown_where_a_rule_decided_them():
+    fixed = [Sampled(i, 0, 0.3, n=1000) for i in range(2)]
+    ruled = [Sampled(0, 0, 0.3, n=100, rule={"name": "e-process"}), Sampled(1, None, 0.0, n=301, rule={"name": "e"})]
+    runs = [Run("published", ROWS), Run("fixed", fixed), Run("ruled", ruled)]
+    assert [summary["samples_per_image"] for summary in summary_table(runs, [0.25])] == [None, 1000.0, 200.5]
+    header, *body = [[cell.strip() for cell in line.split("|")] for line in markdown_table(runs, [0.25]).splitlines()]
+    column = header.index("samples an image")
+    assert [line[column] for line in body[1:]] == ["–", "1,000", "200"]
+    assert shown(render_table(runs, [0.25])).count("samples") == 1
+    assert "samples" not in markdown_table(runs[:2], [0.25]) + shown(render_table(runs[:2], [0.25]))
 
 
 @pytest.mark.parametrize("runs", [[], [Run("a", ROWS), Run("a", ROWS)]])

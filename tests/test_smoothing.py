@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
-from itertools import combinations
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import accumulate, combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ import torch
 from scipy.stats import binom, kstest, norm
 from torch import Tensor
 
-from certibox import confidence, seeds
+from certibox import confidence, seeds, sequential
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
-from certibox.smoothing import BLOCK, BaseClassifier, Certificate, SmoothedClassifier, image_digest, noisy_batches
+from certibox.noise import BLOCK, noisy_batches
+from certibox.sequential import AlphaSpending, EProcess, Rule
+from certibox.smoothing import BaseClassifier, Certificate, SmoothedClassifier, image_digest
 from doubles import CountingBox, LinearBox
 
 PATH = (7, "image", "stream")
@@ -332,6 +336,239 @@ def test_at_alpha_refuses_what_the_votes_cannot_show() -> None:
     certificate = SmoothedClassifier(linear_box(), 3, SIGMA).certify(picture(1, 3, 4), n0=1, n=10, alpha=0.001, seed=0)
     with pytest.raises(InvalidInput, match=r"n = 10 .* alpha = 1e-06.* smallest n is 20"):
         certificate.at_alpha(1e-6)
+
+
+# --------------------------------------------------------------------------------------------------- stopping rules
+
+RULES: list[Rule] = [
+    EProcess(radii=(SIGMA / 2,)),
+    EProcess(radii=(0.0, SIGMA / 4, SIGMA), futility=None),
+    EProcess(tolerance=0.2, futility=0.01),
+    AlphaSpending(radii=(SIGMA / 2, SIGMA)),
+    AlphaSpending(tolerance=0.2),
+]
+CAP = 400
+
+
+def in_sequence(smoothed: SmoothedClassifier, rule: Rule, seed: int = 0, **change: Any) -> Certificate:
+    settings: dict[str, Any] = {"n0": 5, "n": CAP, "alpha": 0.01, "batch_size": 64, **change}
+    return smoothed.certify(picture(1, 3, 4, seed=seed), seed=seed, rule=rule, **settings)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_sequential_votes_are_the_first_of_the_fixed_ones_and_end_where_the_rule_says(rule: Rule) -> None:
+    box, ends = CountingBox(linear_box()), set()
+    smoothed = SmoothedClassifier(box, 3, SIGMA)
+    sizes = rule.sizes(CAP, 0.01, SIGMA)
+    for seed in range(12):
+        box.batch_sizes.clear()
+        certificate = in_sequence(smoothed, rule, seed)
+        assert certificate.queries == box.images == 5 + certificate.n
+        looks = certificate.looks
+        assert looks is not None
+        assert set(sizes[: len(looks)]) <= set(accumulate(box.batch_sizes[1:]))  # no batch goes beyond a look
+        x = picture(1, 3, 4, seed=seed)
+        fixed = [smoothed.certify(x, n0=5, n=n, alpha=0.4, seed=seed).counts for n, _ in looks]
+        assert [votes for _, votes in looks] == [counts[certificate.selected] for counts in fixed]
+        assert certificate.counts == fixed[-1]
+        told = [rule.decide(looks[: k + 1], CAP, 0.01, SIGMA) for k in range(len(looks))]
+        assert [decision.stop for decision in told] == [False] * (len(looks) - 1) + [True]
+        assert certificate.p_lower == told[-1].p_lower
+        assert certificate.radius == confidence.radius(certificate.p_lower, SIGMA)
+        assert certificate.label == (certificate.selected if certificate.radius > 0 else None)
+        ends.add(told[-1].why)
+    assert len(ends) > 1  # images of more than one kind
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_sequential_certificates_do_not_depend_on_the_batch_size(rule: Rule) -> None:
+    smoothed = SmoothedClassifier(linear_box(), 3, SIGMA)
+    first, *others = [in_sequence(smoothed, rule, batch_size=size) for size in (1, 7, 100, 1000)]
+    assert others == [first] * 3
+
+
+def test_every_block_of_noise_is_drawn_once_however_many_looks_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, int]] = []
+
+    def generator(seed: int, *path: int | str, device: torch.device) -> torch.Generator:
+        drawn.append((str(path[-2]), int(path[-1])))
+        return seeds_generator(seed, *path, device=device)
+
+    seeds_generator = seeds.generator
+    monkeypatch.setattr(seeds, "generator", generator)
+    certificate = in_sequence(SmoothedClassifier(alternating, 2, SIGMA), EProcess(radii=(SIGMA,), futility=None))
+    assert certificate.looks is not None
+    assert certificate.n == CAP
+    assert len(certificate.looks) > CAP // BLOCK + 1
+    assert drawn == [("select", 0), *(("estimate", block) for block in range(CAP // BLOCK))]
+
+
+class Journal:
+    """Votes in memory, as a file of votes keeps them."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, tuple[int, np.ndarray]] = {}
+
+    def recall(self, stream: str) -> tuple[int, np.ndarray | None]:
+        return self.held.get(stream, (0, None))
+
+    def note(self, stream: str, done: int, votes: np.ndarray) -> None:
+        self.held[stream] = done, votes.copy()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_interrupted_sequential_certificate_knows_every_look_and_pays_for_no_vote_twice(rule: Rule) -> None:
+    plain = SmoothedClassifier(linear_box(), 3, SIGMA)
+    seed = max(range(8), key=lambda seed: in_sequence(plain, rule, seed).n)
+    box = CountingBox(linear_box())
+    undisturbed = in_sequence(SmoothedClassifier(box, 3, SIGMA), rule, seed)
+    calls = box.batch_sizes
+    assert len(calls) > 4
+    for kept in range(len(calls)):
+        journal, answers, box = Journal(), iter(range(kept)), CountingBox(linear_box())
+
+        def dying(x: Tensor, answers: Iterator[int] = answers, box: CountingBox = box) -> Tensor:
+            if next(answers, None) is None:
+                raise KeyboardInterrupt
+            return box(x)
+
+        with pytest.raises(KeyboardInterrupt):
+            in_sequence(SmoothedClassifier(dying, 3, SIGMA), rule, seed, journal=journal)
+        assert in_sequence(SmoothedClassifier(box, 3, SIGMA), rule, seed, journal=journal) == undisturbed
+        assert box.batch_sizes == calls
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_sequential_certificate_replays_and_another_alpha_reads_the_same_looks(rule: Rule) -> None:
+    smoothed = SmoothedClassifier(linear_box(), 3, SIGMA)
+    labels = set()
+    for seed in range(10):
+        certificate = in_sequence(smoothed, rule, seed)
+        assert certificate.replay() == certificate
+        looser, tighter = certificate.at_alpha(0.3), certificate.at_alpha(1e-9)
+        assert looser.p_lower >= certificate.p_lower >= tighter.p_lower
+        for other in (looser, tighter):
+            assert other.at_alpha(0.01) == certificate
+            assert other.replay() == other
+            assert other.looks is not None
+            told = sequential.p_lower_at(rule.as_dict() | {"cap": CAP}, other.looks, 0.01, SIGMA, at=other.alpha)
+            assert other.p_lower == told
+        labels |= {certificate.label, tighter.label}
+    assert None in labels
+    assert len(labels) > 1
+
+
+def tampered(certificate: Certificate) -> dict[str, Certificate]:
+    """What was certified, changed in one place after another; counts and n always fit the last look."""
+    looks, rule = certificate.looks, certificate.rule
+    assert looks is not None
+    assert rule is not None
+    (n, successes), (before, won) = looks[-1], looks[-2]
+
+    def ending(new: tuple[tuple[int, int], ...]) -> Certificate:
+        counts = [0] * 3
+        counts[certificate.selected] = new[-1][1]
+        counts[certificate.selected - 1] = new[-1][0] - new[-1][1]
+        return replace(certificate, looks=new, n=new[-1][0], counts=tuple(counts)).at_alpha(certificate.alpha)
+
+    return {
+        "a radius beyond the bound": replace(certificate, radius=certificate.radius * 1.001),
+        "a bound beyond the votes": replace(certificate, p_lower=certificate.p_lower + 1e-6),
+        "no label": replace(certificate, label=None),
+        "an end before the rule's": ending(looks[:-1]),
+        "a look left out": replace(certificate, looks=(looks[0], *looks[2:])),
+        "a look too many": replace(certificate, looks=(*looks, (n + 30, successes + 30))),
+        "a look that was not due": replace(certificate, looks=(*looks[:-2], (before + 1, won), looks[-1])),
+        "votes that vanish": replace(certificate, looks=(*looks[:-2], (before, successes + 1), looks[-1])),
+        "another cap": replace(certificate, rule=rule | {"cap": 2 * CAP}),
+        "another alpha": replace(certificate, rule=rule | {"alpha": 0.02}),
+        "other radii": replace(certificate, rule=rule | {"radii": [SIGMA / 8]}),
+        "an unknown rule": replace(certificate, rule=rule | {"name": "hunch"}),
+        "no looks": replace(certificate, looks=None),
+    }
+
+
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+def test_a_certificate_that_its_rule_did_not_make_is_refused(kind: Callable[..., Rule]) -> None:
+    smoothed = SmoothedClassifier(linear_box(), 3, SIGMA)
+    made = (in_sequence(smoothed, kind(radii=(SIGMA / 2,)), seed) for seed in range(40))
+    certificate = next(c for c in made if c.label is not None and len(c.looks or ()) > 3)
+    for change, other in tampered(certificate).items():
+        with pytest.raises(InvalidInput) as error:
+            print("replayed although there is", change, other.replay())
+        assert "\n" not in str(error.value)
+
+
+def test_a_fixed_certificate_replays_too() -> None:
+    certificate = certified(SmoothedClassifier(linear_box(), 3, SIGMA), picture(1, 3, 4))
+    assert certificate.replay() == certificate
+    for change in ({"radius": certificate.radius + 1e-6}, {"counts": (300, 0, 0)}, {"alpha": 0.02}):
+        with pytest.raises(InvalidInput, match="follows from the votes"):
+            replace(certificate, **change).replay()
+
+
+@pytest.mark.parametrize("rule", [EProcess(radii=(SIGMA / 4,)), AlphaSpending(radii=(SIGMA / 4,))])
+def test_a_single_selection_vote_makes_no_certificate_false_too_often(rule: Rule) -> None:
+    w, alpha, trials = torch.tensor([1.0, 0.0]), 0.2, 200
+    smoothed = SmoothedClassifier(half_space(w, 0.0), 2, SIGMA)
+    x = torch.tensor([0.99 * SIGMA / 4, 0.0]).view(1, 1, 2)  # the radius asked lies just beyond the boundary
+    false = 0
+    for seed in range(trials):
+        certificate = smoothed.certify(x, n0=1, n=300, alpha=alpha, seed=seed, rule=rule)
+        false += certificate.radius > 0.99 * SIGMA / 4 or certificate.label == 1
+    assert false > 0
+    assert binom.sf(false - 1, trials, alpha) >= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        ({"n": 60}, r"n = 60 cannot certify r = 0.5"),
+        ({"alpha": 0.0}, "alpha is 0.0"),
+        ({"second_class": True}, "second_class is for a fixed n"),
+        ({"n0": 0}, "n0 is 0"),
+    ],
+)
+def test_bad_settings_of_a_sequential_certificate_are_refused_before_any_query(change: dict, came: str) -> None:
+    box = CountingBox(linear_box())
+    with pytest.raises(InvalidInput, match=came):
+        in_sequence(SmoothedClassifier(box, 3, SIGMA), EProcess(radii=(2 * SIGMA,)), **change)
+    assert box.calls == 0
+
+
+# ------------------------------------------------------------------------------------------------- the second class
+
+
+def test_the_bound_of_the_second_class_is_kept_and_replayed() -> None:
+    smoothed, better = SmoothedClassifier(linear_box(5), 5, SIGMA), 0
+    for seed in range(20):
+        asked: dict[str, Any] = {"n0": 20, "n": 300, "alpha": 0.01, "seed": seed}
+        x = picture(1, 3, 4, seed=seed)
+        one, two = smoothed.certify(x, **asked), smoothed.certify(x, **asked, second_class=True)
+        assert (two.counts, two.selected) == (one.counts, one.selected)
+        assert two.radius == confidence.second_class_radius(two.counts, two.selected, 0.01, SIGMA)
+        assert two.p_lower == one.at_alpha(0.005).p_lower
+        assert two.replay() == two
+        asked["alpha"] = 0.3
+        assert two.at_alpha(0.3) == smoothed.certify(x, **asked, second_class=True)
+        better += two.radius > one.radius
+        if two.radius != one.radius:
+            with pytest.raises(InvalidInput, match="follows from the votes"):
+                replace(two, second_class=False).replay()
+    assert better > 0
+
+
+def test_of_two_classes_the_second_is_the_complement_of_the_first() -> None:
+    smoothed, x = SmoothedClassifier(linear_box(2), 2, SIGMA), picture(1, 3, 4)
+    one, two = (smoothed.certify(x, n0=5, n=100, alpha=0.01, seed=0, second_class=second) for second in (False, True))
+    assert replace(two, second_class=False) == one
+
+
+def test_the_second_class_takes_its_half_of_alpha_from_the_smallest_n() -> None:
+    assert SmoothedClassifier(linear_box(2), 2, SIGMA).sizes(10, 0.001, second_class=True) == (10,)
+    with pytest.raises(InvalidInput, match="smallest n is 11"):
+        SmoothedClassifier(linear_box(), 3, SIGMA).sizes(10, 0.001, second_class=True)
+    assert SmoothedClassifier(linear_box(), 3, SIGMA).sizes(11, 0.001, second_class=True) == (11,)
 
 
 # ----------------------------------------------------------------------------------------------------------- predict

@@ -9,11 +9,12 @@ from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
 from certibox.certification import at_alpha, certify_dataset, merge
 from certibox.config import SCHEDULES, Phase, Schedule, one_cycle, paper_finetune, paper_scratch
 from certibox.data import Images, images_from_arrays, load_images, load_restricted_imagenet
-from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal
+from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal, Subset
 from certibox.networks import Autoencoder, fitting_autoencoder
 from certibox.pipeline import Defense, load_defense
 from certibox.query import Fingerprint, QueryClient
 from certibox.report import certified_accuracy, certified_accuracy_interval
+from certibox.sequential import AlphaSpending, EProcess
 from certibox.smoothing import Certificate, Prediction, SmoothedClassifier
 from certibox.supervised import pretrain_autoencoder, train_classifier
 from certibox.training import train
@@ -22,13 +23,16 @@ __all__ = [
     "CGE",
     "RGE",
     "SCHEDULES",
+    "AlphaSpending",
     "Autoencoder",
     "BlackBox",
     "BoxSpec",
     "Certificate",
     "Defense",
+    "EProcess",
     "Fingerprint",
     "GradientEstimator",
+    "Guided",
     "Images",
     "Orthogonal",
     "Phase",
@@ -36,6 +40,7 @@ __all__ = [
     "QueryClient",
     "Schedule",
     "SmoothedClassifier",
+    "Subset",
     "as_blackbox",
     "at_alpha",
     "certified_accuracy",

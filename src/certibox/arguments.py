@@ -13,13 +13,14 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from certibox.errors import InvalidInput
 
-_METAVARS = {int: "N", float: "X", list[float]: "[X, ...]"}
+_METAVARS = {int: "N", float: "X", list[float]: "[X, ...]", list[str]: "[FILE, ...]"}
 _KINDS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
     str: "text",
     list[float]: "a list of numbers in brackets, such as [0, 0.25]",
+    list[str]: "a list in brackets, such as [a.jsonl, b.jsonl]",
 }
 
 

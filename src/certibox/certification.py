@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from certibox.config import require_same
 from certibox.data import Images
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.records import CertificateRow, append_row, exclusive, read_rows, truncate_partial_line, write_text_atomic
-from certibox.smoothing import Certificate, SmoothedClassifier, image_digest, require_certifiable
+from certibox.report import certified_accuracy
+from certibox.sequential import StoppingRule
+from certibox.smoothing import Certificate, SmoothedClassifier, image_digest, rule_record
 from certibox.version import VERSION
 
 Progress = Callable[[int, int, str], None]  # images done, images in all, what is going on
-SETTINGS = ("n0", "n", "alpha", "sigma", "seed", "model")  # what all rows of one file share
+Ask = Callable[..., Certificate]  # an image and `journal=` -> its certificate
 
 
 def certify_dataset(
@@ -36,6 +39,8 @@ def certify_dataset(
     n: int,
     alpha: float,
     seed: int,
+    rule: StoppingRule | None = None,
+    second_class: bool = False,
     out: str | Path | None = None,
     model: str | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -45,7 +50,8 @@ def certify_dataset(
     """Certify every image of a shard and return all its rows, those of earlier runs included.
 
     Image i of `images` belongs to shard i % k of (index, k). out: a JSON-lines file to append to and resume from; it
-    must hold rows of the same n0, n, alpha, sigma, seed and model, or `ConfigMismatch` is raised and nothing touched.
+    must hold rows of the same n0, n, alpha, sigma, seed, model, rule and bound, or `ConfigMismatch` is raised and
+    nothing touched. rule, second_class: as in `SmoothedClassifier.certify`; with a rule, n is its cap.
     model: a name for the base classifier; a `QueryClient` or `Defense` has its own, but two bare functions can only be
     told apart by the names that you give them.
     The noise of an image depends on its pixels and `seed` alone: not on shards, batches or interruptions. Errors
@@ -54,7 +60,7 @@ def certify_dataset(
     index, shards = shard
     if not 0 <= index < shards:
         raise InvalidInput(f"shard is {index} of {shards}; wanted an index from 0 to {shards - 1}")
-    require_certifiable(n, alpha)
+    smoothed.sizes(n, alpha, rule, second_class)
     if images.num_classes is not None and images.num_classes > smoothed.num_classes:
         came = f"labels go up to {images.num_classes - 1} but the classifier has {smoothed.num_classes} classes"
         raise InvalidInput(f"{came}; wanted labels below {smoothed.num_classes}")
@@ -65,35 +71,46 @@ def certify_dataset(
         "sigma": smoothed.sigma,
         "seed": seed,
         "model": model or smoothed.model_id,
+        "second_class": second_class,
+        "rule": rule_record(rule, n, alpha) if rule else None,
     }
+    ask = partial(
+        smoothed.certify,
+        n0=n0,
+        n=n,
+        alpha=alpha,
+        seed=seed,
+        rule=rule,
+        second_class=second_class,
+        batch_size=batch_size,
+    )
     path = Path(out) if out is not None else None
     with exclusive(path) if path else nullcontext():
-        return _certify(smoothed, images, settings, path, shard, batch_size, progress)
+        return _certify(ask, images, settings, smoothed.num_classes, path, shard, progress)
 
 
 def _certify(
-    smoothed: SmoothedClassifier,
+    ask: Ask,
     images: Images,
     settings: dict[str, Any],
+    num_classes: int,
     path: Path | None,
     shard: tuple[int, int],
-    batch_size: int,
     progress: Progress | None,
 ) -> list[CertificateRow]:
     """Rows of a shard, going on from what `path` holds."""
     index, shards = shard
-    rows = _resume(path, settings, images, smoothed.num_classes)
+    rows = _resume(path, settings, images, num_classes)
     mine = range(index, len(images), shards)
     todo = [i for i in mine if i not in rows]
-    votes = _VoteFile(path, settings | {"num_classes": smoothed.num_classes}) if path else None
+    votes = _VoteFile(path, settings | {"num_classes": num_classes}) if path else None
     for done, i in enumerate(todo, start=len(mine) - len(todo)):
         if progress:
             progress(done, len(mine), f"image {i}")
         started = time.perf_counter()
         x = images.floats([i])[0]
         journal = votes.of(image_digest(x)) if votes else None
-        asked = {key: settings[key] for key in ("n0", "n", "alpha", "seed")}
-        certificate = smoothed.certify(x, **asked, batch_size=batch_size, journal=journal)
+        certificate = ask(x, journal=journal)
         label = int(images.labels[i]) if images.labels is not None else None
         rows[i] = _row(certificate, i, label, time.perf_counter() - started, settings["model"], VERSION)
         if path:
@@ -107,12 +124,22 @@ def _certify(
 
 
 def at_alpha(rows: Iterable[CertificateRow], alpha: float) -> list[CertificateRow]:
-    """The rows that the same votes give at another alpha (fixed n only); no query is spent."""
+    """The rows that the same votes give at another alpha; no query is spent. See `Certificate.at_alpha`."""
+    return [_again(row, _certificate(row).at_alpha(alpha)) for row in rows]
+
+
+def replay(rows: Iterable[CertificateRow]) -> list[CertificateRow]:
+    """The rows, computed again from their votes: every look, every decision of the rule, bound and radius.
+
+    Errors: `InvalidInput`, naming the image, for a row that states anything else. What cannot be seen in votes, such
+    as the order within a look or the noise itself, takes the queries again.
+    """
     replayed = []
     for row in rows:
-        held = {item.name: getattr(row, item.name) for item in fields(Certificate) if item.name != "label"}
-        certificate = Certificate(label=row.predict, **held).at_alpha(alpha)
-        replayed.append(_row(certificate, row.idx, row.label, row.seconds, row.model, row.version))
+        try:
+            replayed.append(_again(row, _certificate(row).replay()))
+        except InvalidInput as error:
+            raise InvalidInput(f"row of image {row.idx} does not replay: {error}") from error
     return replayed
 
 
@@ -128,7 +155,7 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
     first: dict[str, object] | None = None
     for part in parts:
         for row in read_rows(part):
-            settings = {key: getattr(row, key) for key in SETTINGS}
+            settings = _settings(row)
             first = first or settings
             require_same(settings, first, str(part))
             known = merged.setdefault(row.idx, row)
@@ -142,6 +169,73 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
         append_row(text, row)
     write_text_atomic(out, text.getvalue())
     return rows
+
+
+@dataclass(frozen=True)
+class SigmaChoice:
+    """The sigma with which to certify each radius, and the images that it was chosen on.
+
+    sigmas: radius -> sigma. images: SHA-256 of the validation images, none of which may be certified under the choice.
+    """
+
+    sigmas: dict[float, float]
+    images: frozenset[str]
+
+
+def choose_sigma(rows_by_sigma: Mapping[float, Sequence[CertificateRow]], radii: Sequence[float]) -> SigmaChoice:
+    """For each radius the sigma with the most certified accuracy on validation images; ties go to the smaller sigma.
+
+    rows_by_sigma: sigma -> rows of the same validation images. The radius asked decides which sigma a test image is
+    certified with, and never the image: Theorem 1 holds for one g, so a sigma that depends on the input has no
+    certificate. Errors: `InvalidInput` for rows of another sigma, or without labels, or of different images.
+    """
+    images = [_images(rows_by_sigma, sigma) for sigma in sorted(rows_by_sigma)]
+    if not images or any(seen != images[0] for seen in images):
+        raise InvalidInput("the validation rows are not of the same images under every sigma; wanted them all alike")
+    accuracies = {sigma: certified_accuracy(rows_by_sigma[sigma], list(radii)) for sigma in sorted(rows_by_sigma)}
+    best = {radius: max(accuracies, key=lambda sigma: accuracies[sigma][i]) for i, radius in enumerate(radii)}
+    return SigmaChoice(best, images[0])
+
+
+def envelope(choice: SigmaChoice, rows_by_sigma: Mapping[float, Sequence[CertificateRow]]) -> dict[float, float]:
+    """Certified accuracy on test images at each radius, under the sigma that validation images chose for it.
+
+    rows_by_sigma: sigma -> test rows. Errors: `InvalidInput` if an image was chosen on, or a chosen sigma has no rows.
+    """
+    for sigma in sorted(set(choice.sigmas.values())):
+        if shared := _images(rows_by_sigma, sigma) & choice.images:
+            text = f"{len(shared)} of the test images at sigma = {sigma} are validation images"
+            raise InvalidInput(f"{text}, such as {min(shared)[:12]}; wanted images that chose nothing")
+    return {
+        radius: float(certified_accuracy(rows_by_sigma[sigma], [radius])[0]) for radius, sigma in choice.sigmas.items()
+    }
+
+
+def _images(rows_by_sigma: Mapping[float, Sequence[CertificateRow]], sigma: float) -> frozenset[str]:
+    """Which images the rows under `sigma` are of, after checking that this is their sigma."""
+    rows = rows_by_sigma.get(sigma, ())
+    if not rows or any(row.sigma != sigma for row in rows):
+        came = (
+            f"of sigma = {', '.join(f'{other}' for other in sorted({row.sigma for row in rows}))}" if rows else "none"
+        )
+        raise InvalidInput(f"the rows given for sigma = {sigma} are {came}; wanted rows certified with that noise")
+    return frozenset(row.image for row in rows)
+
+
+def _settings(row: CertificateRow) -> dict[str, Any]:
+    """What all rows of one file share; n is the cap of a sequential rule."""
+    shared = {key: getattr(row, key) for key in ("n0", "alpha", "sigma", "seed", "model", "second_class")}
+    return shared | {"n": row.cap, "rule": row.rule}
+
+
+def _certificate(row: CertificateRow) -> Certificate:
+    held = {item.name: getattr(row, item.name) for item in fields(Certificate) if item.name != "label"}
+    return Certificate(label=row.predict, **held)
+
+
+def _again(row: CertificateRow, certificate: Certificate) -> CertificateRow:
+    """The row of an image under another certificate."""
+    return _row(certificate, row.idx, row.label, row.seconds, row.model, row.version)
 
 
 def _row(
@@ -163,7 +257,7 @@ def _resume(path: Path | None, settings: dict[str, Any], images: Images, num_cla
         return {}
     rows = {row.idx: row for row in read_rows(path)}
     for row in rows.values():
-        require_same({key: getattr(row, key) for key in SETTINGS}, settings, str(path))
+        require_same(_settings(row), settings, str(path))
         require_same({"num_classes": len(row.counts)}, {"num_classes": num_classes}, str(path))
         if row.idx >= len(images) or row.image != image_digest(images.floats([row.idx])[0]):
             raise InvalidInput(

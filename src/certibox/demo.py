@@ -22,7 +22,7 @@ from certibox.certification import certify_dataset
 from certibox.config import Schedule, one_cycle
 from certibox.data import Images, load_images
 from certibox.errors import InvalidInput
-from certibox.estimators import CGE, RGE, GradientEstimator
+from certibox.estimators import CGE, RGE, GradientEstimator, Guided
 from certibox.networks import Autoencoder, fitting_autoencoder
 from certibox.options import option
 from certibox.pipeline import Defense
@@ -115,7 +115,7 @@ def train_queries(
     seed: int,
     out: Path | None = None,
 ) -> Defense:
-    """Rows (c) and (d): ZO-AE-DS, query-free at first, then through queries."""
+    """Rows (c) to (e): ZO-AE-DS, query-free at first, then through queries."""
     schedule = one_cycle(s.epochs, s.lr, 64, denoise_epochs=s.denoise_epochs)
     return _train(s, client, shown, validation, "ZO-AE-DS", schedule, seed, estimator, autoencoder, out)
 
@@ -182,14 +182,19 @@ def run(options: Demo) -> None:
     denoised = train_denoiser(s, client, shown, validation, options.seed)
     defenses = [
         train_queries(s, client, shown, validation, estimator, autoencoder, options.seed, out / name)
-        for name, estimator in (("training-rge", RGE(q=s.d_z, mu=s.mu)), ("training-cge", CGE(mu=s.mu)))
+        for name, estimator in (
+            ("training-rge", RGE(q=s.d_z, mu=s.mu)),
+            ("training-cge", CGE(mu=s.mu)),
+            ("training-guided", Guided(mu=s.mu)),
+        )
     ]
     defenses[-1].save(out / "defense")
     rows = {
         "(a) bare model": ("baselines/bare", client, 0),
         "(b) MSE denoiser": ("baselines/mse-denoiser", denoised.outputs, 0),
         "(c) ZO-AE-DS (RGE)": ("baselines/rge", defenses[0].outputs, client.spent.get("train ZO-AE-DS (RGE)", 0)),
-        "(d) ZO-AE-DS (CGE)": (".", defenses[1].outputs, client.spent.get("train ZO-AE-DS (CGE)", 0)),
+        "(d) ZO-AE-DS (CGE)": ("baselines/cge", defenses[1].outputs, client.spent.get("train ZO-AE-DS (CGE)", 0)),
+        "(e) ZO-AE-DS (Guided)": (".", defenses[2].outputs, client.spent.get("train ZO-AE-DS (Guided)", 0)),
     }
     runs = []
     for name, (place, base, spent) in rows.items():
@@ -234,11 +239,11 @@ def radii(s: Settings) -> list[float]:
 
 
 def comparisons(s: Settings, runs: list[report.Run]) -> list[str]:
-    """(d) against (a), (b) and (c) at r = σ: paired differences as they are; that to (b) is what the queries bought."""
+    """(e) against (a) to (d) at r = σ: paired differences as they are; that to (b) is what the queries bought."""
     last, lines = runs[-1], []
     for other in runs[:-1]:
         difference, low, high = report.paired_difference(last.rows, other.rows, s.sigma)
-        better, worse = ("queries help", "queries hurt") if other is runs[1] else ("(d) is better", "(d) is worse")
+        better, worse = ("queries help", "queries hurt") if other is runs[1] else ("(e) is better", "(e) is worse")
         verdict = better if low > 0 else worse if high < 0 else "no difference can be told"
         interval = f"95 % interval [{low:+.1%}, {high:+.1%}]"
         lines.append(

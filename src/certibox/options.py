@@ -18,9 +18,11 @@ from certibox.blackbox import BlackBox, as_blackbox
 from certibox.config import Schedule, one_cycle, paper_finetune, paper_scratch
 from certibox.data import Images, load_images
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile
-from certibox.estimators import CGE, RGE, GradientEstimator, Orthogonal
+from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal
 from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
+from certibox.networks.autoencoder import Latent
 from certibox.query import QueryClient
+from certibox.sequential import RULES, Rule
 
 
 def option(text: str, default: Any = MISSING, *, positional: bool = False) -> Any:
@@ -85,22 +87,46 @@ class DataOptions:
 class EstimatorOptions:
     """How a gradient is estimated from queries."""
 
-    estimator: Literal["cge", "rge", "orthogonal"] = option("zeroth-order estimator, for ZO methods", "cge")
-    q: int = option("directions of rge and orthogonal", 20)
+    estimator: Literal["guided", "cge", "rge", "orthogonal"] = option(
+        "of the gradient, for ZO methods; guided learns a surrogate of the box from its answers", "guided"
+    )
+    q: int | None = option(
+        "directions of rge and orthogonal, by default 20; corrections of guided, by default as many as its measured "
+        "cosine with the truth asks for",
+        None,
+    )
     mu: float | None = option(
-        "step of the differences, in units of the embedding; ZO methods want it; the paper's is 0.005", None
+        "step of the differences, in units of the embedding; by default measured at the start, for 256 to 448 queries",
+        None,
     )
     central: bool = option("central differences: two queries a direction, error of order mu squared", False)
+    surrogate: Literal["image", "latent"] = option(
+        "guided: learn on the images the box sees, or on the embedding", "image"
+    )
+    ask: float = option("guided: share of each batch that is asked for answers to learn from", 1.0)
+    distill: int = option("guided: queries on noisy and denoised images before the first step", 0)
+    jitter: float = option("guided: deviation of Gaussian steps at which answers are asked, for labels and stairs", 0.0)
+    votes: int = option("guided: answers an image and step", 1)
 
     def build_estimator(self) -> GradientEstimator:
-        """The estimator; mu has no default, because it depends on the box."""
-        if self.mu is None:
-            raise InvalidInput(
-                "mu is not given; wanted the step of the differences, such as --mu 0.05 (the paper's is 0.005)"
+        """The estimator; what is not given is measured when training starts."""
+        mu = "auto" if self.mu is None else self.mu
+        if self.estimator == "guided":
+            q = "auto" if self.q is None else self.q
+            return Guided(
+                q,
+                mu,
+                self.central,
+                surrogate=self.surrogate,
+                ask=self.ask,
+                distill=self.distill,
+                jitter=self.jitter,
+                votes=self.votes,
             )
         if self.estimator == "cge":
-            return CGE(self.mu, self.central)
-        return {"rge": RGE, "orthogonal": Orthogonal}[self.estimator](self.q, self.mu, self.central)
+            return CGE(mu, self.central)
+        q = 20 if self.q is None else self.q
+        return {"rge": RGE, "orthogonal": Orthogonal}[self.estimator](q, mu, self.central)
 
 
 @dataclass(frozen=True)
@@ -126,6 +152,34 @@ class ScheduleOptions:
         return paper_finetune(1e-5 if self.lr is None else self.lr, self.train_batch_size)
 
 
+@dataclass(frozen=True)
+class RuleOptions:
+    """When an image has votes enough."""
+
+    rule: Literal["fixed", "e-process", "alpha-spending"] = option(
+        "fixed draws n votes; the others look at the votes as they come and stop when they suffice, at n at the latest",
+        "fixed",
+    )
+    radii: list[float] | None = option("l2 radii for a sequential rule to decide, as [0.25, 0.5]", None)
+    tolerance: float | None = option(
+        "or the full radius, to this share of what more votes could still add, such as 0.05", None
+    )
+    futility: float = option(
+        "stop where the radii still open lie above an upper bound that fails at this rate; 0 for never", 0.05
+    )
+
+    def build_rule(self) -> Rule | None:
+        """The stopping rule; None for a fixed number of votes."""
+        if self.rule == "fixed":
+            for name in ("radii", "tolerance"):
+                if getattr(self, name) is not None:
+                    text = f"{name} is {getattr(self, name)}, but a fixed number of votes decides nothing as it goes"
+                    raise InvalidInput(f"{text}; wanted --rule e-process or alpha-spending with it")
+            return None
+        radii = None if self.radii is None else tuple(self.radii)
+        return RULES[self.rule](radii=radii, tolerance=self.tolerance, futility=self.futility or None)
+
+
 def saved_autoencoder(name: str, d_z: int | None) -> Autoencoder | None:
     """The autoencoder in the directory `name`; None if `name` is a network's (./NAME is a directory all the same)."""
     if name == "suitable" or name in AUTOENCODERS or not Path(name).is_dir():
@@ -137,17 +191,21 @@ def saved_autoencoder(name: str, d_z: int | None) -> Autoencoder | None:
     return load_autoencoder(name)
 
 
-def untrained_autoencoder(name: str, image_shape: tuple[int, int, int], d_z: int | None, seed: int) -> Autoencoder:
+def untrained_autoencoder(
+    name: str, image_shape: tuple[int, int, int], d_z: int | None, seed: int, latent: Latent = "relu"
+) -> Autoencoder:
     """An autoencoder by name; `suitable` is one of d_z dimensions where d_z is given, else the paper's for the size."""
     with seeds.initialisation(seed, "autoencoder"):
         if name == "suitable":
-            return suitable_autoencoder(image_shape) if d_z is None else fitting_autoencoder(image_shape, d_z)
+            if d_z is None:
+                return suitable_autoencoder(image_shape, latent)
+            return fitting_autoencoder(image_shape, d_z, latent=latent)
         if name not in AUTOENCODERS:
             known = ", ".join(("suitable", *AUTOENCODERS))
             raise InvalidInput(f"autoencoder is {name!r}; wanted {known} or the directory of a saved one")
         if d_z is not None:
             raise InvalidInput(f"d_z is {d_z}, but {name} has its own; wanted --d-z or --autoencoder by name, not both")
-        return AUTOENCODERS[name]()
+        return AUTOENCODERS[name](latent=latent)
 
 
 def load_model(model: str) -> Any:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import beta
 
 from certibox.errors import InvalidInput
+from certibox.forecast import forecast
 from certibox.objective import METHODS
-from certibox.options import EstimatorOptions, option
+from certibox.options import EstimatorOptions, RuleOptions, option
+from certibox.records import CertificateRow, read_rows
+from certibox.sequential import Rule
+from certibox.smoothing import rule_record
+
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of what a pilot leaves open about an image: the middles of five equal parts
 
 
 @dataclass(frozen=True)
-class QueryCost(EstimatorOptions):
+class QueryCost(EstimatorOptions, RuleOptions):
     """Print what a plan would spend, in queries and money, before a single query is sent.
+
+    A sequential rule spends what the images ask for, n votes at most: certify a few of them first, with any n or rule,
+    and give the file as --pilot; sigma and alpha are the pilot's.
 
     example: certibox query-cost --train-images 1000 --epochs 3 --d-z 32 --certify-images 100 --n 1000 --price 1.0
     """
@@ -35,7 +48,8 @@ class QueryCost(EstimatorOptions):
     )
     certify_images: int = option("images to certify", 0)
     n0: int = option("selection votes an image", 100)
-    n: int = option("estimation votes an image", 10_000)
+    n: int = option("estimation votes an image; the most of them under a sequential rule", 10_000)
+    pilot: str | None = option("certificates.jsonl of a few images, to expect the votes of a sequential rule", None)
     serve_answers: int = option("answers of the smoothed model to serve", 0)
     serve_n: int = option("votes an answer", 1000)
     price: float = option("price of a thousand queries", 0.0)
@@ -43,13 +57,17 @@ class QueryCost(EstimatorOptions):
 
 @dataclass(frozen=True)
 class Cost:
-    """Queries of a plan, by what they are for."""
+    """Queries of a plan, by what they are for.
+
+    samples: the estimation votes an image that a pilot lets a sequential rule expect, and their standard error.
+    """
 
     targets: int
     training: int
     validation: int
     certification: int
     serving: int
+    samples: tuple[float, float] | None = None
 
     @property
     def total(self) -> int:
@@ -60,10 +78,15 @@ class Cost:
 def plan(options: QueryCost) -> Cost:
     """Queries of a plan: `train` and `certify_dataset` spend these to the query where every coordinate is live.
 
-    First-order passes through a white box are not queries. A fingerprint, 8 queries each time, is not included.
-    Errors: `InvalidInput` for shares outside [0, 1] and counts below their least value.
+    A sequential rule's are expected from a pilot; without one its cap is counted. First-order passes through a white
+    box are not queries. A fingerprint, 8 queries each time, is not included.
+    Errors: `InvalidInput` for shares outside [0, 1], counts below their least value and a pilot without a rule.
     """
     _check(options)
+    rule = options.build_rule()
+    if options.pilot is not None and rule is None:
+        raise InvalidInput("a pilot tells when a sequential rule stops, and rule is fixed; wanted --rule e-process")
+    samples = expected_samples(read_rows(options.pilot), rule, options.n) if options.pilot and rule else None
     method = METHODS[options.method]
     held = round(options.train_images * options.validation)
     shown = options.train_images - held
@@ -73,9 +96,39 @@ def plan(options: QueryCost) -> Cost:
         targets=options.train_images if method.order is not None else 0,
         training=shown * options.epochs * _per_image(options) if asks else 0,
         validation=held * options.validation_votes * (options.epochs + 1) if asks else 0,  # the start is scored too
-        certification=options.certify_images * (options.n0 + options.n),
+        certification=round(options.certify_images * (options.n0 + (samples[0] if samples else options.n))),
         serving=options.serve_answers * options.serve_n,
+        samples=samples,
     )
+
+
+def expected_samples(rows: Sequence[CertificateRow], rule: Rule, n: int) -> tuple[float, float]:
+    """Mean estimation votes an image under `rule` with the cap n, and the standard error of that mean, from a pilot.
+
+    rows: certificates of some images of the kind to come, by any rule or n, of one sigma and alpha. Where they ran
+    under this very rule and cap, their own n are averaged. Else each image's votes leave Beta(s + 1/2, f + 1/2) of its
+    probability (Jeffreys' prior; the share of successes alone would take unanimous votes for certainty), and `forecast`
+    gives the exact expectation at its `QUANTILES`. The error is over images.
+    Errors: `InvalidInput` for fewer than two rows, or several sigmas or alphas.
+    """
+    if len(rows) < 2 or len({(row.sigma, row.alpha) for row in rows}) > 1:
+        raise InvalidInput(f"the pilot has {len(rows)} rows; wanted at least 2, of one sigma and one alpha")
+    sigma, alpha = rows[0].sigma, rows[0].alpha
+    if all(row.rule == rule_record(rule, n, alpha) for row in rows):
+        drawn = [float(row.n) for row in rows]
+    else:
+        votes = [(row.counts[row.selected], row.n) for row in rows]
+        expected = {
+            (s, trials): np.mean([forecast(rule, float(p), n, alpha, sigma).samples for p in _posterior(s, trials)])
+            for s, trials in set(votes)
+        }
+        drawn = [float(expected[seen]) for seen in votes]
+    return float(np.mean(drawn)), float(np.std(drawn, ddof=1) / math.sqrt(len(drawn)))
+
+
+def _posterior(successes: int, trials: int) -> np.ndarray:
+    """(5,) quantiles of the probability that the votes of an image leave."""
+    return beta.ppf(QUANTILES, successes + 0.5, trials - successes + 0.5)
 
 
 def _check(options: QueryCost) -> None:
@@ -94,8 +147,8 @@ def run(options: QueryCost) -> None:
     """`certibox query-cost`."""
     cost = plan(options)
     table = Table("what for", "queries", "price", title="What this plan would spend")
-    rows = vars(cost) | {"total": cost.total}
-    for name, queries in rows.items():
+    for name in ("targets", "training", "validation", "certification", "serving", "total"):
+        queries = getattr(cost, name)
         table.add_row(name, f"{queries:,}", f"{queries / 1000 * options.price:,.2f}" if options.price else "–")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -104,6 +157,17 @@ def run(options: QueryCost) -> None:
     console.print(
         f"serving costs {options.serve_n:,} queries an answer: certificates speak of the smoothed model, not of the box"
     )
+    if cost.samples:
+        mean, error = cost.samples
+        console.print(
+            f"certification expects {mean:,.0f} estimation votes an image (standard error {error:,.0f}, over the "
+            f"pilot's images), where a fixed n draws {options.n:,}"
+        )
+    elif options.rule != "fixed":
+        console.print(
+            f"certification is counted at the cap of {options.n:,} votes an image; give --pilot, the certificates of a "
+            "few images, for what the rule is expected to draw"
+        )
 
 
 def _per_image(options: QueryCost) -> int:
@@ -111,9 +175,7 @@ def _per_image(options: QueryCost) -> int:
     if options.d_z is None:
         raise InvalidInput("d_z is not given; wanted the dimension that the estimator works on, such as --d-z 192")
     mu = options.mu if options.mu is not None else 1.0  # the cost does not depend on it
-    estimator = EstimatorOptions(
-        estimator=options.estimator, q=options.q, mu=mu, central=options.central
-    ).build_estimator()
+    estimator = replace(options, mu=mu).build_estimator()
     if options.estimator == "cge":
         return round(options.d_z * options.live) * (2 if options.central else 1) + (0 if options.central else 1)
     return estimator.cost(options.d_z)

@@ -13,11 +13,12 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
+from certibox import confidence
 from certibox.errors import InvalidInput, UnreadableFile
 
 PathLike = str | os.PathLike[str]
@@ -65,7 +66,7 @@ class CertificateRow:
     p_lower: float
     counts: tuple[int, ...]  # the n estimation votes per class, without the n0 selection votes
     n0: int
-    n: int
+    n: int  # estimation votes drawn; a sequential rule may have stopped below its cap
     alpha: float
     sigma: float
     seed: int
@@ -73,6 +74,14 @@ class CertificateRow:
     image: str  # sha256 of the image
     model: str  # id of the base classifier
     version: str  # certibox version
+    second_class: bool = False  # whether the radius also rests on a bound of the runner-up
+    rule: dict[str, Any] | None = None  # the stopping rule as plain values; None where n was fixed
+    looks: tuple[tuple[int, int], ...] | None = None  # its looks: samples, and votes for `selected`, so far
+
+    @property
+    def cap(self) -> int:
+        """The estimation votes that might have been drawn: n, or the cap of a sequential rule."""
+        return self.n if self.rule is None else self.rule["cap"]
 
     def __post_init__(self) -> None:
         _check_outcome(self)
@@ -82,6 +91,9 @@ class CertificateRow:
             self.predict in (None, self.selected), self.idx, f"predict {self.predict}, but {self.selected} selected"
         )
         _require(0 <= self.p_lower <= 1, self.idx, f"p_lower {self.p_lower} outside [0, 1]")
+        _require((self.rule is None) == (self.looks is None), self.idx, "a rule and its looks go together")
+        if self.rule is not None and self.looks is not None:
+            _check_looks(self, self.rule, self.looks)
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,24 @@ class PublishedRow:
         _check_outcome(self)
 
 
+def _check_looks(row: CertificateRow, rule: dict[str, Any], looks: tuple[tuple[int, int], ...]) -> None:
+    """What any sequential certificate obeys; whether its looks are where the rule puts them, a replay tells."""
+    cap, ran, end = rule.get("cap"), rule.get("alpha"), (row.n, row.counts[row.selected])
+    _require(type(cap) is int and cap >= row.n, row.idx, f"n = {row.n} for a rule with the cap {cap}")
+    _require(type(ran) is float and 0 < ran < 1, row.idx, f"a rule that ran at alpha = {ran}")
+    _require(looks[-1:] == (end,), row.idx, f"the last look is {looks[-1:]}, but the votes are {end}")
+    for (n, successes), (later_n, later) in zip(((0, 0), *looks), looks, strict=False):
+        # Between two looks there is a sample at least, and each of them is a vote for `selected` or another class.
+        _require(
+            0 <= later - successes <= later_n - n != 0, row.idx, f"no look {later_n, later} follows {n, successes}"
+        )
+    reached = confidence.radius(row.p_lower, row.sigma)
+    _require(
+        math.isclose(row.radius, reached, rel_tol=1e-9), row.idx, f"radius {row.radius}, not the {reached} of p_lower"
+    )
+    _require(not row.second_class, row.idx, "a rule and a bound of the second class; there is no such certificate")
+
+
 def _require(holds: bool, idx: int, contradiction: str) -> None:
     if not holds:
         raise InvalidInput(f"row of image {idx}: {contradiction}; fix what wrote the row")
@@ -120,8 +150,12 @@ def _check_outcome(row: Outcome) -> None:
 
 
 def append_row(file_handle: TextIO, row: CertificateRow) -> None:
-    """Write `row` as one JSON line and flush, so that a later crash of the process cannot lose it."""
-    file_handle.write(json.dumps(asdict(row), allow_nan=False) + "\n")
+    """Write `row` as one JSON line and flush, so that a later crash of the process cannot lose it.
+
+    What a row of fixed n and one bound lacks is left out, so its line is the one that earlier versions wrote and read.
+    """
+    values = {name: value for name, value in asdict(row).items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
+    file_handle.write(json.dumps(values, allow_nan=False) + "\n")
     file_handle.flush()
 
 
@@ -175,12 +209,16 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
+_OPTIONAL = {field.name: field.default for field in fields(CertificateRow) if field.default is not MISSING}
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "int | None": (int, type(None)),
     "float": (float, int),
+    "bool": (bool,),
     "bool | None": (bool, type(None)),
     "tuple[int, ...]": (list,),
+    "tuple[tuple[int, int], ...] | None": (list, type(None)),
+    "dict[str, Any] | None": (dict, type(None)),
     "str": (str,),
 }
 
@@ -188,15 +226,22 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 def _parse_json_row(line: bytes) -> CertificateRow:
     values = json.loads(line)
     wanted = {field.name: _JSON_TYPES[str(field.type)] for field in fields(CertificateRow)}
-    if not isinstance(values, dict) or values.keys() != wanted.keys():
+    if not isinstance(values, dict) or (_OPTIONAL | values).keys() != wanted.keys():
         raise ValueError("the fields are not those of a certificate")
-    for name, types in wanted.items():
+    for name, value in values.items():
         # type() and not isinstance: a bool is an int to Python, never to a reader of the file
-        if type(values[name]) not in types:
-            raise ValueError(f"{name} is {values[name]!r}")
-    if any(type(count) is not int or count < 0 for count in values["counts"]):
-        raise ValueError("counts are not all integers >= 0")
+        if type(value) not in wanted[name]:
+            raise ValueError(f"{name} is {value!r}")
+    looks = values.get("looks")
+    if not all(_whole(counts) for counts in (values["counts"], *(looks or ()))):
+        raise ValueError("counts and looks are not all integers >= 0")
+    values["looks"] = tuple(tuple(look) for look in looks) if looks is not None else None
     return CertificateRow(**{**values, "counts": tuple(values["counts"])})
+
+
+def _whole(counts: Any) -> bool:
+    """Whether this is a list of integers >= 0."""
+    return isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
 
 
 def _collect(path: PathLike, lines: Iterable[bytes], parse: Callable[[bytes], _Row], first_line: int) -> list[_Row]:

@@ -1,7 +1,7 @@
 """Randomized smoothing of any classifier that is a callable (Cohen, Rosenfeld & Kolter, ICML 2019).
 
-g(x) = argmax_c P[f(x + δ) = c], δ ~ N(0, σ² I). Nothing here knows what f is. Noise comes in blocks of `BLOCK` samples,
-each from its own seed, so neither the batch size nor an interruption changes which noise an image sees.
+g(x) = argmax_c P[f(x + δ) = c], δ ~ N(0, σ² I). Nothing here knows what f is. The noise that an image sees depends on
+the seed and its pixels alone (`noise`): not on batches, stopping rules or interruptions.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from certibox import confidence, seeds
+from certibox import confidence, sequential
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
+from certibox.noise import noisy_batches
+from certibox.sequential import StoppingRule
 
-BLOCK = 100  # samples in a block of noise; part of what a seed means, so never change it
-SERIAL = 1 << 16  # values of noise up to which starting threads costs more than it saves
 BaseClassifier = Callable[[Tensor], Tensor]
 
 
@@ -33,6 +33,9 @@ class Certificate:
     label: the certified class, or None for an abstention. radius: l2, in pixels on [0, 1]; g is constant within it
     unless the bound failed (probability at most alpha over the seed). selected: the class that the n0 selection votes
     picked. counts: the n estimation votes per class, without n0. queries: n0 + n. image: SHA-256 of the float image.
+    second_class: whether the radius also rests on an upper bound of the runner-up; half of alpha is then p_lower's.
+    rule: the stopping rule of a sequential certificate as plain values, with the cap on n and the alpha under which
+    it ran; None where n was fixed. looks: every look at the votes, as (samples, votes for `selected`) so far.
     """
 
     label: int | None
@@ -47,14 +50,51 @@ class Certificate:
     seed: int
     queries: int
     image: str
+    second_class: bool = False
+    rule: dict[str, Any] | None = field(default=None, hash=False)
+    looks: tuple[tuple[int, int], ...] | None = None
 
     def at_alpha(self, alpha: float) -> Certificate:
-        """The certificate that the same votes give at another alpha; no query is spent."""
-        require_certifiable(self.n, alpha)
-        p_lower = confidence.lower_confidence_bound(self.counts[self.selected], self.n, alpha)
-        radius = confidence.radius(p_lower, self.sigma)
+        """The certificate that the same votes give at another alpha, fixed in advance; no query is spent.
+
+        A sequential one was looked at and stopped under the alpha of its `rule`. The bounds of both rules hold at all
+        looks at once, at every level, so they hold at its last look at the new level too, whatever ended the sampling;
+        but the new alpha itself might have stopped sooner or gone on, so this is not the certificate of another run.
+        Errors: `InvalidInput` if n votes cannot certify anything at alpha, or the looks are not where the rule's are.
+        """
+        p_lower, radius = self._bounds(alpha)
         label = self.selected if radius > 0 else None
         return replace(self, label=label, radius=radius, p_lower=p_lower, alpha=alpha)
+
+    def replay(self) -> Certificate:
+        """This certificate, computed again from its votes; `InvalidInput` unless that gives what it states.
+
+        A sequential one must have looked where its rule looks, gone on where it goes on and stopped where it stops.
+        """
+        if self.rule is not None:
+            ended = sequential.replay(self.rule, self.looks or (), self.rule["alpha"], self.sigma).stop
+            if not ended:
+                raise InvalidInput(f"its looks end at {self.n} samples, where the rule goes on; discard it")
+        again = self.at_alpha(self.alpha)
+        pairs = ((again.radius, self.radius), (again.p_lower, self.p_lower))  # SciPy may round otherwise elsewhere
+        if again.label != self.label or not all(math.isclose(*pair, rel_tol=1e-9) for pair in pairs):
+            came = f"class {self.label} within {self.radius} (p_lower {self.p_lower})"
+            follows = f"class {again.label} within {again.radius} ({again.p_lower})"
+            raise InvalidInput(f"{came} is stated, but {follows} follows from the votes; discard it")
+        return again
+
+    def _bounds(self, alpha: float) -> tuple[float, float]:
+        """The lower bound of the selected class's probability at level alpha, and the radius that the votes prove."""
+        if self.rule is not None:
+            ran = self.rule["alpha"]
+            p_lower = sequential.p_lower_at(self.rule, self.looks or (), ran, self.sigma, at=alpha)
+            return p_lower, confidence.radius(p_lower, self.sigma)
+        share = _top_share(alpha, len(self.counts), self.second_class)
+        require_certifiable(self.n, share)
+        p_lower = confidence.lower_confidence_bound(self.counts[self.selected], self.n, share)
+        if self.second_class:
+            return p_lower, confidence.second_class_radius(self.counts, self.selected, alpha, self.sigma)
+        return p_lower, confidence.radius(p_lower, self.sigma)
 
     def as_dict(self) -> dict[str, object]:
         """The fields as plain values, ready for JSON."""
@@ -96,6 +136,17 @@ def require_certifiable(n: int, alpha: float) -> None:
         )
 
 
+def _top_share(alpha: float, num_classes: int, second_class: bool) -> float:
+    """What of alpha bounds the top class: half, beside a runner-up; all of it for two classes, whose bound is one."""
+    return alpha / 2 if second_class and num_classes > 2 else alpha
+
+
+def rule_record(rule: StoppingRule, n: int, alpha: float) -> dict[str, Any]:
+    """A rule as certificates keep it: the values of JSON, with its cap n and the alpha under which it runs."""
+    kept = sequential.record(rule, n) | {"alpha": alpha}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+
+
 class SmoothedClassifier:
     """The smoothed version of `base_classifier`, with `certify` and `predict` of Cohen et al. 2019.
 
@@ -122,36 +173,71 @@ class SmoothedClassifier:
         n: int,
         alpha: float,
         seed: int,
+        rule: StoppingRule | None = None,
+        second_class: bool = False,
         batch_size: int = 1000,
         journal: VoteJournal | None = None,
     ) -> Certificate:
-        """Certify g at one image: n0 votes pick a class, n fresh votes bound its probability from below.
+        """Certify g at one image: n0 votes pick a class, up to n fresh votes bound its probability from below.
 
-        x: (c, h, w), pixels on [0, 1]. Memory is one batch, whatever n. Errors: `InvalidInput` if n0 < 1, alpha is
-        outside (0, 1) or n cannot certify anything at alpha. Source: Cohen et al. 2019, `Certify` and Proposition 2.
+        x: (c, h, w), pixels on [0, 1]. rule: looks at the votes as they come and ends the sampling, at n at the latest;
+        without one all n are drawn. A sequential certificate's votes are the first of the fixed one's with this seed.
+        The votes of the selection never bound anything, so n0 may be as small as 1: a wrong class costs an abstention,
+        never a false certificate. second_class: bound the runner-up from above too, for a fixed n; alpha is split.
+        Memory is one batch, whatever n. Errors: `InvalidInput` if n0 < 1, alpha is outside (0, 1) or n cannot certify
+        anything at alpha. Source: Cohen et al. 2019, `Certify` and Proposition 2; the rules' own in `sequential`.
         """
         check_image(x)
         if n0 < 1:
             raise InvalidInput(f"n0 is {n0}; wanted at least 1 selection vote, usually 100")
-        require_certifiable(n, alpha)
+        sizes = self.sizes(n, alpha, rule, second_class)
         image = image_digest(x)
-        selection = self._count(x, n0, seed, image, "select", batch_size, journal)
-        counts = self._count(x, n, seed, image, "estimate", batch_size, journal)
+        count = partial(self._count, x, batch_size=batch_size, journal=journal)
+        selected = int(count(n0, (seed, image, "select")).argmax())
+        looks: list[tuple[int, int]] = []
+        counts, kept = np.zeros(self.num_classes, dtype=np.int64), {}
+        for size in sizes:
+            # Each look has its own entry in the journal, so that an interrupted run still knows all of them.
+            entry = f"estimate to {size}" if rule else "estimate"
+            counts = count(size, (seed, image, "estimate"), entry=entry, before=counts, kept=kept)
+            looks.append((size, int(counts[selected])))
+            if rule and rule.decide(looks, n, alpha, self.sigma).stop:
+                break
+        drawn = looks[-1][0]
         unproven = Certificate(
             label=None,
             radius=0.0,
             p_lower=0.0,
-            selected=int(selection.argmax()),
+            selected=selected,
             counts=tuple(int(count) for count in counts),
             n0=n0,
-            n=n,
+            n=drawn,
             alpha=alpha,
             sigma=self.sigma,
             seed=seed,
-            queries=n0 + n,
+            queries=n0 + drawn,
             image=image,
+            second_class=second_class,
+            rule=rule_record(rule, n, alpha) if rule else None,
+            looks=tuple(looks) if rule else None,
         )
         return unproven.at_alpha(alpha)
+
+    def sizes(
+        self, n: int, alpha: float, rule: StoppingRule | None = None, second_class: bool = False
+    ) -> tuple[int, ...]:
+        """The numbers of samples at which `certify` looks at the votes: those of the rule, or n alone.
+
+        Errors: `InvalidInput` if even unanimous votes could only abstain, or for a rule with a second class.
+        """
+        if rule is None:
+            require_certifiable(n, _top_share(alpha, self.num_classes, second_class))
+            return (n,)
+        if second_class:
+            raise InvalidInput(
+                "second_class is for a fixed n, and a rule bounds the top class alone; wanted one of them"
+            )
+        return rule.sizes(n, alpha, self.sigma)
 
     def predict(self, x: Tensor, *, n: int, alpha: float, seed: int, batch_size: int = 1000) -> Prediction:
         """g's class at one image from n votes; wrong with probability at most alpha, else None.
@@ -163,7 +249,7 @@ class SmoothedClassifier:
         smallest = math.ceil(1 - math.log2(alpha))  # unanimous votes have a p-value of 2 / 2^n
         if n < smallest:
             raise InvalidInput(f"n is {n}, which can only abstain at alpha = {alpha}; the smallest n is {smallest}")
-        counts = self._count(x, n, seed, image_digest(x), "predict", batch_size, None)
+        counts = self._count(x, n, (seed, image_digest(x), "predict"), batch_size=batch_size)
         second, first = np.argsort(counts, kind="stable")[-2:]
         p_value = confidence.two_sided_p_value(int(counts[first]), int(counts[second]))
         label = int(first) if p_value <= alpha else None
@@ -171,21 +257,37 @@ class SmoothedClassifier:
         return Prediction(label, votes, p_value, n, alpha, self.sigma, seed, queries=n)
 
     def _count(
-        self, x: Tensor, n: int, seed: int, image: str, stream: str, batch_size: int, journal: VoteJournal | None
+        self,
+        x: Tensor,
+        n: int,
+        path: tuple[int, str, str],
+        *,
+        batch_size: int,
+        journal: VoteJournal | None = None,
+        entry: str | None = None,
+        before: np.ndarray | None = None,
+        kept: dict[int, Tensor] | None = None,
     ) -> np.ndarray:
-        """Votes per class (K,) of the first n samples of `stream`, going on from what the journal holds."""
+        """Votes per class (K,) of the first n samples of the stream at `path`: seed, image and name.
+
+        They go on from `before`, the votes of its first samples, or further from what the journal holds under `entry`
+        (by default the stream's name). kept: as in `noisy_batches`.
+        """
         if batch_size < 1:
             raise InvalidInput(f"batch_size is {batch_size}; wanted at least 1")
-        done, votes = journal.recall(stream) if journal else (0, None)
-        total = np.zeros(self.num_classes, dtype=np.int64) if votes is None else votes.copy()
+        entry = entry or path[-1]
+        _, votes = journal.recall(entry) if journal else (0, None)
+        held = before if votes is None else votes
+        total = np.zeros(self.num_classes, dtype=np.int64) if held is None else held.copy()
+        done = int(total.sum())
         with torch.inference_mode():
-            for noisy in noisy_batches(x, self.sigma, done, n, batch_size, (seed, image, stream)):
+            for noisy in noisy_batches(x, self.sigma, done, n, batch_size, path, kept):
                 # Votes are kept as they are paid for: no more than the box is asked at a time is ever lost.
                 for asked in noisy.split(self._asked_at_a_time or len(noisy)):
                     total += self._votes(self.base_classifier(asked), len(asked))
                     done += len(asked)
                     if journal:
-                        journal.note(stream, done, total)
+                        journal.note(entry, done, total)
                     del asked
                 del noisy  # before the next is drawn: memory is one batch
         return total
@@ -232,40 +334,3 @@ def image_digest(x: Tensor) -> str:
     """SHA-256 (hex) of an image's shape and float32 pixels."""
     pixels = x.detach().to("cpu", torch.float32).contiguous().numpy()
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-
-
-def noisy_batches(
-    x: Tensor, sigma: float, start: int, stop: int, batch_size: int, path: tuple[int, *tuple[str, ...]]
-) -> Iterator[Tensor]:
-    """x + δ for samples start..stop-1 of the stream at `path`, in batches (b, c, h, w); b <= batch_size.
-
-    path: the seed, then the names under it. Sample i is row i % BLOCK of block i // BLOCK, whatever the batches are.
-    Blocks fill in parallel: the Gaussian draw is the largest cost above the model, and it is serial within a block.
-    """
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        for low in range(start, stop, batch_size):
-            # Nothing here refers to the batch after it is handed over, so it dies when its reader drops it.
-            yield _draw(pool, x, sigma, low, min(low + batch_size, stop), path)
-
-
-def _draw(
-    pool: ThreadPoolExecutor, x: Tensor, sigma: float, low: int, high: int, path: tuple[int, *tuple[str, ...]]
-) -> Tensor:
-    """Samples low..high-1: (high - low, c, h, w)."""
-    noisy = torch.empty((high - low, *x.shape), dtype=x.dtype, device=x.device)
-
-    def fill(block: int) -> None:
-        first, last = max(low, block * BLOCK), min(high, (block + 1) * BLOCK)
-        rows = noisy[first - low : last - low]
-        generator = seeds.generator(*path, block, device=x.device)
-        with torch.inference_mode():  # a setting of the thread, and this is another one than the caller's
-            if last - first == BLOCK:
-                rows.normal_(0.0, sigma, generator=generator).add_(x)
-            else:  # a part of a block is cut from the whole draw, or its values would depend on the cut
-                whole = torch.empty((BLOCK, *x.shape), dtype=x.dtype, device=x.device)
-                whole.normal_(0.0, sigma, generator=generator)
-                torch.add(whole[first - block * BLOCK : last - block * BLOCK], x, out=rows)
-
-    run = pool.map if noisy.numel() > SERIAL else map
-    list(run(fill, range(low // BLOCK, (high - 1) // BLOCK + 1)))
-    return noisy

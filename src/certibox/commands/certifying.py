@@ -13,7 +13,7 @@ from certibox import certification, report
 from certibox.commands.printing import OUT, spent
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.options import BoxOptions, DataOptions, option
+from certibox.options import BoxOptions, DataOptions, RuleOptions, option
 from certibox.pipeline import Defense, load_defense
 from certibox.progress import bar
 from certibox.query import QueryClient
@@ -37,7 +37,7 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
-class Certify(BoxOptions, DataOptions, Smoothing):
+class Certify(BoxOptions, DataOptions, Smoothing, RuleOptions):
     """Certify images: one row each, appended as earned. Interrupted runs resume from --out.
 
     example: certibox certify --model box.py:predict --outputs probabilities --data digits --limit 100 \\
@@ -46,7 +46,8 @@ class Certify(BoxOptions, DataOptions, Smoothing):
 
     split: str = option("which split of the data", "test")
     n0: int = option("votes that pick a class", 100)
-    n: int = option("votes that bound its probability", 10_000)
+    n: int = option("votes that bound its probability; the most of them under a sequential rule", 10_000)
+    second_class: bool = option("bound the runner-up's probability too, with alpha split; for a fixed n", False)
     shard: str = option("this part of the images, as i/k with i from 1 to k; `merge` joins the parts", "1/1")
     out: str = option("directory for certificates.jsonl and certificates.tsv")
 
@@ -68,7 +69,8 @@ class Predict(BoxOptions, DataOptions, Smoothing):
 def run_certify(options: Certify) -> None:
     """`certibox certify`."""
     index, shards = _shard(options.shard)
-    require_certifiable(options.n, options.alpha)  # again below, but there the canaries are paid for
+    require_certifiable(options.n, options.alpha)
+    rule = options.build_rule()
     out = Path(options.out)
     name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
     images = options.images()
@@ -76,7 +78,10 @@ def run_certify(options: Certify) -> None:
         raise InvalidInput(
             f"shard {options.shard} of {len(images)} images is empty; wanted at most {len(images)} shards"
         )
-    client, smoothed, model = _smoothed(options, images, Path(options.ledger or out / "ledger.sqlite"))
+    client, smoothed, model, defense = _smoothed(options, images, Path(options.ledger or out / "ledger.sqlite"))
+    smoothed.sizes(options.n, options.alpha, rule, options.second_class)  # again below, but after the canaries
+    if options.check_box:
+        _check_box(defense, client)
     with client.phase("certify"), bar("certifying", client) as progress:
         rows = certification.certify_dataset(
             smoothed,
@@ -85,6 +90,8 @@ def run_certify(options: Certify) -> None:
             n=options.n,
             alpha=options.alpha,
             seed=options.seed,
+            rule=rule,
+            second_class=options.second_class,
             out=out / name,
             model=model,
             shard=(index, shards),
@@ -94,7 +101,8 @@ def run_certify(options: Certify) -> None:
     if images.labels is not None:
         write_tsv(rows, (out / name).with_suffix(".tsv"))
     run = report.Run(out.name, rows, client.spent)
-    OUT.print(report.render_table([run], [0.0, smoothed.sigma / 2, smoothed.sigma, 2 * smoothed.sigma]))
+    radii = options.radii or [smoothed.sigma / 2, smoothed.sigma, 2 * smoothed.sigma]
+    OUT.print(report.render_table([run], sorted({0.0, *radii})))
     OUT.print(f"saved {out / name}; queries spent: {spent(client)}")
 
 
@@ -102,7 +110,9 @@ def run_predict(options: Predict) -> None:
     """`certibox predict`."""
     images = options.images()
     ledger = Path(options.ledger) if options.ledger else None
-    client, smoothed, _ = _smoothed(options, images, ledger)
+    client, smoothed, _, defense = _smoothed(options, images, ledger)
+    if options.check_box:
+        _check_box(defense, client)
     with client.phase("predict"):
         for i in range(len(images)):
             x = images.floats([i])[0]
@@ -117,8 +127,8 @@ def run_predict(options: Predict) -> None:
 
 def _smoothed(
     options: Certify | Predict, images: Images, ledger: Path | None
-) -> tuple[QueryClient, SmoothedClassifier, str]:
-    """The smoothed classifier of the options: a defense, or the bare box."""
+) -> tuple[QueryClient, SmoothedClassifier, str, Defense | None]:
+    """The meter and the smoothed classifier of the options, its name, and the defense unless it is the bare box."""
     client = QueryClient(options.box(), budget=options.budget, ledger=ledger)
     if client.spec.outputs == "values":
         raise InvalidInput("outputs is 'values'; wanted a classifier (logits, probabilities or labels) to smooth")
@@ -132,15 +142,13 @@ def _smoothed(
         raise InvalidInput(
             f"the defense takes images {defense.image_shape}, the data has {images.shape}; wanted the same"
         )
-    if options.check_box:
-        _check_box(defense, client)
     named = len(images.class_names) if images.class_names else images.num_classes
     classes = client.spec.num_classes or (defense.num_classes if defense else None) or named
     if classes is None:
         raise InvalidInput("the number of classes is unknown; wanted --num-classes K")
     if defense:
-        return client, SmoothedClassifier(defense.outputs, classes, sigma), defense.model_id
-    return client, SmoothedClassifier(_BareBox(client, classes), classes, sigma), client.model_id
+        return client, SmoothedClassifier(defense.outputs, classes, sigma), defense.model_id, defense
+    return client, SmoothedClassifier(_BareBox(client, classes), classes, sigma), client.model_id, None
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from certibox import certification, report
 from certibox.commands.printing import OUT
-from certibox.errors import UnreadableFile
+from certibox.errors import InvalidInput, UnreadableFile
 from certibox.options import option
 from certibox.records import CertificateRow, read_rows, write_tsv
 
@@ -27,12 +28,18 @@ class Merge:
 class Report:
     """Compare certified runs: a table, curves of certified accuracy and one self-contained HTML page.
 
+    With --validation, the runs are of one model trained and certified at several sigmas: for each radius, the sigma
+    that certifies most validation images is picked, and the accuracy on the images of FILE under it is printed.
+
     example: certibox report bare=runs/bare/certificates.jsonl defended=runs/mine/certified/certificates.jsonl \\
                  --radii "[0, 0.25, 0.5]" --out runs/report
     """
 
     files: list[str] = option("certificate files, each as NAME=FILE or FILE", positional=True)
     radii: list[float] = option("l2 radii of the table, as [0, 0.25, ...]", (0.0, 0.25, 0.5, 0.75))
+    validation: list[str] | None = option(
+        "certificate files of validation images, as [FILE, ...], one for the sigma of each FILE", None
+    )
     alpha: float | None = option("replay the stored votes at another alpha; costs no query", None)
     title: str = option("title of the page", "Certified accuracy")
     out: str = option("directory for report.html, ca_curve.png and the TSV files", "report")
@@ -50,31 +57,63 @@ def run_merge(options: Merge) -> None:
 
 def run_report(options: Report) -> None:
     """`certibox report`."""
-    out, runs = Path(options.out), []
+    out, runs, held = Path(options.out), [], []
     for entry in options.files:
         name, _, file = entry.rpartition("=")
-        rows = _rows(file)
-        rows = certification.at_alpha(rows, options.alpha) if options.alpha is not None else rows
+        rows = _rows(file, options.alpha)
+        held.append(rows)
         runs.append(report.Run(name or Path(file).parent.name or Path(file).stem, rows, {}))
-    page = report.write_report(out, runs, list(options.radii), title=options.title, facts=_shared_facts(runs))
+    validation = [_rows(file, options.alpha) for file in options.validation or ()]
+    notes = _envelope(validation, held, list(options.radii)) if validation else []
+    facts = _shared_facts([row for rows in held for row in rows])
+    page = report.write_report(out, runs, list(options.radii), title=options.title, facts=facts, notes=notes)
     for run in runs:
         if all(row.label is not None for row in run.rows):
             write_tsv(run.rows, out / f"{run.name.replace('/', '_')}.tsv")
     OUT.print(report.render_table(runs, list(options.radii)))
+    for note in notes:
+        OUT.print(note)
     OUT.print(f"saved {page}")
 
 
-def _rows(file: str) -> list[CertificateRow]:
+def _rows(file: str, alpha: float | None = None) -> list[CertificateRow]:
     rows = read_rows(file)
     if not rows:
         raise UnreadableFile(f"{file} holds no certificate; wanted a file that certibox certify wrote")
-    return rows
+    return rows if alpha is None else certification.at_alpha(rows, alpha)
 
 
-def _shared_facts(runs: list[report.Run]) -> dict[str, str]:
+def _envelope(
+    validation: list[list[CertificateRow]], tests: list[list[CertificateRow]], radii: list[float]
+) -> list[str]:
+    """A line for each radius: the sigma that validation images chose for it, and what it certifies on the others."""
+    choice = certification.choose_sigma(_by_sigma(validation), radii)
+    tested = _by_sigma(tests)
+    lines = []
+    for radius, accuracy in certification.envelope(choice, tested).items():
+        sigma = choice.sigmas[radius]
+        (low, high) = report.certified_accuracy_interval(tested[sigma], [radius])[0]
+        share = f"{100 * accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        lines.append(f"r = {radius:g}: sigma = {sigma:g}, chosen on validation images, certifies {share}")
+    return lines
+
+
+def _by_sigma(files: Iterable[list[CertificateRow]]) -> dict[float, list[CertificateRow]]:
+    """The rows of several files by their sigma, one file for each."""
+    rows_by_sigma: dict[float, list[CertificateRow]] = {}
+    for rows in files:
+        if rows[0].sigma in rows_by_sigma:
+            raise InvalidInput(f"two files are of sigma = {rows[0].sigma}; wanted one for each sigma")
+        rows_by_sigma[rows[0].sigma] = rows
+    return rows_by_sigma
+
+
+def _shared_facts(rows: list[CertificateRow]) -> dict[str, str]:
     """Settings that all rows share, for the head of the page."""
     facts = {}
-    for key in ("sigma", "n0", "n", "alpha", "seed"):
-        values = {getattr(row, key) for run in runs for row in run.rows}
-        facts[key] = ", ".join(str(value) for value in sorted(values))
+    for key in ("sigma", "n0", "cap", "alpha", "seed"):
+        values = {getattr(row, key) for row in rows}
+        facts["n" if key == "cap" else key] = ", ".join(str(value) for value in sorted(values))
+    if rules := {row.rule["name"] for row in rows if row.rule}:
+        facts["rule"] = ", ".join(sorted(rules)) + ", with n as its cap"
     return facts

@@ -9,6 +9,7 @@ from typing import Literal
 
 from certibox.commands.printing import OUT, spent
 from certibox.config import Schedule, one_cycle
+from certibox.errors import InvalidInput
 from certibox.networks import Autoencoder
 from certibox.objective import METHODS
 from certibox.options import (
@@ -29,7 +30,7 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     """Train a defense in front of a black box. Interrupted runs resume from --out and pay for nothing twice.
 
     example: certibox train --model box.py:predict --outputs probabilities --data digits \\
-                 --sigma 0.25 --gamma 1 --mu 0.05 --d-z 32 --budget 2000000 --out runs/mine
+                 --sigma 0.25 --gamma 1 --d-z 32 --budget 2000000 --out runs/mine
     """
 
     out: str = option("directory of the run: checkpoints, rows, ledger and the saved defense")
@@ -51,20 +52,27 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
         "suitable",
     )
     d_z: int | None = option("dimension of the embedding; by default the paper's for the size of the images", None)
+    latent: Literal["relu", "leaky", "linear"] = option(
+        "what ends the encoder: relu leaves dead coordinates, which cost no query and carry nothing", "relu"
+    )
     autoencoder_epochs: int = option("epochs of the autoencoder's query-free pre-training on clean images", 50)
     targets: Literal["hard", "soft"] = option("compare with the box's label, or with its probabilities", "hard")
     augmentation: Literal["none", "flip", "flips", "crop-flip"] = option("augmentation of training images", "none")
     validation: float = option("share of the images held out to select the best epoch", 0.1)
     validation_votes: int = option("noisy votes on each held-out image", 4)
     skip_dead: bool = option("spend no query on embedding coordinates without an upstream gradient", True)
+    patience: int | None = option("stop after so many epochs without a better validation score", None)
     fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
     seed: int = option("seed of every random draw", 0)
 
     def build_autoencoder(self, image_shape: tuple[int, int, int]) -> tuple[Autoencoder, Schedule | None]:
         """The autoencoder, and the schedule of its pre-training: None for a saved one."""
         if saved := saved_autoencoder(self.autoencoder, self.d_z):
+            if self.latent != "relu":
+                text = f"latent is {self.latent}, but a saved autoencoder has its own"
+                raise InvalidInput(f"{text}; wanted one without the other")
             return saved, None
-        untrained = untrained_autoencoder(self.autoencoder, image_shape, self.d_z, self.seed)
+        untrained = untrained_autoencoder(self.autoencoder, image_shape, self.d_z, self.seed, self.latent)
         return untrained, one_cycle(self.autoencoder_epochs, 3e-3, self.train_batch_size)
 
 
@@ -98,12 +106,15 @@ def run_train(options: Train) -> None:
             validation_votes=options.validation_votes,
             skip_dead=options.skip_dead,
             fingerprint=options.fingerprint,
+            patience=options.patience,
             out=out / "training",
             progress=progress,
         )
     defense.save(out / "defense")
     for line in _outcome(out / "training" / "rows.jsonl", options.method):
         OUT.print(line)
+    if step := defense.facts.get("step"):
+        OUT.print(f"mu = {step['mu']:.3g}, measured with {step['queries']} queries")
     OUT.print(f"saved {out / 'defense'}; queries spent: {spent(client)}")
 
 
@@ -118,6 +129,9 @@ def _outcome(path: Path, method: str) -> list[str]:
             else "noisy votes that keep the target"
         )
         lines.append(f"validation, best epoch: {max(scores):.3f} ({said})")
+    if rows and "cosine" in rows[-1]:
+        agreed = f"{rows[-1]['cosine']:.2f}, {rows[-1]['q']:.1f} corrections an image"
+        lines.append(f"cosine of the surrogate's gradient with the truth, on average over the last epoch: {agreed}")
     if rows and "live" in rows[-1]:
         lines.append(f"live coordinates of the embedding, on average over the last epoch: {rows[-1]['live']:.1f}")
     return lines

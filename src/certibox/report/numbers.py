@@ -161,7 +161,8 @@ def summary_table(runs: Sequence[Run], radii: ArrayLike) -> list[dict[str, Any]]
 
     Keys: name, images, measure ("certified accuracy", or "certified share" for all runs when one lacks labels), radii,
     share and interval (95 %) at each radius, abstention_rate, average_certified_radius (None without labels),
-    training_queries and certification_queries (None when unknown), queries by phase.
+    samples_per_image (mean estimation votes), training_queries and certification_queries (None when unknown), queries
+    by phase.
     """
     measure = measure_of(runs)
     return [_summary(run, radii, measure) for run in runs]
@@ -178,10 +179,18 @@ def _summary(run: Run, radii: ArrayLike, measure: Measure) -> dict[str, Any]:
         "interval": intervals(reach, radii).tolist(),
         "abstention_rate": abstention_rate(run.rows),
         "average_certified_radius": average_certified_radius(run.rows) if measure is _ACCURACY else None,
+        "samples_per_image": _mean_samples(run.rows),
         "training_queries": _spent_on("train", run),
         "certification_queries": _certification_queries(run),
         "queries": dict(run.queries),
     }
+
+
+def _mean_samples(rows: Sequence[Outcome]) -> float | None:
+    """Mean estimation votes an image; None where unknown (published rows do not tell)."""
+    drawn = [getattr(row, "n", None) for row in rows]
+    known = [n for n in drawn if n is not None]
+    return float(np.mean(known)) if len(known) == len(drawn) else None
 
 
 def _certification_queries(run: Run) -> int | None:

@@ -19,11 +19,18 @@ def cells(runs: Sequence[Run], radii: ArrayLike) -> list[list[str]]:
     summaries = summary_table(runs, radii)
     symbol = measure_of(runs).symbol
     header = ["run", "images", *(f"{symbol}({r:g}) %" for r in summaries[0]["radii"])]
-    header += ["abstain %", "ACR", "training queries", "certification queries"]
-    return [header, *(_summary_cells(summary) for summary in summaries)]
+    sampled = _sequential(runs)
+    header += ["abstain %", "ACR", *(["samples an image"] if sampled else [])]
+    header += ["training queries", "certification queries"]
+    return [header, *(_summary_cells(summary, sampled) for summary in summaries)]
 
 
-def _summary_cells(summary: dict[str, Any]) -> list[str]:
+def _sequential(runs: Sequence[Run]) -> bool:
+    """Whether a sequential rule certified any image, so that samples an image are a finding and no setting."""
+    return any(getattr(row, "rule", None) is not None for run in runs for row in run.rows)
+
+
+def _summary_cells(summary: dict[str, Any], sampled: bool) -> list[str]:
     shares = [
         f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         for share, (low, high) in zip(summary["share"], summary["interval"], strict=True)
@@ -35,6 +42,7 @@ def _summary_cells(summary: dict[str, Any]) -> list[str]:
         *shares,
         f"{100 * summary['abstention_rate']:.1f}",
         UNKNOWN if radius is None else f"{radius:.3f}",
+        *([_samples_cell(summary)] if sampled else []),
         count_cell(summary["training_queries"]),
         count_cell(summary["certification_queries"]),
     ]
@@ -44,12 +52,18 @@ def count_cell(number: int | None) -> str:
     return UNKNOWN if number is None else f"{number:,}"
 
 
+def _samples_cell(summary: dict[str, Any]) -> str:
+    mean = summary["samples_per_image"]
+    return UNKNOWN if mean is None else f"{mean:,.0f}"
+
+
 def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
     """The summary for a terminal of 80 columns: each share in percent above its 95 % interval."""
     summaries, measure = summary_table(runs, radii), measure_of(runs)
     table = Table(title=f"{measure.name} at l2 radius r, in % with 95 % intervals")
     table.add_column("run")
-    titles = [*(f"r={r:g}" for r in summaries[0]["radii"]), "queries to\ntrain", "queries to\ncertify"]
+    sampled = ["samples\nan image"] if _sequential(runs) else []
+    titles = [*(f"r={r:g}" for r in summaries[0]["radii"]), *sampled, "queries to\ntrain", "queries to\ncertify"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for summary in summaries:
@@ -57,7 +71,8 @@ def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
             f"{100 * share:.1f}\n{100 * low:.0f}–{100 * high:.0f}"
             for share, (low, high) in zip(summary["share"], summary["interval"], strict=True)
         ]
-        counts = [count_cell(summary["training_queries"]), count_cell(summary["certification_queries"])]
+        counts = [_samples_cell(summary)] if sampled else []
+        counts += [count_cell(summary["training_queries"]), count_cell(summary["certification_queries"])]
         table.add_row(*(Text(cell) for cell in [summary["name"], *shares, *counts]))  # Text: a name is no markup
     return table
 
