@@ -10,11 +10,15 @@ import argparse
 import json
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import families
 import live_latents
 import query_efficiency
+import sequential_certification
+import sequential_pipelines
 import step_choice
 
 ROOT = Path(__file__).parent.parent
@@ -33,17 +37,24 @@ def main() -> None:
         path.write_text(text, encoding="utf-8")
 
 
+TABLES: dict[str, Callable[[], str]] = {  # by the name that its place in the docs has
+    "demo": lambda: demo_table(),
+    "families": families.table,
+    "rates": lambda: rates_table(),
+    "gradients": lambda: gradients_table(),
+    "steps": step_choice.table,
+    "latents": live_latents.table,
+    "certificates": sequential_certification.table,
+    "certificates-modes": sequential_certification.modes_table,
+    "certificates-false": sequential_certification.false_table,
+    "certificates-pipelines": sequential_pipelines.table,
+    **{f"queries-{study}": partial(query_efficiency.report, study) for study in query_efficiency.STUDIES},
+}
+
+
 def published() -> dict[Path, str]:
-    """The docs with their tables as the files in benchmarks/results/ say."""
-    tables = {
-        "demo": demo_table(),
-        "families": families.table(),
-        "rates": rates_table(),
-        "gradients": gradients_table(),
-        "steps": step_choice.table(),
-        "latents": live_latents.table(),
-        **{f"queries-{study}": queries_table(study) for study in query_efficiency.STUDIES},
-    }
+    """The docs with their tables as the committed results say."""
+    tables = {name: table() for name, table in TABLES.items()}
     docs = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     return {path: fill(path.read_text(encoding="utf-8"), tables) for path in docs}
 
@@ -76,11 +87,6 @@ def demo_table() -> str:
     )
     caption = f"Certified accuracy in % with 95 % intervals; {said}, {facts['images']}."
     return "\n".join([*lines, "", caption, "", notes, ""])
-
-
-def queries_table(study: str) -> str:
-    """What a query buys in one study, and what comes of its claims."""
-    return f"{query_efficiency.table(study)}\n{query_efficiency.verdicts(study)}"
 
 
 def rates_table() -> str:

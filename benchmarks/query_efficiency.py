@@ -75,7 +75,7 @@ def main() -> None:
         run(options.study, options.data, options.work, options.device, options.row, options.seed)
         return
     for study in STUDIES:
-        print(f"### {measured(study)[0].title}\n\n{table(study)}\n{verdicts(study)}")
+        print(f"### {measured(study)[0].title}\n\n{report(study)}")
     draw("mnist", PICTURE)
 
 
@@ -98,6 +98,11 @@ def measured(study: str) -> tuple[Table, dict[str, list[Measured]]]:
         if held := [known[key] for key in keys if key in known]:
             rows[row.name] = held
     return found, rows
+
+
+def report(study: str) -> str:
+    """All that is measured of a study, in Markdown."""
+    return f"{table(study)}\n{verdicts(study)}"
 
 
 def table(study: str) -> str:

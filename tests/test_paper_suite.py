@@ -167,8 +167,10 @@ def test_names_say_the_estimator(suite: Suite) -> None:
         assert (estimator is None) == (METHODS.get(plan.defense.method, METHODS["DS"]).order != 0)
         if estimator is None or "(" not in row.name:
             continue
-        kind, q = row.name.partition("(")[2].partition(")")[0].split(", q=")
+        kind, _, q = row.name.partition("(")[2].partition(")")[0].partition(", q=")
         assert estimator.name == kind.lower()
+        if estimator.name == "guided":
+            continue
         assert int(q) == (embedding(plan.autoencoder.network) if estimator.name == "cge" else estimator.q)
 
 

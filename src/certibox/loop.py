@@ -30,7 +30,10 @@ Progress = Callable[[int, int, str], None]  # done, total, what is going on
 
 @dataclass(frozen=True)
 class Step:
-    """One step: which images it takes, and where it stands. number, epoch: counted over all phases, from 0."""
+    """One step: which images it takes, and where it stands. number, epoch: counted over all phases, from 0.
+
+    phase_epoch: counted in its own phase. ends_phase: the last step of the phase's last epoch.
+    """
 
     number: int
     epoch: int
@@ -39,6 +42,8 @@ class Step:
     lr: float
     starts_phase: bool
     ends_epoch: bool
+    phase_epoch: int = 0
+    ends_phase: bool = False
 
 
 def steps(schedule: Schedule, images: int, seed: int, start: int) -> Iterator[Step]:
@@ -52,7 +57,8 @@ def steps(schedule: Schedule, images: int, seed: int, start: int) -> Iterator[St
                     index = order[i * schedule.batch_size : (i + 1) * schedule.batch_size]
                     lr = phase.learning_rate(phase_epoch * per_epoch + i, per_epoch)
                     first, last = phase_epoch == 0 and i == 0, i == per_epoch - 1
-                    yield Step(number + i, epoch, phase, index, lr, first, last)
+                    done = last and phase_epoch == phase.epochs - 1
+                    yield Step(number + i, epoch, phase, index, lr, first, last, phase_epoch, done)
             number, epoch = number + per_epoch, epoch + 1
 
 
@@ -159,13 +165,15 @@ def run(
     directory: RunDirectory | None = None,
     checkpoint_every: int = 200,
     patience: int | None = None,
+    score_every: int = 1,
     progress: Progress | None = None,
 ) -> Task:
     """Train to the end of `schedule` and leave the selected weights in the task's module.
 
-    prepare: builds the task, given the constants of an earlier checkpoint (none at first). patience: stop earlier,
-    after so many scored epochs in a row that were no better than the best before. With a directory, resumes from its
-    checkpoint; with a client that has a ledger, answers paid for since then are replayed.
+    prepare: builds the task, given the constants of an earlier checkpoint (none at first). score_every: epochs of a
+    phase between scores; its end is scored in any case. patience: stop earlier, after so many scored epochs in a row
+    that were no better than the best before. With a directory, resumes from its checkpoint; with a client that has a
+    ledger, answers paid for since then are replayed.
     """
     if schedule.epochs and not schedule.steps_per_epoch(images):
         raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")
@@ -173,6 +181,8 @@ def run(
         raise InvalidInput(f"checkpoint_every is {checkpoint_every}; wanted at least 1 step between checkpoints")
     if patience is not None and patience < 1:
         raise InvalidInput(f"patience is {patience}; wanted at least 1 epoch, or None to train to the end")
+    if score_every < 1:
+        raise InvalidInput(f"validate_every is {score_every}; wanted at least 1 epoch between validations")
     delivered = client.delivered if client else 0
     with exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
         tensors, state = _restore(directory)
@@ -182,7 +192,7 @@ def run(
                 journal.trim()  # in case the last run ended between its checkpoint and this
             task = prepare(tensors["constants"])
             loop = _Loop(task, schedule, state, tensors, client, delivered, directory, journal, progress)
-            loop.go(images, seed, checkpoint_every, patience)
+            loop.go(images, seed, checkpoint_every, patience, score_every)
         if directory:
             directory.close()
     return task
@@ -213,7 +223,7 @@ class _Loop:
                 task.memory.restore(tensors["memory"], state.notes)
         self._delivered = delivered
 
-    def go(self, images: int, seed: int, checkpoint_every: int, patience: int | None) -> None:
+    def go(self, images: int, seed: int, checkpoint_every: int, patience: int | None, score_every: int) -> None:
         if self.directory and not self.directory.checkpoint.exists():
             self._save()
         total = self.schedule.epochs * self.schedule.steps_per_epoch(images)
@@ -224,7 +234,8 @@ class _Loop:
                 self._begin(step)
             self._advance(step)
             if step.ends_epoch:
-                self._end_epoch(step)
+                due = step.ends_phase or (step.phase_epoch + 1) % score_every == 0
+                self._end_epoch(step, due)
             if step.ends_epoch or step.number % checkpoint_every == checkpoint_every - 1:
                 self._save()
             if self.progress:
@@ -262,10 +273,10 @@ class _Loop:
                 f"training diverged at step {step.number}: the loss is not finite; lower the learning rate or gamma"
             )
 
-    def _end_epoch(self, step: Step) -> None:
+    def _end_epoch(self, step: Step, due: bool) -> None:
         state = self.state
         means = {name: value / state.count for name, value in state.sums.items()}
-        score = self.task.score() if self.task.score and self.task.scored(step.phase) else None
+        score = self.task.score() if self.task.score and due and self.task.scored(step.phase) else None
         if score is not None:
             self._select(score, step.epoch)
         row = {"epoch": step.epoch, "step": state.step, "objective": step.phase.objective, "lr": step.lr, **means}

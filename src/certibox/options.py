@@ -24,6 +24,9 @@ from certibox.networks.autoencoder import Latent
 from certibox.query import QueryClient
 from certibox.sequential import RULES, Rule
 
+# What `certify` does unless told otherwise; benchmarks/sequential_certification.py has the figures.
+GRID = (0.0, 0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
+VOTES = {"fixed": (100, 10_000), "sequential": (25, 100_000)}  # n0, n
 
 def option(text: str, default: Any = MISSING, *, positional: bool = False) -> Any:
     """A field with its help text; without a default it is required. positional: given without a flag."""
@@ -157,26 +160,45 @@ class RuleOptions:
     """When an image has votes enough."""
 
     rule: Literal["fixed", "e-process", "alpha-spending"] = option(
-        "fixed draws n votes; the others look at the votes as they come and stop when they suffice, at n at the latest",
-        "fixed",
+        "e-process and alpha-spending look at the votes as they come and stop when the question is answered, at n at "
+        "the latest; fixed always draws n",
+        "e-process",
     )
-    radii: list[float] | None = option("l2 radii for a sequential rule to decide, as [0.25, 0.5]", None)
+    n0: int | None = option("votes that pick a class; by default 25, for a fixed n 100", None)
+    n: int | None = option(
+        "votes that bound its probability, and the most of them under a sequential rule; by default 100000, for a "
+        "fixed n 10000",
+        None,
+    )
+    radii: list[float] | None = option(
+        "l2 radii for a sequential rule to decide, as [0.25, 0.5]; by default 0, sigma/2, sigma and 2 sigma", None
+    )
     tolerance: float | None = option(
-        "or the full radius, to this share of what more votes could still add, such as 0.05", None
+        "instead of radii, the full radius to this share of what more votes could still add, such as 0.05", None
     )
     futility: float = option(
         "stop where the radii still open lie above an upper bound that fails at this rate; 0 for never", 0.05
     )
 
-    def build_rule(self) -> Rule | None:
-        """The stopping rule; None for a fixed number of votes."""
+    def votes(self) -> tuple[int, int]:
+        """n0 and n; what is not given is what suits the rule."""
+        n0, n = VOTES["fixed" if self.rule == "fixed" else "sequential"]
+        return n0 if self.n0 is None else self.n0, n if self.n is None else self.n
+
+    def radii_at(self, sigma: float) -> tuple[float, ...]:
+        """The radii asked: those given, else `GRID`."""
+        return tuple(self.radii) if self.radii is not None else tuple(ratio * sigma for ratio in GRID)
+
+    def build_rule(self, sigma: float) -> Rule | None:
+        """The stopping rule for noise of deviation sigma; None for a fixed number of votes."""
         if self.rule == "fixed":
             for name in ("radii", "tolerance"):
                 if getattr(self, name) is not None:
                     text = f"{name} is {getattr(self, name)}, but a fixed number of votes decides nothing as it goes"
                     raise InvalidInput(f"{text}; wanted --rule e-process or alpha-spending with it")
             return None
-        radii = None if self.radii is None else tuple(self.radii)
+        full = self.tolerance is not None and self.radii is None
+        radii = None if full else self.radii_at(sigma)
         return RULES[self.rule](radii=radii, tolerance=self.tolerance, futility=self.futility or None)
 
 

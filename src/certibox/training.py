@@ -52,6 +52,7 @@ def train(
     augmentation: str = "none",
     validation: Images | float = 0.1,
     validation_votes: int = 4,
+    validate_every: int | None = None,
     skip_dead: bool = True,
     fingerprint: bool = False,
     device: torch.device | str = "cpu",
@@ -72,7 +73,8 @@ def train(
     Targets are the box's answers to the clean images, asked once; an augmented image keeps the answer to its original.
     validation: images, or a share of `images` held out, on which the best epoch is selected by `validation_votes` noisy
     votes an image (by MSE for DS, without queries); the start is a candidate too, so training never ends below it on
-    them, and nothing else sees them. patience: stop after so many epochs without a better one. device: where the white
+    them, and nothing else sees them. validate_every: epochs between validations, by default each; the end of a phase is
+    validated in any case. patience: stop after so many epochs without a better one. device: where the white
     part trains. out: a directory for checkpoints and rows, resumed if it holds some; give the client a ledger too, so
     that resuming pays for nothing twice. fingerprint: also ask the box about 8 canaries, to recognise it later.
 
@@ -121,6 +123,7 @@ def train(
         "box": client.spec.provenance(),
         "batch_size": client.batch_size,
         "patience": patience,
+        "validate_every": validate_every,
     }
     _check_step(pipeline, client, shown, settings)
     job = Objective(settings, client, pipeline, shown, held)
@@ -138,6 +141,7 @@ def train(
             directory=directory,
             checkpoint_every=checkpoint_every,
             patience=patience,
+            score_every=validate_every or 1,
             progress=progress,
         )
     mark = _fingerprint(client, images.shape, directory) if fingerprint else None

@@ -40,14 +40,14 @@ class Smoothing:
 class Certify(BoxOptions, DataOptions, Smoothing, RuleOptions):
     """Certify images: one row each, appended as earned. Interrupted runs resume from --out.
 
+    Votes on an image end when they have decided the radii 0, sigma/2, sigma and 2 sigma, or those of --radii.
+
     example: certibox certify --model box.py:predict --outputs probabilities --data digits --limit 100 \\
-                 --defense runs/mine/defense --n 1000 --out runs/mine/certified
+                 --defense runs/mine/defense --out runs/mine/certified
     """
 
     split: str = option("which split of the data", "test")
-    n0: int = option("votes that pick a class", 100)
-    n: int = option("votes that bound its probability; the most of them under a sequential rule", 10_000)
-    second_class: bool = option("bound the runner-up's probability too, with alpha split; for a fixed n", False)
+    second_class: bool = option("bound the runner-up's probability too, with alpha split; wants --rule fixed", False)
     shard: str = option("this part of the images, as i/k with i from 1 to k; `merge` joins the parts", "1/1")
     out: str = option("directory for certificates.jsonl and certificates.tsv")
 
@@ -69,8 +69,11 @@ class Predict(BoxOptions, DataOptions, Smoothing):
 def run_certify(options: Certify) -> None:
     """`certibox certify`."""
     index, shards = _shard(options.shard)
-    require_certifiable(options.n, options.alpha)
-    rule = options.build_rule()
+    n0, n = options.votes()
+    require_certifiable(n, options.alpha)
+    if options.second_class and options.rule != "fixed":
+        came = f"second_class is true, but {options.rule} bounds the probability of the top class alone"
+        raise InvalidInput(f"{came}; wanted --rule fixed with it")
     out = Path(options.out)
     name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
     images = options.images()
@@ -79,15 +82,16 @@ def run_certify(options: Certify) -> None:
             f"shard {options.shard} of {len(images)} images is empty; wanted at most {len(images)} shards"
         )
     client, smoothed, model, defense = _smoothed(options, images, Path(options.ledger or out / "ledger.sqlite"))
-    smoothed.sizes(options.n, options.alpha, rule, options.second_class)  # again below, but after the canaries
+    rule = options.build_rule(smoothed.sigma)
+    smoothed.sizes(n, options.alpha, rule, options.second_class)  # again below, but after the canaries
     if options.check_box:
         _check_box(defense, client)
     with client.phase("certify"), bar("certifying", client) as progress:
         rows = certification.certify_dataset(
             smoothed,
             images,
-            n0=options.n0,
-            n=options.n,
+            n0=n0,
+            n=n,
             alpha=options.alpha,
             seed=options.seed,
             rule=rule,
@@ -101,8 +105,7 @@ def run_certify(options: Certify) -> None:
     if images.labels is not None:
         write_tsv(rows, (out / name).with_suffix(".tsv"))
     run = report.Run(out.name, rows, client.spent)
-    radii = options.radii or [smoothed.sigma / 2, smoothed.sigma, 2 * smoothed.sigma]
-    OUT.print(report.render_table([run], sorted({0.0, *radii})))
+    OUT.print(report.render_table([run], sorted({0.0, *options.radii_at(smoothed.sigma)})))
     OUT.print(f"saved {out / name}; queries spent: {spent(client)}")
 
 

@@ -60,6 +60,9 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     augmentation: Literal["none", "flip", "flips", "crop-flip"] = option("augmentation of training images", "none")
     validation: float = option("share of the images held out to select the best epoch", 0.1)
     validation_votes: int = option("noisy votes on each held-out image", 4)
+    validate_every: int | None = option(
+        "epochs between validations, by default each; the end of the schedule is validated in any case", None
+    )
     skip_dead: bool = option("spend no query on embedding coordinates without an upstream gradient", True)
     patience: int | None = option("stop after so many epochs without a better validation score", None)
     fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
@@ -104,6 +107,7 @@ def run_train(options: Train) -> None:
             augmentation=options.augmentation,
             validation=options.validation,
             validation_votes=options.validation_votes,
+            validate_every=options.validate_every,
             skip_dead=options.skip_dead,
             fingerprint=options.fingerprint,
             patience=options.patience,

@@ -119,6 +119,7 @@ class Defense:
     targets: Literal["hard", "soft"] = "hard"
     augmentation: str = "none"
     validation_votes: int = 1
+    validate_every: int | None = None
     skip_dead: bool = True
 
     def __post_init__(self) -> None:

@@ -221,6 +221,7 @@ class Workshop:
             augmentation=wanted.augmentation,
             validation=splits.validation,
             validation_votes=wanted.validation_votes,
+            validate_every=wanted.validate_every,
             skip_dead=wanted.skip_dead,
             device=self.device,
             out=folder / "training",

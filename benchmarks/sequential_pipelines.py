@@ -1,0 +1,251 @@
+"""Sequential certificates on trained defenses, next to fixed n = 10,000: what they certify and what they ask.
+
+    python benchmarks/sequential_pipelines.py                the digits of `certibox demo`
+    python benchmarks/sequential_pipelines.py --data DIR     MNIST, in DIR as for query_efficiency.py
+
+Two defenses, both ZO with guided estimates, trained here unless they are kept: the demo's ZO-AE-DS in front of a
+scikit-learn perceptron (sigma 0.25, 200 test images; under --work), and the row "ZO-DS (Guided)", seed 0, of the study
+`mnist` of benchmarks/queries (a convolutional network, sigma 0.8, 100 of its test images at even distances; under
+--stages, where query_efficiency.py keeps it). Each image is certified with n = 10,000 and n0 = 100, and with the
+e-process (cap 100,000) and α-spending (cap 50,000), n0 = 25, at r = sigma, 2 sigma, 3 sigma alone and at sigma/2, sigma
+and 2 sigma together; alpha 0.001, seed 0. Every certificate asks the box and is then replayed from its looks; votes are
+booked in a ledger. The noise of an image is the same under all rules, so their differences are paired. Goals, selection
+votes included: at sigma and 2 sigma a fifth of 10,000 samples at no lower certified accuracy, at 3 sigma at most 8,500
+at a higher one. Nothing was tuned on these images. benchmarks/sequential_certification.py has the exact expectation of
+the same on published votes, and the chance of a false certificate.
+
+A line for each pipeline, rule and radii goes to results/sequential_pipelines.jsonl as it is measured, with the outcome
+and samples of every image, hardware and versions; a killed run goes on, and what is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import sklearn
+import torch
+from query_efficiency import FOLDER, STUDIES, Studio
+from sequential_certification import processor
+
+import certibox as cb
+from certibox import certification, demo
+from certibox.blackbox import as_blackbox
+from certibox.data import Images
+from certibox.paper.stages import spread
+from certibox.paper.suite import Suite
+from certibox.pipeline import Defense, load_defense
+from certibox.progress import bar
+from certibox.records import CertificateRow, append_line, whole_lines
+from certibox.report import markdown
+from certibox.sequential import AlphaSpending, EProcess, Rule
+from certibox.version import VERSION
+
+RESULTS = Path(__file__).parent / "results" / "sequential_pipelines.jsonl"
+ALPHA, SEED, CLASSES = 0.001, 0, 10
+FIXED, N, N0_FIXED, N0 = "fixed n", 10_000, 100, 25
+RULES: dict[str, tuple[Callable[..., Rule], int]] = {
+    "e-process": (EProcess, 100_000),
+    "α-spending": (AlphaSpending, 50_000),
+}
+ASKED = ((1.0,), (2.0,), (3.0,), (0.5, 1.0, 2.0))  # multiples of sigma that are decided together
+REPORTED = (0.5, 1.0, 2.0, 3.0)  # those that a fixed n answers at once
+STUDY, ROW = "mnist", "ZO-DS (Guided)"
+Key = tuple[str, str, tuple[float, ...]]  # pipeline, rule, multiples of sigma
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A trained defense, with a meter of its own, and the test images that it is certified on."""
+
+    defense: Defense
+    images: Images
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with a folder for each data set: certify the MNIST row")
+    parser.add_argument("--work", type=Path, default=Path("runs/sequential"), help="certificates, ledgers, the digits")
+    parser.add_argument("--stages", type=Path, default=Path("runs/queries"), help="--work of query_efficiency.py")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.data is None:
+        measure("digits", digits, options.work / "digits")
+    else:
+        measure("mnist", lambda folder: mnist(options.data, options.stages, folder), options.work / "mnist")
+    print(table())
+
+
+def digits(folder: Path) -> Pipeline:
+    """The demo's guided defense, trained with its settings unless `folder` has it."""
+    s = demo.settings()
+    shown, validation, test = (cb.load_images("digits", split) for split in ("train", "validation", "test"))
+    model, _ = demo.train_box(shown, validation)
+    client = cb.QueryClient(as_blackbox(model, outputs="probabilities"), ledger=folder / "ledger.sqlite")
+    if not (folder / "defense" / "defense.json").exists():
+        autoencoder = demo.train_stage1(s, shown, validation, SEED, folder / "autoencoder")
+        guided = cb.Guided(mu=s.mu)
+        trained = demo.train_queries(s, client, shown, validation, guided, autoencoder, SEED, folder / "training")
+        trained.save(folder / "defense")
+    return Pipeline(load_defense(folder / "defense", client), test.select(slice(0, 200)))
+
+
+def mnist(data: Path, stages: Path, folder: Path) -> Pipeline:
+    """The row of the study that query_efficiency.py measures; its own ledger is left as training wrote it."""
+    suite = Suite(FOLDER, STUDIES)
+    plan, studio = suite.table(STUDY).row(ROW).plans["cpu"], Studio(suite, data, stages, bar)
+    trained, _ = studio.defense(plan, SEED)
+    assert isinstance(trained, Defense)  # a method that trains
+    client = cb.QueryClient(studio.box(plan), ledger=folder / "ledger.sqlite")
+    return Pipeline(replace(trained, client=client), spread(studio.splits(plan).test, 100))
+
+
+def measure(name: str, prepared: Callable[[Path], Pipeline], folder: Path) -> None:
+    """Append the lines of a pipeline that are not there yet."""
+    known = {key_of(row) for row in read()}
+    wanted = [key for key in keys(name) if key not in known]
+    if not wanted:
+        return
+    pipeline = prepared(folder)
+    for key in wanted:
+        row = certify(pipeline, key, folder)
+        append_line(RESULTS, row)
+        print(f"{', '.join(map(str, key))}: {row['mean_samples']:,.0f} samples in {row['seconds']:,.0f} s", flush=True)
+
+
+def keys(name: str) -> Iterator[Key]:
+    yield name, FIXED, REPORTED
+    yield from ((name, rule, multiples) for multiples in ASKED for rule in RULES)
+
+
+def key_of(row: dict[str, Any]) -> Key:
+    return row["pipeline"], row["rule"], tuple(row["multiples"])
+
+
+def certify(pipeline: Pipeline, key: Key, folder: Path) -> dict[str, Any]:
+    """Certify all images under one rule, replay the certificates, and say what came of them."""
+    (name, rule, multiples), defense = key, pipeline.defense
+    radii, phase = tuple(multiple * defense.sigma for multiple in multiples), f"certify {key}"
+    make, n = RULES.get(rule, (None, N))
+    kept = folder / f"{rule} {' '.join(f'{multiple:g}' for multiple in multiples)}.jsonl"
+    with defense.client.phase(phase), bar(phase, defense.client) as progress:
+        rows = cb.certify_dataset(
+            cb.SmoothedClassifier(defense.outputs, CLASSES, defense.sigma),
+            pipeline.images,
+            n0=N0 if make else N0_FIXED,
+            n=n,
+            alpha=ALPHA,
+            seed=SEED,
+            rule=make(radii=radii) if make else None,
+            out=kept,
+            progress=progress,
+        )
+    certification.replay(rows)  # raises for a certificate that does not follow from its looks
+    return {
+        "pipeline": name,
+        "rule": rule,
+        "multiples": list(multiples),
+        "sigma": defense.sigma,
+        "settings": rows[0].rule,
+        "n": n,
+        "n0": rows[0].n0,
+        "alpha": ALPHA,
+        "seed": SEED,
+        "model": defense.model_id,
+        "data": pipeline.images.name,
+        **outcomes(rows, radii),
+        "queries_paid": defense.client.spent[phase],
+        "seconds": round(sum(row.seconds for row in rows), 1),
+        **machine(),
+    }
+
+
+def outcomes(rows: Sequence[CertificateRow], radii: Sequence[float]) -> dict[str, Any]:
+    """What a line keeps of its certificates: for each radius an outcome an image; samples with the selection's."""
+    certified = [[int(bool(row.correct) and row.radius >= radius) for row in rows] for radius in radii]
+    return {
+        "images": len(rows),
+        "certified_accuracy": [float(np.mean(outcome)) for outcome in certified],
+        "mean_samples": float(np.mean([row.queries for row in rows])),
+        "certified": certified,
+        "samples": [row.queries for row in rows],
+    }
+
+
+def machine() -> dict[str, Any]:
+    versions = {"certibox": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
+    return {"threads": torch.get_num_threads(), "hardware": processor(), "versions": versions}
+
+
+def read() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in whole_lines(RESULTS)] if RESULTS.exists() else []
+
+
+def table() -> str:
+    """Markdown: each rule beside fixed n on the same images, the paired differences with 95 % intervals, the goals."""
+    rows, titles = read(), ["pipeline", "r decided", "rule, cap", "CA %", "minus fixed n, points"]
+    fixed = {row["pipeline"]: row for row in rows if row["rule"] == FIXED}
+    lines = [[*titles, "samples an image", "fixed n ÷ it", "goal"]]
+    for name, usual in fixed.items():
+        cells = [name, _sigmas(usual["multiples"]), f"{FIXED} = {usual['n']:,}", _percent(usual["certified_accuracy"])]
+        lines.append([*cells, "–", f"{usual['mean_samples']:,.0f}", "–", "–"])
+        ours = sorted((r for r in rows if r["pipeline"] == name and r["rule"] in RULES), key=order)
+        lines += [[name, *_cells(row, usual)] for row in ours]
+    return markdown(lines)
+
+
+def order(row: dict[str, Any]) -> tuple[int, int]:
+    return ASKED.index(tuple(row["multiples"])), list(RULES).index(row["rule"])
+
+
+def _cells(row: dict[str, Any], usual: dict[str, Any]) -> list[str]:
+    gaps = differences(row, usual)
+    said = [f"{100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" for gap, low, high in gaps]
+    goal = reached(row, usual)
+    return [
+        _sigmas(row["multiples"]),
+        f"{row['rule']}, {row['n']:,}",
+        _percent(row["certified_accuracy"]),
+        " / ".join(said),
+        f"{row['mean_samples']:,.0f}",
+        f"{usual['mean_samples'] / row['mean_samples']:.1f}",
+        "–" if goal is None else "reached" if goal else "missed",
+    ]
+
+
+def differences(row: dict[str, Any], usual: dict[str, Any]) -> list[tuple[float, float, float]]:
+    """Certified accuracy of a rule minus that of fixed n at each radius, paired by image: (difference, low, high)."""
+    by_radius = dict(zip(usual["multiples"], usual["certified"], strict=True))
+    pairs = zip(row["multiples"], row["certified"], strict=True)
+    return [cb.confidence.paired_bootstrap(certified, by_radius[multiple]) for multiple, certified in pairs]
+
+
+def reached(row: dict[str, Any], usual: dict[str, Any]) -> bool | None:
+    """Whether a line reaches the goal for its radius; None where there is none, for radii together."""
+    if len(row["multiples"]) > 1:
+        return None
+    gap = differences(row, usual)[0][0]
+    if row["multiples"] == [3.0]:
+        return row["mean_samples"] <= 8_500 and gap > 0
+    return row["mean_samples"] <= N / 5 and gap >= 0
+
+
+def _sigmas(multiples: Sequence[float]) -> str:
+    return ", ".join("σ/2" if multiple == 0.5 else f"{multiple:g}σ".removeprefix("1") for multiple in multiples)
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return " / ".join(f"{100 * share:.1f}" for share in shares)
+
+
+if __name__ == "__main__":
+    main()
