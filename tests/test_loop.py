@@ -528,6 +528,23 @@ def test_patience_counts_epochs_since_the_best(
     assert facts(tmp_path)["best"] == max(scores[: 1 + epochs])
 
 
+@pytest.mark.parametrize(
+    ("every", "scored"),
+    [(1, [1, 1, 1, 1, 1, 1]), (2, [0, 1, 0, 1, 0, 1]), (3, [0, 0, 1, 1, 0, 1]), (9, [0, 0, 0, 1, 0, 1])],
+)
+def test_the_end_of_a_phase_is_scored_whatever_lies_between(every: int, scored: list[int], tmp_path: Path) -> None:
+    """Phases of four epochs and of two; the start is scored once and gives no row."""
+    job = graded([0, 1, 2, 3, 4, 5, 6])
+    go(job, tmp_path, Schedule((Phase(4, 0.01), Phase(2, 0.02, "sgd")), 4), score_every=every)
+    assert [row["validation"] for row in rows(tmp_path)] == [i + 1 if due else None for i, due in enumerate(scored)]
+    assert (facts(tmp_path)["best"], facts(tmp_path)["best_epoch"]) == (6, 5)
+
+
+def test_epochs_between_scores_are_at_least_one() -> None:
+    with pytest.raises(InvalidInput, match="validate_every is 0"):
+        go(Job(), score_every=0)
+
+
 def test_epochs_without_a_score_try_no_patience(tmp_path: Path) -> None:
     schedule = Schedule((Phase(5, 0.01, objective="denoise"), Phase(3, 0.01)), 4)
     job = Job()

@@ -501,7 +501,8 @@ BROKEN_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "first order with an estimator": (
         {"defense": {"method": "FO-DS", "estimator": {"name": "cge", "mu": 0.1}}},
-        ".defense: FO-DS has estimator Estimator(name='cge', mu=0.1, q=None, central=False, share=1.0, guided={}); wanted one for ZO",
+        ".defense: FO-DS has estimator Estimator(name='cge', mu=0.1, q=None, central=False, share=1.0, guided={}); "
+        "wanted one for ZO",
     ),
     "no step": (
         {"defense": {"estimator": {"name": "cge", "mu": 0}}},
