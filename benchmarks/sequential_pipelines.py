@@ -15,7 +15,8 @@ at a higher one. Nothing was tuned on these images. benchmarks/sequential_certif
 the same on published votes, and the chance of a false certificate.
 
 A line for each pipeline, rule and radii goes to results/sequential_pipelines.jsonl as it is measured, with the outcome
-and samples of every image, hardware and versions; a killed run goes on, and what is there is not measured again.
+and samples of every image, hardware and versions; its seconds are of a machine that did other work meanwhile. A killed
+run goes on, and what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def mnist(data: Path, stages: Path, folder: Path) -> Pipeline:
     plan, studio = suite.table(STUDY).row(ROW).plans["cpu"], Studio(suite, data, stages, bar)
     trained, _ = studio.defense(plan, SEED)
     assert isinstance(trained, Defense)  # a method that trains
-    client = cb.QueryClient(studio.box(plan), ledger=folder / "ledger.sqlite")
+    # On a processor, 200 images at a time go through the denoiser's caches almost twice as fast as 1,000.
+    client = cb.QueryClient(studio.box(plan), ledger=folder / "ledger.sqlite", batch_size=200)
     return Pipeline(replace(trained, client=client), spread(studio.splits(plan).test, 100))
 
 

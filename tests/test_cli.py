@@ -172,7 +172,8 @@ def refused(run):
 
 
 def certify(box: str = "box.py:logits", out: str = "out", more: str = "", outputs: str = "logits") -> str:
-    settings = f"--outputs {outputs} --data images.npz --n0 {N0} --n {N} --alpha 0.01 --out {out}"
+    rule = "" if "--rule" in more else "--rule fixed"  # so that what it spends is known
+    settings = f"--outputs {outputs} --data images.npz {rule} --n0 {N0} --n {N} --alpha 0.01 --out {out}"
     sigma = "" if "--defense" in more or "--sigma" in more else f"--sigma {SIGMA}"
     return f"certify --model {box} {settings} {sigma} {more}"
 
@@ -239,16 +240,19 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("certify --alpha 1", ["alpha is 1.0"]),
         ("certify --alpha 0.001 --n 9", ["n = 9", "alpha = 0.001", "smallest n is 10"]),
         ("certify --n0 0", ["n0 is 0"]),
-        ("certify --radii [0.1]", ["radii is [0.1]", "--rule e-process"]),
-        ("certify --tolerance 0.1", ["tolerance is 0.1", "--rule e-process"]),
-        ("certify --rule e-process", ["radii or tolerance"]),
+        ("certify --alpha 0.001 --n 9 --rule fixed", ["n = 9", "alpha = 0.001", "smallest n is 10"]),
+        ("certify --rule fixed --radii [0.1]", ["radii is [0.1]", "--rule e-process"]),
+        ("certify --rule fixed --tolerance 0.1", ["tolerance is 0.1", "--rule e-process"]),
+        ("certify --radii [0.1] --tolerance 0.1", ["exactly one"]),
         ("certify --rule e-process --radii [0.1] --tolerance 0.1", ["exactly one"]),
         ("certify --rule e-process --radii [0.3,0.1]", ["radii are [0.3, 0.1]", "ascending"]),
         ("certify --rule e-process --radii [0.75] --n 500", ["n = 500", "r = 0.75", "smallest n is"]),
         ("certify --rule e-process --radii [9]", ["radius 9", "ask for less"]),
         ("certify --rule alpha-spending --tolerance 1", ["tolerance is 1.0"]),
         ("certify --rule e-process --radii [0.1] --futility 1", ["futility is 1.0"]),
-        ("certify --rule e-process --radii [0.1] --second-class true", ["second_class", "fixed n"]),
+        ("certify --second-class true", ["second_class is true", "e-process", "--rule fixed"]),
+        ("certify --rule alpha-spending --second-class true", ["alpha-spending", "--rule fixed"]),
+        ("certify --rule fixed --second-class true --n 10", ["n = 10", "alpha = 0.0005", "smallest n is 11"]),
         ("certify --shard 5/4", ["'5/4'", "i/k"]),
         ("certify --shard 0/4", ["'0/4'", "i/k"]),
         ("certify --shard x", ["'x'", "i/k"]),
@@ -267,7 +271,6 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("train --sigma 0", ["sigma is 0.0"]),
         ("train --gamma null", ["no gamma", "such as 1.0"]),
         ("train --gamma -1", ["-1"]),
-        ("train --mu null", ["--mu 0.05"]),
         ("train --mu 0", ["mu is 0.0"]),
         ("train --method ZO-DS --estimator orthogonal --q 17", ["q = 17", "16 dimensions"]),
         ("train --d-z 4 --estimator orthogonal --q 5", ["q = 5", "4 dimensions"]),
@@ -321,10 +324,11 @@ def test_a_wrong_value_is_named_before_the_first_query(place: Path, refused, lin
         ("certify", ["--model", "--outputs", "--data", "--out", "not given"]),
         ("certify --nn 10", ["--nn 10", "certify --help"]),
         ("certify stray", ["stray"]),
+        ("train --mu auto", ["mu is 'auto'", "a number"]),
         ("certify --n ten", ["n is 'ten'", "a whole number"]),
         ("certify --rule hunch", ["rule is 'hunch'", "fixed, e-process, alpha-spending"]),
         ("certify --radii 0.1", ["radii is '0.1'", "[0, 0.25]"]),
-        ("certify --n 1e3", ["n is '1000.0'", "a whole number"]),
+        ("certify --n 1e3", ["n is '1e3'", "a whole number"]),
         ("certify --sigma much", ["sigma is 'much'", "a number"]),
         ("certify --clip", ["--clip has no value", "true or false"]),
         ("certify --clip perhaps", ["clip is 'perhaps'", "true or false"]),
@@ -672,6 +676,24 @@ def test_a_rule_stops_before_n_and_its_certificates_price_the_next_ones(place: P
     assert "<dt>n</dt><dd>400</dd>" in (place / "page" / "report.html").read_text()
 
 
+def test_unless_told_otherwise_certify_decides_four_radii(place: Path, run) -> None:
+    """The rule of the evidence, spent as query-cost says; a fixed n has its own votes."""
+    line = f"certify --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} --limit 3"
+    assert run(f"{line} --out out").status == 0
+    rows = read_rows("out/certificates.jsonl")
+    kept = {"name": "e-process", "radii": [0, SIGMA / 2, SIGMA, 2 * SIGMA], "cap": 100_000}
+    assert all(row.rule is not None and kept.items() <= row.rule.items() and row.n0 == 25 for row in rows)
+    mean = sum(row.n for row in rows) / len(rows)
+    assert mean < 100_000
+    assert plan(QueryCost(certify_images=3, pilot="out/certificates.jsonl")).certification == round(3 * (25 + mean))
+
+    assert run(f"{line} --rule fixed --out fixed").status == 0
+    assert {(row.n0, row.n, row.rule) for row in read_rows("fixed/certificates.jsonl")} == {(100, 10_000, None)}
+    assert run(f"{line} --tolerance 0.5 --n 1000 --out full").status == 0
+    full = [row.rule or {} for row in read_rows("full/certificates.jsonl")]
+    assert [(rule["radii"], rule["tolerance"], rule["cap"]) for rule in full] == [(None, 0.5, 1000)] * 3
+
+
 def test_the_second_class_is_a_setting_of_the_file(place: Path, run) -> None:
     assert run(certify(more="--second-class true")).status == 0
     rows = read_rows("out/certificates.jsonl")
@@ -781,10 +803,10 @@ def test_flags_go_over_the_file_and_the_file_over_defaults(place: Path, run) -> 
     made = parse("certify", Certify, shlex.split(f"--config run.yaml --n {N} --out flags --num-classes 3"))
     assert (made.n, made.out, made.num_classes) == (N, "flags", 3)
     assert (made.alpha, made.sigma, made.input_range, made.limit) == (0.02, SIGMA, [0.0, 2.0], 3)
-    assert (made.n0, made.seed, made.split) == (100, 0, "test")
+    assert (made.n0, made.seed, made.split) == (None, 0, "test")
     assert run(f"certify --config run.yaml --n {N} --out flags --num-classes 3").status == 0
     rows = read_rows("flags/certificates.jsonl")
-    assert [(row.n, row.n0, row.alpha, row.sigma) for row in rows] == [(N, 100, 0.02, SIGMA)] * 3
+    assert [(row.cap, row.n0, row.alpha, row.sigma) for row in rows] == [(N, 25, 0.02, SIGMA)] * 3
 
 
 def test_print_config_writes_a_file_that_config_reads(run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -802,13 +824,25 @@ def test_training_spends_what_query_cost_says_and_the_seed_names_the_result(run)
     assert run(f"{line} --out b").status == 0
     assert run(f"{line} --out c --seed 1").status == 0
     cost = QueryCost(
-        estimator="rge", q=3, central=True, train_images=IMAGES, epochs=1, train_batch_size=4, d_z=4, certify_images=0
+        estimator="rge", q=3, mu=0.05, central=True, train_images=IMAGES, epochs=1, train_batch_size=4, d_z=4
     )
     assert totals("a/ledger.sqlite")[0] == totals("c/ledger.sqlite")[0] == plan(cost).total
     a, b, c = (checkpoints.read(Path(out) / "defense/defense.safetensors")[0] for out in "abc")
     assert checkpoints.tensors_digest(a) == checkpoints.tensors_digest(b)
     frozen = next(name for name in a if "decoder" in name)
     assert not torch.equal(a[frozen], c[frozen])  # the autoencoder, too, starts from the seed
+
+
+@pytest.mark.parametrize("given", ["--q 0", "--q 2", "--estimator cge", "--estimator cge --central true"])
+def test_a_step_that_is_not_given_is_measured_as_query_cost_says(run, given: str) -> None:
+    ran = run(train(more=f"{AE} --skip-dead false --mu null {given}", method="ZO-AE-DS"))
+    assert ran.status == 0
+    planned = f"--train-images {IMAGES} --epochs 1 --train-batch-size 4 --d-z 4 {given}"
+    cost = plan(parse("query-cost", QueryCost, shlex.split(planned)))
+    assert totals("run/ledger.sqlite")[0] == cost.total
+    measured = re.search(r"^mu = \S+, measured with (\d+) queries$", ran.out, re.M)
+    assert cost.measuring == (int(measured[1]) if measured else 0)
+    assert (measured is None) == (given == "--q 0")
 
 
 def test_a_saved_autoencoder_is_taken_as_pre_trained(place: Path, run) -> None:
@@ -955,17 +989,21 @@ def test_the_worked_example_runs(place: Path, run) -> None:
         "certify": "--limit 4 --n0 10 --n 40",
     }
     lines = published("examples/README.md")
-    assert [argv[0] for argv in lines] == ["query-cost", "train", "certify", "certify", "report"]
+    assert [argv[0] for argv in lines] == ["query-cost", "train", "certify", "certify", "report", "query-cost"]
     printed = []
     for argv in lines:
         ran = run(f"{shlex.join(argv)} {smaller.get(argv[0], '')}")
         assert (ran.status, ran.err.count("certibox")) == (0, 0)
         printed.append(ran.out)
-    # 1,000 targets; 900 images, 3 epochs, 33 queries; 100 held out, 4 votes, 4 scores; 100 certificates of 1,100
-    assert re.search(r"total .* 201,700 .* 201\.70", printed[0])
+    # 1,000 targets; 256 for mu, 80 for each of 3 probes; 900 images, 3 epochs; 100 held out, 4 votes, 4 scores;
+    # 100 certificates of 1,025
+    assert re.search(r"total .* 108,296 .* 108\.30", printed[0])
+    assert "worst case" in printed[0]
     for out in ("bare", "certified"):
-        assert [row.queries for row in read_rows(f"runs/example/{out}/certificates.jsonl")] == [50] * 4
+        rows = read_rows(f"runs/example/{out}/certificates.jsonl")
+        assert [(row.queries <= 50, row.cap) for row in rows] == [(True, 40)] * 4
     assert (place / "runs/example/report/report.html").is_file()
+    assert "estimation votes an image (standard error" in printed[-1]
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(place: Path) -> None:

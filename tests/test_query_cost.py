@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from certibox.config import one_cycle
 from certibox.data import Images
 from certibox.errors import InvalidInput
 from certibox.forecast import forecast
-from certibox.options import EstimatorOptions
+from certibox.options import EstimatorOptions, RuleOptions
 from certibox.query import QueryClient
 from certibox.query_cost import Cost, QueryCost, expected_samples, plan, run
 from certibox.records import CertificateRow
@@ -27,7 +29,7 @@ from certibox.smoothing import SmoothedClassifier
 from certibox.training import METHODS, train
 from doubles import CountingBox, LinearBox
 
-ZERO = Cost(targets=0, training=0, validation=0, certification=0, serving=0)
+ZERO = Cost(targets=0, measuring=0, training=0, validation=0, certification=0, serving=0)
 
 
 def box() -> LinearBox:
@@ -54,10 +56,11 @@ def pictures(count: int) -> Images:
     ],
 )
 def test_training_is_images_by_epochs_by_the_estimate(given: dict[str, Any], queries: int) -> None:
-    cost = plan(QueryCost(train_images=1000, epochs=7, d_z=192, validation=0.2, validation_votes=3, **given))
+    cost = plan(QueryCost(train_images=1000, epochs=7, d_z=192, mu=0.1, validation=0.2, validation_votes=3, **given))
     assert cost.targets == 1000
     assert cost.training == 800 * 7 * queries
     assert cost.validation == 200 * 3 * 8  # the start is scored, then every epoch
+    assert cost.measuring == 0
     assert cost.total == cost.targets + cost.training + cost.validation
 
 
@@ -73,7 +76,7 @@ def test_the_papers_training_costs_what_the_method_notes_say() -> None:
 
 def test_certification_and_serving_are_images_by_votes() -> None:
     cost = plan(QueryCost(certify_images=500, n0=100, n=10_000, serve_answers=7, serve_n=1000))
-    assert cost == Cost(targets=0, training=0, validation=0, certification=5_050_000, serving=7000)
+    assert cost == Cost(targets=0, measuring=0, training=0, validation=0, certification=5_050_000, serving=7000)
     assert plan(QueryCost()) == ZERO
 
 
@@ -84,58 +87,110 @@ def test_gradients_of_a_white_box_are_no_queries(method: str) -> None:
     assert cost.total == (0 if method == "DS" else 300)
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "count", "batch"),
-    [
-        ("ZO-AE-DS", {"estimator": "cge"}, 20, 6),
-        ("ZO-AE-DS", {"estimator": "cge", "central": True}, 20, 6),
-        ("ZO-AE-DS", {"estimator": "rge", "q": 3}, 20, 6),
-        ("ZO-AE-DS", {"estimator": "orthogonal", "q": 2, "central": True}, 20, 6),
-        ("ZO-DS", {"estimator": "cge"}, 20, 6),
-        ("ZO-DS", {"estimator": "rge", "q": 3}, 21, 6),  # 19 to train on: the last step of an epoch would hold one
-        ("ZO-DS", {"estimator": "rge", "q": 3}, 21, 64),
-        ("FO-DS", {}, 20, 6),
-        ("DS", {}, 20, 6),
-    ],
-)
-@pytest.mark.parametrize("epochs", [0, 2])
-def test_train_spends_the_plan(method: str, options: dict[str, Any], count: int, batch: int, epochs: int) -> None:
-    bottleneck = METHODS[method].bottleneck
-    estimator = EstimatorOptions(mu=0.1, **options).build_estimator() if METHODS[method].order == 0 else None
-    asked = box() if METHODS[method].order == 1 else CountingBox(box())
+def train_and_plan(
+    method: str,
+    options: dict[str, Any],
+    *,
+    count: int,
+    batch: int,
+    epochs: int,
+    denoise_epochs: int = 0,
+    out: Path | None = None,
+) -> tuple[CountingBox | LinearBox, QueryClient, Cost]:
+    """What a small run asked, its meter, and what was planned for it."""
+    bottleneck, zeroth = METHODS[method].bottleneck, METHODS[method].order == 0
+    asked = CountingBox(box()) if zeroth or method == "DS" else box()
     client = QueryClient(asked)
     train(
         client,
         pictures(count),
         method=method,
         sigma=0.3,
-        schedule=one_cycle(epochs, batch_size=batch, denoise_epochs=1),
+        schedule=one_cycle(epochs, batch_size=batch, denoise_epochs=denoise_epochs),
         seed=0,
-        estimator=estimator,
+        estimator=EstimatorOptions(**options).build_estimator() if zeroth else None,
         gamma=1.0,
         denoiser=networks.dncnn(1, depth=3, width=4),
         autoencoder=networks.fitting_autoencoder((1, 4, 4), 4, width=4) if bottleneck else None,
         validation=0.1,
         validation_votes=3,
         skip_dead=False,
+        out=out,
     )
-    dimension = 4 if bottleneck else 16
+    planned: dict[str, Any] = {"d_z": 4 if bottleneck else 16, **options}
     cost = plan(
         QueryCost(
             method=method,  # pyright: ignore[reportArgumentType]
             train_images=count,
             epochs=epochs,
             train_batch_size=batch,
-            d_z=dimension,
             validation=0.1,
             validation_votes=3,
-            **options,
+            **planned,
         )
     )
+    return asked, client, cost
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "count", "batch"),
+    [
+        ("ZO-AE-DS", {"estimator": "cge", "mu": 0.1}, 20, 6),
+        ("ZO-AE-DS", {"estimator": "cge", "mu": 0.1, "central": True}, 20, 6),
+        ("ZO-AE-DS", {"estimator": "rge", "q": 3, "mu": 0.1}, 20, 6),
+        ("ZO-AE-DS", {"estimator": "orthogonal", "q": 2, "mu": 0.1, "central": True}, 20, 6),
+        ("ZO-DS", {"estimator": "cge"}, 20, 6),  # mu is measured, at 6 points
+        ("ZO-DS", {"estimator": "cge", "central": True}, 20, 6),
+        ("ZO-AE-DS", {"estimator": "rge", "q": 3}, 60, 40),  # at 32 of 40
+        ("ZO-DS", {"estimator": "rge", "q": 3, "mu": 0.1}, 21, 6),  # 19 to train on: the last step would hold one
+        ("ZO-DS", {"estimator": "rge", "q": 3, "mu": 0.1}, 21, 64),
+        ("ZO-AE-DS", {"q": 0}, 20, 6),
+        ("ZO-DS", {"q": 0, "ask": 0.3, "votes": 2}, 21, 5),  # 2 of 5, three times, and 1 of 4
+        ("ZO-AE-DS", {"q": 0, "distill": 7, "surrogate": "latent"}, 20, 6),
+        ("ZO-AE-DS", {"q": 2, "mu": 0.1}, 20, 6),
+        ("ZO-AE-DS", {"q": 9, "mu": 0.1, "central": True}, 20, 6),  # no more than 4 dimensions have
+        ("ZO-DS", {"q": 2, "ask": 0.5}, 20, 6),  # the base is asked apart
+        ("ZO-DS", {"q": 2, "mu": 0.1, "jitter": 0.1, "votes": 3}, 20, 6),
+        ("FO-DS", {}, 20, 6),
+        ("DS", {}, 20, 6),
+    ],
+)
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_train_spends_the_plan(method: str, options: dict[str, Any], count: int, batch: int, epochs: int) -> None:
+    asked, client, cost = train_and_plan(method, options, count=count, batch=batch, epochs=epochs, denoise_epochs=1)
     assert client.queries == cost.total
     if isinstance(asked, CountingBox):
         assert asked.images == cost.total
     assert (cost.training > 0) == (epochs > 0 and METHODS[method].order == 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "count", "batch", "probes"),
+    [  # the probe at step 20 falls on the last of three batches, or on the first of two
+        ("ZO-AE-DS", {}, 21, 8, (8 + 3) * 5),
+        ("ZO-DS", {"central": True}, 21, 10, (8 + 8) * 18),
+        ("ZO-DS", {"mu": 0.05}, 21, 8, (8 + 3) * 10),
+    ],
+)
+def test_a_good_surrogate_spends_answers_and_probes(
+    tmp_path: Path, method: str, options: dict[str, Any], count: int, batch: int, probes: int
+) -> None:
+    """With q measured, as many queries as planned where no correction was bought, and d_z only bounds the probes."""
+    options = {"distill": 2000, **options}
+    _, client, cost = train_and_plan(method, options, count=count, batch=batch, epochs=11, out=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["q"] for row in rows] == [0] * 11
+    assert client.queries == cost.total == rows[-1]["queries"]
+    chosen = 0 if "mu" in options else 448 if options.get("central") else 7 * 32 + batch
+    assert cost.measuring == chosen + probes
+    assert cost.training == 2000 + 11 * 19
+
+
+def test_without_a_dimension_probes_take_all_their_directions() -> None:
+    options = QueryCost(train_images=1000, epochs=3)  # 45 steps of 900 images: three probes
+    assert plan(options) == plan(replace(options, d_z=192))
+    assert plan(options).measuring == 256 + 3 * 8 * 10
+    assert plan(options).training == 2700
 
 
 def test_skipping_dead_coordinates_spends_the_plan_at_the_measured_share() -> None:
@@ -160,7 +215,7 @@ def test_skipping_dead_coordinates_spends_the_plan_at_the_measured_share() -> No
         autoencoder=autoencoder,
         scheme="denoiser",
     )
-    options = QueryCost(estimator="cge", train_images=20, epochs=1, train_batch_size=6, d_z=4, live=0.25)
+    options = QueryCost(estimator="cge", mu=0.1, train_images=20, epochs=1, train_batch_size=6, d_z=4, live=0.25)
     assert plan(options).training == 18 * 2
     assert client.queries == plan(options).total
 
@@ -223,7 +278,7 @@ def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixt
     options = QueryCost(certify_images=5, n0=7, n=CAP, rule="e-process", radii=[0.15])
     assert plan(options).certification == 5 * (7 + CAP)
     run(options)
-    assert "counted at the cap of 1,000 votes an image; give --pilot" in capsys.readouterr().out
+    assert "counted at the cap of 1,000 votes an image, the worst case" in capsys.readouterr().out
     certified(pictures(12), 100, out=tmp_path / "pilot.jsonl")
     run(QueryCost(certify_images=5, n=CAP, rule="e-process", radii=[0.15], pilot=str(tmp_path / "pilot.jsonl")))
     text = capsys.readouterr().out
@@ -236,11 +291,11 @@ def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, "wanted --rule e-process"),
-        ({"rule": "e-process"}, "radii or tolerance"),
+        ({"rule": "fixed"}, "wanted --rule e-process"),
+        ({"radii": [0.1], "tolerance": 0.1}, "exactly one"),
         ({"rule": "e-process", "radii": [0.1], "images": 1}, "the pilot has 1 rows; wanted at least 2"),
         ({"rule": "e-process", "radii": [0.9], "n": 100}, "n = 100 cannot certify r = 0.9"),
-        ({"radii": [0.1]}, "wanted --rule e-process or alpha-spending"),
+        ({"rule": "fixed", "radii": [0.1]}, "wanted --rule e-process or alpha-spending"),
     ],
 )
 def test_a_pilot_that_tells_nothing_is_refused(tmp_path: Path, given: dict[str, Any], words: str) -> None:
@@ -262,7 +317,8 @@ def test_a_pilot_that_tells_nothing_is_refused(tmp_path: Path, given: dict[str, 
         ({"price": -2.0}, "price is -2.0"),
         ({"d_z": 0}, "d_z is 0"),
         ({"train_batch_size": 1}, "train_batch_size is 1"),
-        ({"d_z": None}, "--d-z 192"),
+        ({"d_z": None, "estimator": "cge"}, "--d-z 192"),
+        ({"d_z": None, "q": 2}, "--d-z 192"),
         ({"estimator": "orthogonal", "q": 33}, "q = 33"),
         ({"estimator": "rge", "q": 0}, "q is 0"),
     ],
@@ -270,6 +326,48 @@ def test_a_pilot_that_tells_nothing_is_refused(tmp_path: Path, given: dict[str, 
 def test_a_plan_that_cannot_be_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidInput, match=re.escape(words)):
         plan(QueryCost(**{"train_images": 100, "d_z": 32, **given}))
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({}, "measured cosine is below 0.3"),
+        ({"d_z": 32}, "below 0.3, at most 4 an image and step"),  # 1 + ceil(31 * 0.09)
+        ({"d_z": 32, "central": True}, "at most 8 an"),
+        ({"d_z": 32, "ask": 0.5}, "at most 5 an"),  # with a base of their own
+        ({"q": 0}, None),
+        ({"estimator": "cge", "d_z": 32}, None),
+        ({"method": "DS"}, None),
+    ],
+)
+def test_corrections_that_may_come_on_top_are_told(
+    capsys: pytest.CaptureFixture[str], given: dict[str, Any], line: str | None
+) -> None:
+    run(QueryCost(train_images=100, **given))
+    shown = capsys.readouterr().out
+    assert line is None or line in shown
+    assert ("corrections come on top" in shown) == (line is not None)
+    assert "worst case" not in shown  # nothing is certified
+
+
+@pytest.mark.parametrize(("every", "times"), [(None, 8), (1, 8), (2, 5), (3, 4), (7, 2), (20, 2)])
+def test_validations_are_the_start_every_so_many_epochs_and_the_end(every: int | None, times: int) -> None:
+    """As `loop.run` scores seven epochs, and the start."""
+    cost = plan(QueryCost(train_images=100, epochs=7, validation=0.2, validation_votes=3, validate_every=every))
+    assert cost.validation == 20 * 3 * times
+
+
+def test_certify_and_query_cost_have_the_same_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(QueryCost(certify_images=3)).certification == 3 * (25 + 100_000)
+    assert plan(QueryCost(certify_images=3, rule="fixed")).certification == 3 * (100 + 10_000)
+    assert plan(QueryCost(certify_images=3, rule="alpha-spending", n=500)).certification == 3 * (25 + 500)
+    run(QueryCost(certify_images=3))
+    assert "at the cap of 100,000 votes an image, the worst case" in capsys.readouterr().out
+    run(QueryCost(certify_images=3, rule="fixed"))
+    assert "cap" not in capsys.readouterr().out
+    assert RuleOptions().build_rule(0.25) == EProcess(radii=(0.125, 0.25, 0.5))
+    assert RuleOptions(tolerance=0.1).build_rule(0.25) == EProcess(tolerance=0.1)
+    assert RuleOptions(radii=[0.1], futility=0).build_rule(0.25) == EProcess(radii=(0.1,), futility=None)
 
 
 def test_the_table_multiplies_queries_by_the_price_of_a_thousand(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,10 +384,11 @@ def test_the_table_multiplies_queries_by_the_price_of_a_thousand(capsys: pytest.
     run(options)
     shown = dict(re.findall(r"│ (\w+) +│ +([\d,]+ │ +[\d,.]+) │", capsys.readouterr().out))
     lines = {name: tuple(text.replace(",", "").replace(" ", "").split("│")) for name, text in shown.items()}
-    queries = {"targets": 1000, "training": 89_100, "validation": 1600, "certification": 110_000, "serving": 5000}
+    queries = {"targets": 1000, "measuring": 256, "training": 89_100, "validation": 1600}
+    queries |= {"certification": 102_500, "serving": 5000}
     queries["total"] = sum(queries.values())
     assert lines == {name: (str(count), f"{2 * count / 1000:.2f}") for name, count in queries.items()}
     run(QueryCost(certify_images=1))
     free = capsys.readouterr().out
-    assert re.search(r"total +│ +10,100 │ +– │", free)
+    assert re.search(r"total +│ +100,025 │ +– │", free)
     assert "serving costs 1,000 queries an answer" in free

@@ -225,7 +225,7 @@ class Objective:
         estimator = self._estimator(asked, z.detach(), live)
         asked = replace(asked, exact=not self._tf32_is_safe)
         if isinstance(estimator, Guided):
-            return self._guided(estimator, asked, z, directions, step, live)
+            return self._guided(estimator, asked, z, directions, live)
         return estimated_loss(asked, z, estimator, directions, live), {}
 
     def _estimator(self, asked: StabilityObjective, z: Tensor, live: Tensor | None) -> GradientEstimator:
@@ -263,7 +263,6 @@ class Objective:
         asked: StabilityObjective,
         z: Tensor,
         directions: torch.Generator,
-        step: Step,
         live: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss with the gradient of a surrogate that learns on the way, and what that gradient is worth."""
@@ -273,8 +272,9 @@ class Objective:
         objective = GuidedStability(asked, surrogate, z.detach(), guided.surrogate, guided.updates)
         if guided.q != "auto":
             return estimated_loss(objective, z, guided, directions, live), {}
-        if step.number % guided.probe_every == 0:
+        if surrogate.steps % guided.probe_every == 0:
             probe(objective, guided, directions, live)
+        surrogate.steps += 1
         matter = z.shape[1] if live is None else max(1, round(float(live.sum(1).float().mean())))
         guided = resolved(guided, surrogate, matter)
         told = {"cosine": z.new_tensor(surrogate.alignment.cosine), "q": z.new_tensor(float(guided.q))}

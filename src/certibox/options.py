@@ -25,8 +25,9 @@ from certibox.query import QueryClient
 from certibox.sequential import RULES, Rule
 
 # What `certify` does unless told otherwise; benchmarks/sequential_certification.py has the figures.
-GRID = (0.0, 0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
-VOTES = {"fixed": (100, 10_000), "sequential": (25, 100_000)}  # n0, n
+GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
+FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
+
 
 def option(text: str, default: Any = MISSING, *, positional: bool = False) -> Any:
     """A field with its help text; without a default it is required. positional: given without a flag."""
@@ -171,7 +172,7 @@ class RuleOptions:
         None,
     )
     radii: list[float] | None = option(
-        "l2 radii for a sequential rule to decide, as [0.25, 0.5]; by default 0, sigma/2, sigma and 2 sigma", None
+        "l2 radii for a sequential rule to decide, as [0.25, 0.5]; by default sigma/2, sigma and 2 sigma", None
     )
     tolerance: float | None = option(
         "instead of radii, the full radius to this share of what more votes could still add, such as 0.05", None
@@ -180,9 +181,9 @@ class RuleOptions:
         "stop where the radii still open lie above an upper bound that fails at this rate; 0 for never", 0.05
     )
 
-    def votes(self) -> tuple[int, int]:
+    def sample_sizes(self) -> tuple[int, int]:
         """n0 and n; what is not given is what suits the rule."""
-        n0, n = VOTES["fixed" if self.rule == "fixed" else "sequential"]
+        n0, n = FIXED if self.rule == "fixed" else SEQUENTIAL
         return n0 if self.n0 is None else self.n0, n if self.n is None else self.n
 
     def radii_at(self, sigma: float) -> tuple[float, ...]:

@@ -13,13 +13,17 @@ from rich.table import Table
 from scipy.stats import beta
 
 from certibox.errors import InvalidInput
+from certibox.estimators import Guided
 from certibox.forecast import forecast
 from certibox.objective import METHODS
 from certibox.options import EstimatorOptions, RuleOptions, option
 from certibox.records import CertificateRow, read_rows
 from certibox.sequential import Rule
 from certibox.smoothing import rule_record
+from certibox.stepsize import STEPS
+from certibox.surrogate import PROBE_DIRECTIONS, PROBED
 
+TRIED = 32  # directions along which `choose_step` tries each of its steps
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of what a pilot leaves open about an image: the middles of five equal parts
 
 
@@ -27,8 +31,8 @@ QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of what a pilot leaves open about an im
 class QueryCost(EstimatorOptions, RuleOptions):
     """Print what a plan would spend, in queries and money, before a single query is sent.
 
-    A sequential rule spends what the images ask for, n votes at most: certify a few of them first, with any n or rule,
-    and give the file as --pilot; sigma and alpha are the pilot's.
+    The defaults are those of `train` and `certify`. A sequential rule spends what the images ask for, n votes at most:
+    certify a few of them first, with any n or rule, and give the file as --pilot; sigma and alpha are the pilot's.
 
     example: certibox query-cost --train-images 1000 --epochs 3 --d-z 32 --certify-images 100 --n 1000 --price 1.0
     """
@@ -40,15 +44,18 @@ class QueryCost(EstimatorOptions, RuleOptions):
     epochs: int = option("epochs on the full objective", 20)
     train_batch_size: int = option("images a step; a last step of one image is dropped", 64)
     validation: float = option("share of them held out for selection", 0.1)
-    validation_votes: int = option("noisy votes on each held-out image and epoch", 4)
-    d_z: int | None = option("dimension that the estimator works on: the embedding's, or all pixels for ZO-DS", None)
+    validation_votes: int = option("noisy votes on each held-out image and validation", 4)
+    validate_every: int | None = option("epochs between validations, by default each", None)
+    d_z: int | None = option(
+        "dimension that the estimator works on: the embedding's, or all pixels for ZO-DS; guided needs it only where q "
+        "is given",
+        None,
+    )
     live: float = option(
         "share of the coordinates that are live, for cge in front of a ReLU encoder; measure it, 1 is the worst case",
         1.0,
     )
     certify_images: int = option("images to certify", 0)
-    n0: int = option("selection votes an image", 100)
-    n: int = option("estimation votes an image; the most of them under a sequential rule", 10_000)
     pilot: str | None = option("certificates.jsonl of a few images, to expect the votes of a sequential rule", None)
     serve_answers: int = option("answers of the smoothed model to serve", 0)
     serve_n: int = option("votes an answer", 1000)
@@ -59,10 +66,13 @@ class QueryCost(EstimatorOptions, RuleOptions):
 class Cost:
     """Queries of a plan, by what they are for.
 
-    samples: the estimation votes an image that a pilot lets a sequential rule expect, and their standard error.
+    measuring: of the step mu at the start, and of the surrogate's gradient on the way. training: all other queries of
+    an estimator, those of distillation included. samples: the estimation votes an image that a pilot lets a sequential
+    rule expect, and their standard error.
     """
 
     targets: int
+    measuring: int
     training: int
     validation: int
     certification: int
@@ -72,31 +82,34 @@ class Cost:
     @property
     def total(self) -> int:
         """All of them."""
-        return self.targets + self.training + self.validation + self.certification + self.serving
+        training = self.targets + self.measuring + self.training + self.validation
+        return training + self.certification + self.serving
 
 
 def plan(options: QueryCost) -> Cost:
     """Queries of a plan: `train` and `certify_dataset` spend these to the query where every coordinate is live.
 
-    A sequential rule's are expected from a pilot; without one its cap is counted. First-order passes through a white
-    box are not queries. A fingerprint, 8 queries each time, is not included.
+    Corrections that guided buys of its own accord (q not given) are not included: it buys none while its surrogate is
+    good. A sequential rule's votes are expected from a pilot; without one its cap is counted. First-order passes
+    through a white box are not queries. A fingerprint, 8 queries each time, and the check of TF32 on a GPU are not
+    included.
     Errors: `InvalidInput` for shares outside [0, 1], counts below their least value and a pilot without a rule.
     """
     _check(options)
-    rule = options.build_rule()
-    if options.pilot is not None and rule is None:
+    pilot = None if options.pilot is None else read_rows(options.pilot)
+    rule = options.build_rule(pilot[0].sigma if pilot else 1.0)  # without a pilot only its cap matters
+    if pilot is not None and rule is None:
         raise InvalidInput("a pilot tells when a sequential rule stops, and rule is fixed; wanted --rule e-process")
-    samples = expected_samples(read_rows(options.pilot), rule, options.n) if options.pilot and rule else None
-    method = METHODS[options.method]
+    n0, n = options.sample_sizes()
+    samples = None if pilot is None or rule is None else expected_samples(pilot, rule, n)
     held = round(options.train_images * options.validation)
-    shown = options.train_images - held
-    shown -= shown % options.train_batch_size == 1  # as `Schedule.steps_per_epoch`
-    asks = method.order == 0 and options.train_images > 0 and options.epochs > 0
+    measuring, training = _estimates(options, options.train_images - held) if _asks(options) else (0, 0)
     return Cost(
-        targets=options.train_images if method.order is not None else 0,
-        training=shown * options.epochs * _per_image(options) if asks else 0,
-        validation=held * options.validation_votes * (options.epochs + 1) if asks else 0,  # the start is scored too
-        certification=round(options.certify_images * (options.n0 + (samples[0] if samples else options.n))),
+        targets=options.train_images if METHODS[options.method].order is not None else 0,
+        measuring=measuring,
+        training=training,
+        validation=held * options.validation_votes * _validations(options) if _asks(options) else 0,
+        certification=round(options.certify_images * (n0 + (samples[0] if samples else n))),
         serving=options.serve_answers * options.serve_n,
         samples=samples,
     )
@@ -135,7 +148,7 @@ def _check(options: QueryCost) -> None:
     for name in ("validation", "live"):
         if not 0 <= getattr(options, name) <= 1:
             raise InvalidInput(f"{name} is {getattr(options, name)}; wanted a share from 0 to 1")
-    least = {"train_batch_size": 2, "d_z": 1}
+    least = {"train_batch_size": 2, "d_z": 1, "validate_every": 1}
     counts = ("train_images", "epochs", "validation_votes", "certify_images", "n0", "n", "serve_answers", "serve_n")
     for name in (*counts, "price", *least):
         value, low = getattr(options, name), least.get(name, 0)
@@ -147,7 +160,7 @@ def run(options: QueryCost) -> None:
     """`certibox query-cost`."""
     cost = plan(options)
     table = Table("what for", "queries", "price", title="What this plan would spend")
-    for name in ("targets", "training", "validation", "certification", "serving", "total"):
+    for name in ("targets", "measuring", "training", "validation", "certification", "serving", "total"):
         queries = getattr(cost, name)
         table.add_row(name, f"{queries:,}", f"{queries / 1000 * options.price:,.2f}" if options.price else "–")
     for column in table.columns[1:]:
@@ -157,25 +170,87 @@ def run(options: QueryCost) -> None:
     console.print(
         f"serving costs {options.serve_n:,} queries an answer: certificates speak of the smoothed model, not of the box"
     )
+    for line in _notes(options, cost):
+        console.print(line)
+
+
+def _notes(options: QueryCost, cost: Cost) -> list[str]:
+    """What the table cannot say: what is only the least, or only the most, that will be spent."""
+    lines, (_, n) = [], options.sample_sizes()
     if cost.samples:
         mean, error = cost.samples
-        console.print(
+        lines.append(
             f"certification expects {mean:,.0f} estimation votes an image (standard error {error:,.0f}, over the "
-            f"pilot's images), where a fixed n draws {options.n:,}"
+            f"pilot's images), {n:,} at most"
         )
-    elif options.rule != "fixed":
-        console.print(
-            f"certification is counted at the cap of {options.n:,} votes an image; give --pilot, the certificates of a "
-            "few images, for what the rule is expected to draw"
+    elif options.rule != "fixed" and options.certify_images:
+        lines.append(
+            f"certification is counted at the cap of {n:,} votes an image, the worst case: most stop long before; give "
+            "--pilot, the certificates of a few images, for what the rule is expected to draw"
         )
+    estimator = options.build_estimator()
+    if _asks(options) and isinstance(estimator, Guided) and estimator.q == "auto":
+        most = f", at most {_corrections(estimator, options.d_z)} an image and step" if options.d_z else ""
+        lines.append(
+            f"corrections come on top as long as the surrogate's measured cosine is below {estimator.target}{most}"
+        )
+    return lines
+
+
+def _validations(options: QueryCost) -> int:
+    """How often the held-out images are asked about: at the start, every so many epochs, and at the end."""
+    return 1 + math.ceil(options.epochs / (options.validate_every or 1))
+
+
+def _asks(options: QueryCost) -> bool:
+    """Whether training estimates gradients by queries."""
+    return METHODS[options.method].order == 0 and options.train_images > 0 and options.epochs > 0
+
+
+def _estimates(options: QueryCost, shown: int) -> tuple[int, int]:
+    """Queries of measuring, and all others of the estimator, on `shown` images."""
+    estimator, (full, rest) = options.build_estimator(), divmod(shown, options.train_batch_size)
+    batches = [options.train_batch_size] * full + [rest] * (rest > 1)  # as `Schedule.steps_per_epoch`
+    if not batches:
+        return 0, 0
+    stepped = not isinstance(estimator, Guided) or estimator.q != 0
+    measuring = _choosing(options.central, batches[0]) if options.mu is None and stepped else 0
+    if not isinstance(estimator, Guided):
+        return measuring, sum(batches) * options.epochs * _per_image(options)
+    answers = sum(round(estimator.ask * b) for b in batches) * estimator.votes
+    if estimator.q == "auto":
+        return measuring + _probes(estimator, batches, options), estimator.distill + options.epochs * answers
+    corrected = sum(batches) * _corrections(estimator, _dimension(options)) if estimator.q else 0
+    return measuring, estimator.distill + options.epochs * (answers + corrected)
+
+
+def _choosing(central: bool, points: int) -> int:
+    """Queries of `choose_step` at so many points."""
+    return STEPS * TRIED * (2 if central else 1) + (0 if central else min(TRIED, points))
+
+
+def _probes(guided: Guided, batches: Sequence[int], options: QueryCost) -> int:
+    """Queries of probing the surrogate at every `probe_every`-th step, the first included."""
+    across = PROBE_DIRECTIONS if options.d_z is None else min(PROBE_DIRECTIONS, options.d_z - 1)
+    each = 2 * (across + 1) if guided.central else across + 2
+    steps = range(0, options.epochs * len(batches), guided.probe_every)
+    return each * sum(min(PROBED, batches[step % len(batches)]) for step in steps)
+
+
+def _corrections(guided: Guided, d: int) -> int:
+    """Queries of corrections an image and step; the most of them where their number is measured."""
+    return guided.cost(d) - replace(guided, q=0).cost(d)
+
+
+def _dimension(options: QueryCost) -> int:
+    if options.d_z is None:
+        raise InvalidInput("d_z is not given; wanted the dimension that the estimator works on, such as --d-z 192")
+    return options.d_z
 
 
 def _per_image(options: QueryCost) -> int:
-    """Queries an image and step."""
-    if options.d_z is None:
-        raise InvalidInput("d_z is not given; wanted the dimension that the estimator works on, such as --d-z 192")
-    mu = options.mu if options.mu is not None else 1.0  # the cost does not depend on it
-    estimator = replace(options, mu=mu).build_estimator()
+    """Queries an image and step, without a surrogate."""
+    d = _dimension(options)
     if options.estimator == "cge":
-        return round(options.d_z * options.live) * (2 if options.central else 1) + (0 if options.central else 1)
-    return estimator.cost(options.d_z)
+        return round(d * options.live) * (2 if options.central else 1) + (0 if options.central else 1)
+    return options.build_estimator().cost(d)

@@ -26,6 +26,13 @@ LEARNING_RATE = 2e-3
 PROBED, PROBE_DIRECTIONS = 8, 8  # images and directions of a probe
 KEEP, TRIED = 0.5, 3  # of the running alignment at each probe; probes before corrections are bought: it learns fast
 
+COUNTS = (
+    "updates",
+    "steps",
+    "probes",
+    "distilled",
+)  # what a surrogate counts: its optimizer's steps, those of training
+
 
 class Memory:
     """A ring of answers: inputs (n, ...), answers (n, ...), and steps and changes where a query was a perturbed one."""
@@ -87,7 +94,7 @@ class Surrogate:
     def __init__(self, network: nn.Module, kind: str, seed: int) -> None:
         self.network, self.kind, self.seed = network, kind, seed
         self.memory, self.alignment = Memory(), Alignment(0.0, 0.0, 0.0)
-        self.updates, self.probes, self.distilled = 0, 0, False
+        self.updates, self.steps, self.probes, self.distilled = 0, 0, 0, False
         self._optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
 
     def outputs(self, inputs: Tensor) -> Tensor:
@@ -120,7 +127,7 @@ class Surrogate:
 
     def notes(self) -> dict[str, Any]:
         """The plain values beside `tensors`."""
-        counts = {"updates": self.updates, "probes": self.probes, "distilled": self.distilled}
+        counts = {name: getattr(self, name) for name in COUNTS}
         return counts | {"alignment": vars(self.alignment)}
 
     def load(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
@@ -129,7 +136,8 @@ class Surrogate:
         if held := checkpoints.under("optimizer", tensors):
             checkpoints.load_optimizer(self._optimizer, held)
         self.memory.load(checkpoints.under("memory", tensors), next(self.network.parameters()).device)
-        self.updates, self.probes, self.distilled = notes["updates"], notes["probes"], notes["distilled"]
+        for name in COUNTS:
+            setattr(self, name, notes[name])
         self.alignment = Alignment(**notes["alignment"])
 
     def _misfit(self, batch: dict[str, Tensor]) -> Tensor:
@@ -238,10 +246,11 @@ def probe(objective: GuidedStability, guided: Guided, generator: torch.Generator
 
 
 def resolved(guided: Guided, surrogate: Surrogate, d: int) -> Guided:
-    """`guided` with the number of corrections that the measured cosine asks for."""
-    return (
-        guided if guided.q != "auto" else replace(guided, q=corrections(surrogate.alignment.cosine, guided.target, d))
-    )
+    """`guided` with the corrections that the measured cosine asks for: none until it was probed a few times."""
+    if guided.q != "auto":
+        return guided
+    known = surrogate.probes >= TRIED
+    return replace(guided, q=corrections(surrogate.alignment.cosine, guided.target, d) if known else 0)
 
 
 def _centred(outputs: Tensor, kind: str) -> Tensor:

@@ -40,7 +40,7 @@ class Smoothing:
 class Certify(BoxOptions, DataOptions, Smoothing, RuleOptions):
     """Certify images: one row each, appended as earned. Interrupted runs resume from --out.
 
-    Votes on an image end when they have decided the radii 0, sigma/2, sigma and 2 sigma, or those of --radii.
+    Votes on an image end when they have decided the radii sigma/2, sigma and 2 sigma, or those of --radii.
 
     example: certibox certify --model box.py:predict --outputs probabilities --data digits --limit 100 \\
                  --defense runs/mine/defense --out runs/mine/certified
@@ -69,7 +69,7 @@ class Predict(BoxOptions, DataOptions, Smoothing):
 def run_certify(options: Certify) -> None:
     """`certibox certify`."""
     index, shards = _shard(options.shard)
-    n0, n = options.votes()
+    n0, n = options.sample_sizes()
     require_certifiable(n, options.alpha)
     if options.second_class and options.rule != "fixed":
         came = f"second_class is true, but {options.rule} bounds the probability of the top class alone"

@@ -188,7 +188,7 @@ class Workshop:
             with timed(folder), self.bar(f"{wanted.method}, seed {seed}") as progress:
                 trained = self._train(plan, client, bottleneck, folder, seed, progress)
             trained.save(folder)
-            write_json_atomic(folder / "queries.json", client.queries)  # last: it says that the stage is finished
+            write_json_atomic(folder / "queries.json", trained_with(client))  # last: it says that the stage is finished
         loaded = load_defense(self._kept(folder), client)
         loaded.pipeline.to(self.device)
         return loaded, folder
@@ -289,6 +289,12 @@ class _Label(nn.Module):
 
     def forward(self, scores: torch.Tensor) -> torch.Tensor:
         return scores.argmax(1)
+
+
+def trained_with(client: QueryClient) -> int:
+    """Answers that the ledger says training took, whichever process asked them."""
+    assert client.ledger is not None
+    return sum(count for phase, count in client.ledger.by_phase().items() if phase.startswith("train "))
 
 
 def measurement_of(attack: Attack) -> Measurement:
