@@ -35,6 +35,7 @@ FOLDER = Path(__file__).parent / "queries"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "queries.png"
 STUDIES = ("mnist", "mnist-forest", "mnist-labels", "cifar10")
 RADII = (0.5, 1.0, 2.0)  # multiples of sigma
+VERDICTS = {"holds": "✓", "does not hold": "✗", "cannot be told": "?"}
 CEILINGS = {"RS": ":", "FO-DS": "--", "FO-AE-DS": "-"}
 NOTHING = 3e3  # where a logarithmic axis shows no queries at all
 
@@ -117,15 +118,19 @@ def table(study: str) -> str:
 def verdicts(study: str) -> str:
     """What each claim of a study comes to, in Markdown: paired differences in points with 95 % intervals."""
     found, rows = measured(study)
-    body = []
+    cells: dict[tuple[str, ...], dict[float, str]] = {}
     for claim in found.claims:
         finding = check(claim, rows.get(claim.better, []), rows.get(claim.worse, []))
         if finding is None:
             continue
         said = f"{100 * finding.difference:+.1f} [{100 * finding.low:+.1f}, {100 * finding.high:+.1f}]"
-        pair = f"{claim.better} − {claim.worse}"
-        body.append([claim.text, pair, f"{claim.at:g}σ", said, str(len(finding.by_seed)), finding.verdict])
-    return markdown([["claim", "pair", "at r", "points", "seeds", "verdict"], *body])
+        key = claim.text, f"{claim.better} − {claim.worse}", str(len(finding.by_seed))
+        cells.setdefault(key, {})[claim.at] = f"{said} {VERDICTS[finding.verdict]}"
+    if not cells:
+        return ""
+    body = [[text, pair, *(held.get(m, "–") for m in RADII), seeds] for (text, pair, seeds), held in cells.items()]
+    head = [["claim", "points", *(f"r = {m:g}σ" for m in RADII), "seeds"], *body]
+    return f"{markdown(head)}\n✓ the interval lies above the claim's margin, ✗ below it, ? it holds it.\n"
 
 
 def draw(study: str, path: Path) -> None:
