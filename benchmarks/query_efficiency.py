@@ -151,7 +151,7 @@ def draw(study: str, path: Path) -> None:
     axes.set(xscale="log", xlabel="queries to train, all included (left edge: none)")
     axes.set_ylabel("certified accuracy at r = σ, %")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", fontsize=7, ncols=5, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})
 

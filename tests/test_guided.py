@@ -103,6 +103,37 @@ TRUTH, PRIOR, Z = normal(B, D, seed=2), normal(B, D, seed=3), normal(B, D)
 LIVE = torch.tensor([[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0], [1] * 7], dtype=torch.bool)
 
 
+# --- how much of the guess is trusted ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("live", [None, LIVE])
+@pytest.mark.parametrize("q", [2, 4])
+def test_without_trust_the_estimate_is_unbiased_whatever_the_guess(q: int, live: Tensor | None) -> None:
+    matter = torch.ones_like(TRUTH) if live is None else live.double()
+    objective = Taught(linear(TRUTH), linear(PRIOR))
+    drawn = [Guided(q, MU, trust=0.0).estimate(objective, Z, generator(seed), live) for seed in range(3000)]
+    assert_mean(torch.stack(drawn), TRUTH * matter)
+
+
+@pytest.mark.parametrize("trust", [0.0, 0.3, 1.0])
+def test_all_directions_are_exact_at_any_trust(trust: float) -> None:
+    close(Guided(D, MU, trust=trust).estimate(Taught(linear(TRUTH), linear(PRIOR)), Z, generator()), TRUTH)
+
+
+def test_along_the_guess_the_truth_is_measured_at_any_trust() -> None:
+    aim = PRIOR / PRIOR.norm(dim=1, keepdim=True)
+    for trust in (0.0, 0.5, 1.0):
+        made = Guided(3, MU, trust=trust).estimate(Taught(linear(TRUTH), linear(PRIOR)), Z, generator())
+        close((made * aim).sum(1), (TRUTH * aim).sum(1))
+
+
+def test_what_the_truth_confirms_of_a_guess() -> None:
+    assert Alignment(product=1.0, guess=4.0, truth=9.0).true_length == 0.25
+    assert Alignment(product=8.0, guess=4.0, truth=16.0).true_length == 1.0
+    assert Alignment(product=-1.0, guess=4.0, truth=9.0).true_length == 0.0
+    assert Alignment(product=0.0, guess=0.0, truth=9.0).true_length == 0.0
+
+
 # --- a projection of the guess's error --------------------------------------------------------------------------------
 
 
@@ -203,7 +234,7 @@ def test_chunks_do_not_change_the_estimate(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (Guided(0), 1),
         (Guided(0, votes=3), 3),
-        (Guided(0, ask=0.0), 0),
+        (Guided(0, ask=0.0, distill=1), 0),
         (Guided(3, MU), 1 + 3),  # ℓ(z) is asked once, to learn from and to subtract
         (Guided(3, MU, central=True), 1 + 6),
         (Guided(3, MU, votes=2), 2 + 3),
@@ -211,7 +242,7 @@ def test_chunks_do_not_change_the_estimate(monkeypatch: pytest.MonkeyPatch) -> N
         (Guided(3, MU, jitter=0.1, votes=4), 4 + 1 + 3),
         (Guided(3, MU, True, jitter=0.1), 1 + 6),
         (Guided(3, MU, ask=0.5, votes=2), 1 + 1 + 3),
-        (Guided(3, MU, ask=0.0), 1 + 3),
+        (Guided(3, MU, ask=0.0, distill=1), 1 + 3),
     ],
 )
 def test_an_estimate_asks_what_it_costs(guided: Guided, price: int) -> None:

@@ -214,15 +214,15 @@ def shown(table: Any) -> str:
 
 @dataclass(frozen=True)
 class Sampled(Unlabelled):
-    """An outcome that also tells its samples, and the rule that decided them."""
+    """An outcome that also tells the rule that decided its samples."""
 
-    n: int = 100
     rule: dict[str, str] | None = None
 
 
 def test_samples_an_image_are_shown_where_a_rule_decided_them():
-    fixed = [Sampled(i, 0, 0.3, n=1000) for i in range(2)]
-    ruled = [Sampled(0, 0, 0.3, n=100, rule={"name": "e-process"}), Sampled(1, None, 0.0, n=301, rule={"name": "e"})]
+    fixed = [Sampled(i, 0, 0.3, queries=1000) for i in range(2)]
+    rule = {"name": "e-process"}
+    ruled = [Sampled(0, 0, 0.3, queries=100, rule=rule), Sampled(1, None, 0.0, queries=301, rule=rule)]
     runs = [Run("published", ROWS), Run("fixed", fixed), Run("ruled", ruled)]
     assert [summary["samples_per_image"] for summary in summary_table(runs, [0.25])] == [None, 1000.0, 200.5]
     header, *body = [[cell.strip() for cell in line.split("|")] for line in markdown_table(runs, [0.25]).splitlines()]

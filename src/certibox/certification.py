@@ -187,11 +187,14 @@ def choose_sigma(rows_by_sigma: Mapping[float, Sequence[CertificateRow]], radii:
 
     rows_by_sigma: sigma -> rows of the same validation images. The radius asked decides which sigma a test image is
     certified with, and never the image: Theorem 1 holds for one g, so a sigma that depends on the input has no
-    certificate. Errors: `InvalidInput` for rows of another sigma, or without labels, or of different images.
+    certificate. Errors: `InvalidInput` for rows of another sigma, or without labels, or of different images, or whose
+    rule did not decide one of the radii.
     """
     images = [_images(rows_by_sigma, sigma) for sigma in sorted(rows_by_sigma)]
     if not images or any(seen != images[0] for seen in images):
         raise InvalidInput("the validation rows are not of the same images under every sigma; wanted them all alike")
+    for sigma, rows in rows_by_sigma.items():
+        _require_decided(rows, sigma, radii)
     accuracies = {sigma: certified_accuracy(rows_by_sigma[sigma], list(radii)) for sigma in sorted(rows_by_sigma)}
     best = {radius: max(accuracies, key=lambda sigma: accuracies[sigma][i]) for i, radius in enumerate(radii)}
     return SigmaChoice(best, images[0])
@@ -206,9 +209,19 @@ def envelope(choice: SigmaChoice, rows_by_sigma: Mapping[float, Sequence[Certifi
         if shared := _images(rows_by_sigma, sigma) & choice.images:
             text = f"{len(shared)} of the test images at sigma = {sigma} are validation images"
             raise InvalidInput(f"{text}, such as {min(shared)[:12]}; wanted images that chose nothing")
+        _require_decided(rows_by_sigma[sigma], sigma, [r for r, chosen in choice.sigmas.items() if chosen == sigma])
     return {
         radius: float(certified_accuracy(rows_by_sigma[sigma], [radius])[0]) for radius, sigma in choice.sigmas.items()
     }
+
+
+def _require_decided(rows: Sequence[CertificateRow], sigma: float, radii: Sequence[float]) -> None:
+    """Raise `InvalidInput` for a radius that a rule was not asked about: accuracies there are not comparable."""
+    for radius in radii:
+        if any(row.decided is not None and radius not in row.decided for row in rows):
+            raise InvalidInput(
+                f"the rule of the rows at sigma = {sigma} did not decide r = {radius:g}; certify again with it"
+            )
 
 
 def _images(rows_by_sigma: Mapping[float, Sequence[CertificateRow]], sigma: float) -> frozenset[str]:

@@ -110,7 +110,9 @@ class EstimatorOptions:
     ask: float = option("guided: share of each batch that is asked for answers to learn from", 1.0)
     distill: int = option("guided: queries on noisy and denoised images before the first step", 0)
     jitter: float = option("guided: deviation of Gaussian steps at which answers are asked, for labels and stairs", 0.0)
-    votes: int = option("guided: answers an image and step", 1)
+    votes: int = option(
+        "guided: answers an image and step; more than 1 with a jitter, or for a box that answers at random", 1
+    )
 
     def build_estimator(self) -> GradientEstimator:
         """The estimator; what is not given is measured when training starts."""
@@ -128,6 +130,10 @@ class EstimatorOptions:
                 votes=self.votes,
             )
         if self.estimator == "cge":
+            if self.q is not None:
+                raise InvalidInput(
+                    f"q is {self.q}, but cge takes every live coordinate; wanted it for another estimator"
+                )
             return CGE(mu, self.central)
         q = 20 if self.q is None else self.q
         return {"rge": RGE, "orthogonal": Orthogonal}[self.estimator](q, mu, self.central)

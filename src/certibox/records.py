@@ -83,6 +83,12 @@ class CertificateRow:
         """The estimation votes that might have been drawn: n, or the cap of a sequential rule."""
         return self.n if self.rule is None else self.rule["cap"]
 
+    @property
+    def decided(self) -> tuple[float, ...] | None:
+        """The radii that the stopping rule was asked to decide; None where it was asked for none in particular."""
+        radii = self.rule["radii"] if self.rule is not None else None
+        return None if radii is None else tuple(float(radius) for radius in radii)
+
     def __post_init__(self) -> None:
         _check_outcome(self)
         _require(sum(self.counts) == self.n, self.idx, f"{sum(self.counts)} votes for n = {self.n}")

@@ -266,6 +266,8 @@ def _check(rule: Rule) -> None:
     """Raise `InvalidInput` for settings that no rule takes."""
     if (rule.radii is None) == (rule.tolerance is None):
         raise InvalidInput("a stopping rule takes radii or tolerance; give exactly one of them")
+    if not isinstance(rule.radii, tuple | None):
+        raise InvalidInput(f"radii are {rule.radii!r}; wanted a tuple of radii in pixels, such as (0.25, 0.5)")
     radii = rule.radii if rule.radii is not None else (0.0,)
     if not radii or not all(math.isfinite(r) and r >= 0 for r in radii) or list(radii) != sorted(set(radii)):
         raise InvalidInput(f"radii are {list(radii)}; wanted ascending radii in pixels, such as 0.25, 0.5")

@@ -249,8 +249,8 @@ def resolved(guided: Guided, surrogate: Surrogate, d: int) -> Guided:
     """`guided` with the corrections that the measured cosine asks for: none until it was probed a few times."""
     if guided.q != "auto":
         return guided
-    known = surrogate.probes >= TRIED
-    return replace(guided, q=corrections(surrogate.alignment.cosine, guided.target, d) if known else 0)
+    q = corrections(surrogate.alignment.cosine, guided.target, d) if surrogate.probes >= TRIED else 0
+    return replace(guided, q=q, trust=surrogate.alignment.true_length if q else 1.0)
 
 
 def _centred(outputs: Tensor, kind: str) -> Tensor:

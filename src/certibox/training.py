@@ -74,7 +74,7 @@ def train(
     validation: images, or a share of `images` held out, on which the best epoch is selected by `validation_votes` noisy
     votes an image (by MSE for DS, without queries); the start is a candidate too, so training never ends below it on
     them, and nothing else sees them. validate_every: epochs between validations, by default each; the end of a phase is
-    validated in any case. patience: stop after so many epochs without a better one. device: where the white
+    validated in any case. patience: stop after so many validations without a better one. device: where the white
     part trains. out: a directory for checkpoints and rows, resumed if it holds some; give the client a ledger too, so
     that resuming pays for nothing twice. fingerprint: also ask the box about 8 canaries, to recognise it later.
 
@@ -82,6 +82,9 @@ def train(
     """
     if not isinstance(images, Images):
         raise InvalidInput(f"images is {type(images).__name__}; wanted certibox.Images, see images_from_arrays")
+    for name, epochs in (("patience", patience), ("validate_every", validate_every)):
+        if epochs is not None and epochs < 1:
+            raise InvalidInput(f"{name} is {epochs}; wanted at least 1, or None")
     settings = Settings(
         method=method,
         sigma=sigma,

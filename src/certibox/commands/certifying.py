@@ -105,7 +105,8 @@ def run_certify(options: Certify) -> None:
     if images.labels is not None:
         write_tsv(rows, (out / name).with_suffix(".tsv"))
     run = report.Run(out.name, rows, client.spent)
-    OUT.print(report.render_table([run], sorted({0.0, *options.radii_at(smoothed.sigma)})))
+    decided = options.radii_at(smoothed.sigma)  # a rule may stop before it knows about any other, 0 included
+    OUT.print(report.render_table([run], list(decided) if rule and options.tolerance is None else [0.0, *decided]))
     OUT.print(f"saved {out / name}; queries spent: {spent(client)}")
 
 

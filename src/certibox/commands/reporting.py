@@ -36,7 +36,11 @@ class Report:
     """
 
     files: list[str] = option("certificate files, each as NAME=FILE or FILE", positional=True)
-    radii: list[float] = option("l2 radii of the table, as [0, 0.25, ...]", (0.0, 0.25, 0.5, 0.75))
+    radii: list[float] | None = option(
+        "l2 radii of the table, as [0, 0.25, ...]; by default those that sequential certificates decided, else 0, "
+        "0.25, 0.5 and 0.75",
+        None,
+    )
     validation: list[str] | None = option(
         "certificate files of validation images, as [FILE, ...], one for the sigma of each FILE", None
     )
@@ -64,13 +68,15 @@ def run_report(options: Report) -> None:
         held.append(rows)
         runs.append(report.Run(name or Path(file).parent.name or Path(file).stem, rows, {}))
     validation = [_rows(file, options.alpha) for file in options.validation or ()]
-    notes = _envelope(validation, held, list(options.radii)) if validation else []
+    radii = list(options.radii) if options.radii is not None else _decided(held)
+    notes = _envelope(validation, held, radii) if validation else []
+    notes += [note for run, rows in zip(runs, held, strict=True) if (note := _undecided(run.name, rows, radii))]
     facts = _shared_facts([row for rows in held for row in rows])
-    page = report.write_report(out, runs, list(options.radii), title=options.title, facts=facts, notes=notes)
+    page = report.write_report(out, runs, radii, title=options.title, facts=facts, notes=notes)
     for run in runs:
         if all(row.label is not None for row in run.rows):
             write_tsv(run.rows, out / f"{run.name.replace('/', '_')}.tsv")
-    OUT.print(report.render_table(runs, list(options.radii)))
+    OUT.print(report.render_table(runs, radii))
     for note in notes:
         OUT.print(note)
     OUT.print(f"saved {page}")
@@ -81,6 +87,22 @@ def _rows(file: str, alpha: float | None = None) -> list[CertificateRow]:
     if not rows:
         raise UnreadableFile(f"{file} holds no certificate; wanted a file that certibox certify wrote")
     return rows if alpha is None else certification.at_alpha(rows, alpha)
+
+
+def _decided(runs: list[list[CertificateRow]]) -> list[float]:
+    """The radii that the rules of sequential certificates decided; without any, some usual ones."""
+    found = {radius for rows in runs for row in rows for radius in row.decided or ()}
+    return sorted(found) or [0.0, 0.25, 0.5, 0.75]
+
+
+def _undecided(name: str, rows: list[CertificateRow], radii: list[float]) -> str | None:
+    """A warning for radii that a run's rule was not asked about: it stopped before it knew."""
+    open_ = [r for r in radii if any(row.decided is not None and r not in row.decided for row in rows)]
+    if not open_:
+        return None
+    return (
+        f"{name}: the rule did not decide r = {', '.join(f'{r:g}' for r in open_)}; its shares there are lower bounds"
+    )
 
 
 def _envelope(

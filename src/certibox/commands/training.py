@@ -64,7 +64,7 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
         "epochs between validations, by default each; the end of the schedule is validated in any case", None
     )
     skip_dead: bool = option("spend no query on embedding coordinates without an upstream gradient", True)
-    patience: int | None = option("stop after so many epochs without a better validation score", None)
+    patience: int | None = option("stop after so many validations without a better score", None)
     fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
     seed: int = option("seed of every random draw", 0)
 

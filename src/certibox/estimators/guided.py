@@ -45,20 +45,24 @@ class GuidedObjective(Protocol):
 class Guided:
     """Surrogate-guided estimate: the gradient of a surrogate g_s, corrected along q orthonormal directions.
 
-        ĝ = g_s + Σ u [D_u ℓ − D_u ℓ_s],   u_1 ∥ g_s, the others random and orthogonal to it
+        ĝ = t g_s + Σ w u [D_u ℓ − t D_u ℓ_s],   u_1 ∥ g_s with w = 1, the others random and orthogonal to it
 
     where D is the same finite difference of the loss and of the surrogate's guess, so stairs and curvature that the
-    surrogate knows cancel. A projection: its squared error is that of g_s less what the directions see of it, never
-    more, and nothing at q = d. At q = 0 an image costs the one answer that the surrogate learns from; the bias is the
-    surrogate's, so `q="auto"` measures its cosine with the truth every `probe_every` steps (`alignment`) and buys the
-    directions that lift the expected cosine to `target`.
+    surrogate knows cancel. `trust` t = 1 is a projection, w = 1: its squared error is that of g_s less what the
+    directions see of it, never more, and nothing at q = d. At t = 0 nothing is left of the guess but the direction that
+    it chose, and w = (d − 1)/(q − 1) makes the estimate unbiased; w goes linearly between. At q = 0 an image costs the
+    one answer that the surrogate learns from; the bias is the surrogate's, so `q="auto"` measures its cosine with the
+    truth every `probe_every` steps (`alignment`) and, where it is below `target`, buys the directions that lift the
+    expected cosine there, and trusts the guess by as much of its length as was measured to be true.
 
     mu, central: as for RGE, of the corrections and probes. surrogate: `image`, a convolutional network on the images
     that the box sees, or `latent`, a perceptron on the points themselves. ask: share of a batch asked for answers to
     learn from; below 1, the surrogate is used more often than it is told. distill: further queries, spent on noisy
     and denoised images before the first step that wants a gradient. jitter: standard deviation of Gaussian steps around
     z, in its units, at which those answers are asked, `votes` a point: the surrogate then learns a box that answers in
-    stairs or labels through its frequencies nearby. updates: optimizer steps of the surrogate a step of training.
+    stairs or labels through its frequencies nearby; without jitter, more votes pay only at a box that answers at
+    random. A box of labels has no slope: there q is 0 and mu of no use. updates: optimizer steps of the surrogate a
+    step of training.
     Sources: control variates with a learned prior, as in Meier et al. NeurIPS 2019 and Cheng et al. NeurIPS 2019.
     """
 
@@ -71,21 +75,27 @@ class Guided:
     jitter: float = 0.0
     votes: int = 1
     updates: int = 4
-    target: float = 0.3
+    target: float = 0.5
     probe_every: int = 20
+    trust: float = 1.0
 
     def __post_init__(self) -> None:
         check_step(self.mu, 1)
-        if self.q != "auto" and (isinstance(self.q, str) or self.q < 0):
+        if self.q != "auto" and (not isinstance(self.q, int) or self.q < 0):
             raise InvalidInput(f"q is {self.q}; wanted a number of correcting directions >= 0, or 'auto'")
         if self.surrogate not in SURROGATES:
             raise InvalidInput(f"surrogate is {self.surrogate!r}; wanted one of {', '.join(SURROGATES)}")
-        for name, low, high in (("ask", 0, 1), ("target", 0, 1), ("jitter", 0, math.inf), ("distill", 0, math.inf)):
+        for name, low, high in (
+            *(("ask", 0, 1), ("target", 0, 1), ("trust", 0, 1)),
+            *(("jitter", 0, math.inf), ("distill", 0, math.inf)),
+        ):
             if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
                 raise InvalidInput(f"{name} is {getattr(self, name)}; wanted a finite number from {low} to {high}")
         for name in ("votes", "updates", "probe_every"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted at least 1")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted a whole number, at least 1")
+        if self.ask == 0 and not self.distill:
+            raise InvalidInput("ask is 0 and distill too, so the surrogate would learn nothing; raise one of them")
 
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
@@ -104,12 +114,14 @@ class Guided:
 
         def residual(points: Tensor, *active: Tensor) -> Tensor:
             with torch.no_grad():
-                return objective(points, *active) - objective.guess(points)
+                return objective(points, *active) - self.trust * objective.guess(points)
 
         if base is not None:
-            base = base - objective.guess(z.unsqueeze(0)).detach()
-        blocks = _towards(guess, Orthogonal(min(self.q, z.shape[1]), 1.0).blocks(z, generator, live))
-        return guess + finite_difference(residual, z, blocks, self.mu, self.central, base)
+            base = base - self.trust * objective.guess(z.unsqueeze(0)).detach()
+        q, m = min(self.q, z.shape[1]), dimension_of(z, live)  # (b,)
+        spread = ((m - 1) / (m.clamp(max=q) - 1).clamp(min=1)).clamp(min=1)  # makes the directions across unbiased
+        blocks = _towards(guess, Orthogonal(q, 1.0).blocks(z, generator, live), 1 + (1 - self.trust) * (spread - 1))
+        return self.trust * guess + finite_difference(residual, z, blocks, self.mu, self.central, base)
 
     def cost(self, d: int) -> int:
         """At most, rounded up; for q = "auto" with a surrogate that knows nothing, and without the probes."""
@@ -157,6 +169,11 @@ class Alignment:
     product: float
     guess: float
     truth: float
+
+    @property
+    def true_length(self) -> float:
+        """The share of the guess's length that the truth confirms, <g_s, g> / ‖g_s‖², from 0 to 1."""
+        return max(0.0, min(1.0, self.product / self.guess)) if self.guess else 0.0
 
     @property
     def cosine(self) -> float:
@@ -208,12 +225,13 @@ def corrections(cosine: float, target: float, d: int) -> int:
     return min(d, 1 + math.ceil((d - 1) * (target**2 - c2) / (1 - c2)))
 
 
-def _towards(guess: Tensor, blocks: Iterator[Block]) -> Iterator[Block]:
-    """Reflect orthonormal directions so that the first lies along `guess` (b, d); the weights become a projection's.
+def _towards(guess: Tensor, blocks: Iterator[Block], across: Tensor | None = None) -> Iterator[Block]:
+    """Reflect orthonormal directions so that the first lies along `guess` (b, d); it weighs 1, all others `across`.
 
     One Householder reflection I − 2 v vᵀ a point takes u_1 to the guess's direction and keeps all angles.
     """
     mirror: Tensor | None = None
+    first = True
     for block in blocks:
         if mirror is None:
             norm = guess.norm(dim=1, keepdim=True)
@@ -221,5 +239,7 @@ def _towards(guess: Tensor, blocks: Iterator[Block]) -> Iterator[Block]:
             mirror = torch.where(norm > 0, block.directions[0] - aim, 0.0)
             mirror = mirror / mirror.norm(dim=1, keepdim=True).clamp_min(torch.finfo(guess.dtype).tiny)
         u = block.directions - 2 * torch.einsum("kbd,bd->kb", block.directions, mirror).unsqueeze(-1) * mirror
-        weights = torch.ones_like(block.weights) if block.active is None else block.active.to(u.dtype)
-        yield Block(u, weights, block.active)
+        weights = torch.ones_like(block.weights) if across is None else across.expand_as(block.weights).clone()
+        if first:
+            weights[0], first = 1.0, False
+        yield Block(u, weights if block.active is None else weights * block.active, block.active)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInput
 
+SMALL = 16  # pixels below which an image is halved only once: the digits have 8
+
 
 def surrogate_mlp(inputs: int, outputs: int, width: int = 256) -> nn.Sequential:
     """(n, inputs) -> (n, outputs): two hidden layers. Raises `InvalidInput` without inputs, outputs or width."""
@@ -18,15 +20,16 @@ def surrogate_mlp(inputs: int, outputs: int, width: int = 256) -> nn.Sequential:
 
 
 def surrogate_cnn(image_shape: tuple[int, int, int], outputs: int, width: int = 32) -> nn.Sequential:
-    """(n, c, h, w) -> (n, outputs): a stem at half the size, two residual blocks at a quarter, a linear layer.
+    """(n, c, h, w) -> (n, outputs): a stem and two residual blocks, the image halved twice (once below 16 pixels).
 
-    The last stage is pooled to at most 8x8. Raises `InvalidInput` without outputs or width.
+    The last stage is pooled to at most 8x8 and read by a linear layer. Raises `InvalidInput` without outputs or width.
     """
     channels, height, side = image_shape
     _check(channels, outputs, width)
-    pooled = min(8, -(-height // 4)), min(8, -(-side // 4))
+    stride = 2 if min(height, side) >= SMALL else 1
+    pooled = min(8, -(-height // (2 * stride))), min(8, -(-side // (2 * stride)))
     layers: list[nn.Module] = [
-        nn.Conv2d(channels, width, 4, 2, 2),
+        nn.Conv2d(channels, width, 4, stride, 2),
         _Block(width, 2 * width, 2),
         _Block(2 * width, 2 * width, 1),
         nn.SiLU(),

@@ -161,8 +161,8 @@ def summary_table(runs: Sequence[Run], radii: ArrayLike) -> list[dict[str, Any]]
 
     Keys: name, images, measure ("certified accuracy", or "certified share" for all runs when one lacks labels), radii,
     share and interval (95 %) at each radius, abstention_rate, average_certified_radius (None without labels),
-    samples_per_image (mean estimation votes), training_queries and certification_queries (None when unknown), queries
-    by phase.
+    samples_per_image (mean votes, those of the selection included), training_queries and certification_queries (None
+    when unknown), queries by phase.
     """
     measure = measure_of(runs)
     return [_summary(run, radii, measure) for run in runs]
@@ -187,8 +187,8 @@ def _summary(run: Run, radii: ArrayLike, measure: Measure) -> dict[str, Any]:
 
 
 def _mean_samples(rows: Sequence[Outcome]) -> float | None:
-    """Mean estimation votes an image; None where unknown (published rows do not tell)."""
-    drawn = [getattr(row, "n", None) for row in rows]
+    """Mean votes an image, selection included; None where unknown (published rows do not tell)."""
+    drawn = [getattr(row, "queries", None) for row in rows]
     known = [n for n in drawn if n is not None]
     return float(np.mean(known)) if len(known) == len(drawn) else None
 
