@@ -26,6 +26,7 @@ from certibox.authors import save_autoencoder
 from certibox.cli import COMMANDS, GROUPS, main
 from certibox.commands.certifying import Certify
 from certibox.data import load_images
+from certibox.errors import InvalidInput
 from certibox.ledger import Ledger
 from certibox.networks import fitting_autoencoder
 from certibox.options import load_model
@@ -659,8 +660,9 @@ def test_a_rule_stops_before_n_and_its_certificates_price_the_next_ones(place: P
     assert titles is not None
     assert values is not None
     shown = dict(zip(re.split(r" *┃ *", titles[1]), re.split(r" *│ *", values[1]), strict=True))
-    assert {"r=0", "r=0.05", "r=0.15"} <= shown.keys()
-    assert shown["an image"] == f"{mean:,.0f}"
+    assert {"r=0.05", "r=0.15"} <= shown.keys()
+    assert "r=0" not in shown  # which the rule did not decide
+    assert shown["an image"] == f"{sum(row.queries for row in rows) / len(rows):,.0f}"
     assert "samples" not in run(certify(out="fixed")).out  # there it is a setting
 
     resumed = run(certify(more=asked))
@@ -675,13 +677,21 @@ def test_a_rule_stops_before_n_and_its_certificates_price_the_next_ones(place: P
     assert run("report out/certificates.jsonl --out page").status == 0
     assert "<dt>n</dt><dd>400</dd>" in (place / "page" / "report.html").read_text()
 
+    decided = run("report out/certificates.jsonl --out page").out
+    assert "r=0.15" in decided
+    assert "did not decide" not in decided
+    told = run("report out/certificates.jsonl --radii [0,0.05] --out page").out
+    assert "the rule did not decide r = 0; its shares there are lower bounds" in told
+    with pytest.raises(InvalidInput, match=r"did not decide r = 0\.1"):
+        certification.choose_sigma({SIGMA: rows}, [0.05, 0.1])
 
-def test_unless_told_otherwise_certify_decides_four_radii(place: Path, run) -> None:
+
+def test_unless_told_otherwise_certify_decides_three_radii(place: Path, run) -> None:
     """The rule of the evidence, spent as query-cost says; a fixed n has its own votes."""
     line = f"certify --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} --limit 3"
     assert run(f"{line} --out out").status == 0
     rows = read_rows("out/certificates.jsonl")
-    kept = {"name": "e-process", "radii": [0, SIGMA / 2, SIGMA, 2 * SIGMA], "cap": 100_000}
+    kept = {"name": "e-process", "radii": [SIGMA / 2, SIGMA, 2 * SIGMA], "cap": 100_000}
     assert all(row.rule is not None and kept.items() <= row.rule.items() and row.n0 == 25 for row in rows)
     mean = sum(row.n for row in rows) / len(rows)
     assert mean < 100_000

@@ -268,7 +268,7 @@ def test_the_spending_is_the_plan(name: str, estimator: Any, method: str) -> Non
         validation_votes=votes,
         d_z=d,
         estimator=name,  # pyright: ignore[reportArgumentType]
-        q=getattr(estimator, "q", 1),
+        q=getattr(estimator, "q", None),
         mu=0.05,
         central=estimator.central,
     )
