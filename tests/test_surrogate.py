@@ -428,6 +428,16 @@ def test_probes_are_averaged_and_decide_the_corrections() -> None:
     assert resolved(Guided(3, 1e-2), objective.surrogate, D) == Guided(3, 1e-2)
 
 
+def test_a_batch_above_the_capacity_leaves_its_last_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogate, "NEWEST", 4)
+    monkeypatch.setattr(surrogate, "MEMORY_ANSWERS", 4)
+    memory = surrogate.Memory()
+    memory.add(torch.arange(3.0).unsqueeze(1), torch.arange(3.0).unsqueeze(1))
+    memory.add(torch.arange(10.0, 20.0).unsqueeze(1), torch.arange(10.0, 20.0).unsqueeze(1))
+    assert (len(memory), memory.seen) == (4, 13)
+    assert sorted(memory.tensors()["inputs"].flatten().tolist()) == [16, 17, 18, 19]
+
+
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 

@@ -53,10 +53,11 @@ class Memory:
             for name, values in parts.items():
                 if name not in self._held:
                     self._held[name] = self._room(inputs, values)
-        rows = torch.arange(self.seen, self.seen + len(inputs), device=inputs.device) % len(self._held["inputs"])
+        capacity, count = len(self._held["inputs"]), len(inputs)
+        rows = torch.arange(self.seen, self.seen + count, device=inputs.device)[-capacity:] % capacity  # each row once
         for name, room in self._held.items():
-            room[rows] = parts[name].to(room.dtype) if name in parts else torch.zeros_like(room[:1])
-        self.seen += len(inputs)
+            room[rows] = parts[name][-capacity:].to(room.dtype) if name in parts else torch.zeros_like(room[:1])
+        self.seen += count
 
     def sample(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`count` remembered answers, half of them among the newest."""

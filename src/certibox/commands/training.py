@@ -118,7 +118,8 @@ def run_train(options: Train) -> None:
     for line in _outcome(out / "training" / "rows.jsonl", options.method):
         OUT.print(line)
     if step := defense.facts.get("step"):
-        OUT.print(f"mu = {step['mu']:.3g}, measured with {step['queries']} queries")
+        doubt = "" if step["agreed"] else "; no two steps agreed, so any difference of this box is doubtful"
+        OUT.print(f"mu = {step['mu']:.3g}, measured with {step['queries']} queries{doubt}")
     OUT.print(f"saved {out / 'defense'}; queries spent: {spent(client)}")
 
 
