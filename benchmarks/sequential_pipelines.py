@@ -39,6 +39,7 @@ from sequential_certification import processor
 import certibox as cb
 from certibox import certification, demo
 from certibox.blackbox import as_blackbox
+from certibox.config import require_same
 from certibox.data import Images
 from certibox.paper.stages import spread
 from certibox.paper.suite import Suite
@@ -117,6 +118,8 @@ def measure(name: str, prepared: Callable[[Path], Pipeline], folder: Path) -> No
     if not wanted:
         return
     pipeline = prepared(folder)
+    for model in {row["model"] for row in read() if row["pipeline"] == name}:
+        require_same({"model": model}, {"model": pipeline.defense.model_id}, str(RESULTS))  # pairs need one defense
     for key in wanted:
         row = certify(pipeline, key, folder)
         append_line(RESULTS, row)
