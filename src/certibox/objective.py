@@ -207,8 +207,7 @@ class Objective:
         """x and x + δ on the device of the white part; the noise is the same on every device."""
         noise = torch.randn(x.shape, generator=generator)
         noisy = (x + self.settings.sigma * noise).contiguous(memory_format=torch.channels_last)
-        device = next(self.pipeline.parameters()).device
-        return x.to(device), noisy.to(device)
+        return x.to(self._device), noisy.to(self._device)
 
     def _stability(
         self, z: Tensor, target: Tensor, image_shape: tuple[int, ...], step: Step, live: Tensor | None
@@ -287,7 +286,7 @@ class Objective:
         guided, d = self.settings.estimator, autoencoder.d_z if autoencoder else c * h * w
         assert isinstance(guided, Guided)
         made = surrogate_for(guided, kind, d, (c, h, w), outputs, self.settings.seed)
-        made.network.to(next(self.pipeline.parameters()).device)
+        made.network.to(self._device)
         return made
 
     def _distill(self, guided: Guided, surrogate: Surrogate) -> None:
@@ -342,7 +341,7 @@ class Objective:
             return 0
         if self.pipeline.classifier is not None:
             self.pipeline.eval()
-            x = self.shown.floats(slice(0, 1)).to(next(self.pipeline.parameters()).device)
+            x = self.shown.floats(slice(0, 1)).to(self._device)
             with torch.inference_mode():
                 return self._outputs(x).shape[1]
         return self.client.spec.num_classes or self.client.num_outputs or 0

@@ -20,10 +20,9 @@ from certibox.options import EstimatorOptions, RuleOptions, option
 from certibox.records import CertificateRow, read_rows
 from certibox.sequential import Rule
 from certibox.smoothing import rule_record
-from certibox.stepsize import STEPS
+from certibox.stepsize import DIRECTIONS, STEPS
 from certibox.surrogate import PROBE_DIRECTIONS, PROBED
 
-TRIED = 32  # directions along which `choose_step` tries each of its steps
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of what a pilot leaves open about an image: the middles of five equal parts
 
 
@@ -226,7 +225,7 @@ def _estimates(options: QueryCost, shown: int) -> tuple[int, int]:
 
 def _choosing(central: bool, points: int) -> int:
     """Queries of `choose_step` at so many points."""
-    return STEPS * TRIED * (2 if central else 1) + (0 if central else min(TRIED, points))
+    return STEPS * DIRECTIONS * (2 if central else 1) + (0 if central else min(DIRECTIONS, points))
 
 
 def _probes(guided: Guided, batches: Sequence[int], options: QueryCost) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from certibox.errors import InvalidInput
 
+DIRECTIONS = 32  # along which each step is tried
 STEPS, RATIO = 7, 4.0  # the steps tried: each a quarter of the one above
 COORDINATE_TOP = 4.0  # the largest step of one coordinate, in root mean squares of z; on the sphere it is z's length
 NOTHING = 0.95  # differences that have nothing to do with each other disagree by about 1
@@ -89,7 +90,7 @@ def choose_step(
     coordinates: bool,
     central: bool,
     live: Tensor | None = None,
-    directions: int = 32,
+    directions: int = DIRECTIONS,
     largest: float | None = None,
 ) -> StepChoice:
     """The μ at which differences of `objective` around z (b, d) agree best with those at a quarter and at four times μ.
@@ -137,7 +138,7 @@ def precision_is_safe(
     coordinates: bool,
     central: bool,
     live: Tensor | None = None,
-    directions: int = 32,
+    directions: int = DIRECTIONS,
     tolerance: float = 0.05,
 ) -> PrecisionCheck:
     """Whether differences over μ come out the same, but for `tolerance`, under a faster arithmetic such as TF32.
