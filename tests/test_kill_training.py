@@ -17,15 +17,19 @@ from certibox import checkpoints, seeds
 from certibox.blackbox import as_blackbox
 from certibox.config import Phase, Schedule
 from certibox.data import load_images
-from certibox.estimators import CGE
+from certibox.estimators import CGE, Guided
 from certibox.networks import dncnn, fitting_autoencoder
 from certibox.query import QueryClient
 from certibox.training import train
 
 KILLS, BATCH = 4, 8
+ESTIMATORS = {
+    "cge": CGE(0.05, central=True),
+    "guided": Guided(distill=20, updates=1, probe_every=2),  # measures mu, probes, buys corrections, learns on the way
+}
 
 
-def train_digits(out: str, pause: float) -> None:
+def train_digits(out: str, estimator: str, pause: float) -> None:
     """Train ZO-AE-DS in `out`, where `calls` tells the images of each call before it is answered."""
     weight = np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)
     calls = os.open(f"{out}/calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -45,7 +49,7 @@ def train_digits(out: str, pause: float) -> None:
         sigma=0.25,
         schedule=Schedule((Phase(2, 3e-3), Phase(2, 1e-2, "sgd")), 16),
         seed=0,
-        estimator=CGE(0.05, central=True),
+        estimator=ESTIMATORS[estimator],
         gamma=1.0,
         denoiser=denoiser,
         autoencoder=autoencoder,
@@ -55,9 +59,9 @@ def train_digits(out: str, pause: float) -> None:
     defense.save(f"{out}/defense")
 
 
-def start(out: Path, pause: float) -> subprocess.Popen[bytes]:
+def start(out: Path, estimator: str, pause: float) -> subprocess.Popen[bytes]:
     out.mkdir(exist_ok=True)
-    code = f"from test_kill_training import train_digits; train_digits({str(out)!r}, {pause})"
+    code = f"from test_kill_training import train_digits; train_digits({str(out)!r}, {estimator!r}, {pause})"
     return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
 
 
@@ -74,13 +78,14 @@ def spending(out: Path) -> QueryClient:
 
 @pytest.mark.kill
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill as a crash does")
-def test_a_killed_process_loses_the_batch_in_flight_and_changes_no_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_killed_process_loses_the_batch_in_flight_and_changes_no_weight(tmp_path: Path, estimator: str) -> None:
     plain, out, moments = tmp_path / "plain", tmp_path / "out", random.Random(0)
-    assert start(plain, 0.0).wait() == 0
+    assert start(plain, estimator, 0.0).wait() == 0
     spread = len(asked(plain)) // (KILLS + 2)  # it cannot finish before
     for _ in range(KILLS):
         goal = len(asked(out)) + moments.randint(1, spread)
-        process = start(out, 0.002)
+        process = start(out, estimator, 0.002)
         try:
             while len(asked(out)) < goal and process.poll() is None:
                 time.sleep(0.001)
@@ -88,7 +93,7 @@ def test_a_killed_process_loses_the_batch_in_flight_and_changes_no_weight(tmp_pa
         finally:
             process.kill()
         assert process.wait() == -signal.SIGKILL
-    assert start(out, 0.0).wait() == 0
+    assert start(out, estimator, 0.0).wait() == 0
 
     assert (out / "rows.jsonl").read_bytes() == (plain / "rows.jsonl").read_bytes()
     for file in ("checkpoint.safetensors", "defense/defense.safetensors"):

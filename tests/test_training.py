@@ -31,7 +31,7 @@ from certibox.errors import (
     NotDifferentiable,
     UnreadableFile,
 )
-from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal
+from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal, Subset
 from certibox.networks import Autoencoder, dncnn, fitting_autoencoder
 from certibox.pipeline import Defense, RobustPipeline, load_defense
 from certibox.query import QueryClient
@@ -1221,6 +1221,19 @@ def test_a_step_that_is_never_taken_is_not_measured() -> None:
     defense = fit(linear(), "ZO-DS", estimator=guided(0, "auto"))
     assert "step" not in defense.facts
     assert defense.client.queries == 20 + 16 + 2 * 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("estimator", "asked"),
+    [(CGE("auto"), 16), (RGE(3, "auto", True), 0), (Subset(CGE("auto"), 0.5), 8), (guided(2, "auto"), 16)],
+)
+def test_a_step_is_not_measured_while_no_coordinate_is_live(estimator: Any, asked: int) -> None:
+    dead = bottleneck()
+    convolution = dead.encoder[0]  # pyright: ignore[reportIndexIssue]
+    nn.init.constant_(convolution.bias, -1e3)
+    defense = fit(linear(), "ZO-AE-DS", autoencoder=dead, estimator=estimator)
+    assert "step" not in defense.facts
+    assert defense.client.queries == 20 + asked + 2 * 4 * 2  # at most the losses themselves
 
 
 # --- what is learned on the way survives a stop -----------------------------------------------------------------------

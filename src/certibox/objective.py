@@ -237,9 +237,16 @@ class Objective:
         steps = not isinstance(inner, Guided) or inner.q != 0
         if getattr(inner, "mu", None) != "auto" or not steps:
             return estimator
+        nothing_moves = live is not None and not live.any()  # no difference is taken, whatever the step
+        mu = 1.0 if nothing_moves and self.step_choice is None else self._step(inner, asked, z, live)
+        inner = replace(inner, mu=mu)  # pyright: ignore
+        return replace(estimator, estimator=inner) if isinstance(estimator, Subset) else inner
+
+    def _step(self, estimator: GradientEstimator, asked: StabilityObjective, z: Tensor, live: Tensor | None) -> float:
+        """The step that was measured, or is now; with it, whether TF32 may be used."""
         if self.step_choice is None:
             generator = seeds.generator(self.settings.seed, "step size", device=z.device)
-            axes, central = isinstance(inner, CGE), bool(getattr(inner, "central", False))
+            axes, central = isinstance(estimator, CGE), bool(getattr(estimator, "central", False))
             chosen = choose_step(asked, z, generator, coordinates=axes, central=central, live=live)
             self.step_choice = chosen.as_dict()
             if tf32_is_on(z.device):
@@ -248,8 +255,7 @@ class Objective:
                     asked, fast, z, chosen.mu, generator, coordinates=axes, central=central, live=live
                 )
                 self.step_choice["tf32"] = safe.as_dict()
-        inner = replace(inner, mu=self.step_choice["mu"])  # pyright: ignore
-        return replace(estimator, estimator=inner) if isinstance(estimator, Subset) else inner
+        return self.step_choice["mu"]
 
     @property
     def _tf32_is_safe(self) -> bool:

@@ -20,7 +20,8 @@ def estimated_loss(
     """Losses (b,) at z (b, d) whose backward pass is the estimate: the bridge from queries to autograd (eq. 8).
 
     The value is the mean of the losses that the estimate evaluated, so it differs from ℓ(z) by O(μ) and costs no query
-    of its own; it is 0 for a point about which nothing was asked.
+    of its own. A point about which nothing was asked stands at the mean of the others, so that a batch has the mean of
+    what was asked; at 0 where that is nothing.
     """
     return _EstimatedLoss.apply(z, objective, estimator, generator, live)  # pyright: ignore[reportReturnType]
 
@@ -31,7 +32,8 @@ class _EstimatedLoss(torch.autograd.Function):
         recorder = _Recorder(objective, torch.zeros_like(z[:, 0]))
         gradient = estimator.estimate(recorder, z.detach(), generator, live)
         ctx.save_for_backward(gradient)
-        return recorder.total / recorder.count.clamp(min=1)
+        losses, known = recorder.total / recorder.count.clamp(min=1), recorder.count > 0
+        return torch.where(known, losses, losses.sum() / known.sum().clamp(min=1))
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore
