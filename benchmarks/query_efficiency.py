@@ -33,7 +33,7 @@ from certibox.report import markdown
 
 FOLDER = Path(__file__).parent / "queries"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "queries.png"
-STUDIES = ("mnist", "mnist-forest", "mnist-labels", "cifar10")
+STUDIES = ("mnist", "mnist-forest", "mnist-labels", "mnist-unet", "cifar10")
 RADII = (0.5, 1.0, 2.0)  # multiples of sigma
 VERDICTS = {"holds": "✓", "does not hold": "✗", "cannot be told": "?"}
 CEILINGS = {"RS": ":", "FO-DS": "--", "FO-AE-DS": "-"}

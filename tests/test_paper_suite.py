@@ -346,6 +346,11 @@ def test_merging_is_key_by_key_and_replaces_all_else() -> None:
     assert merged(base, {"a": {"y": [9], "z": 0}}) == {"a": {"x": 1, "y": [9], "z": 0}, "b": 3}
     assert merged(base, {"a": 5, "b": {"c": 1}}) == {"a": 5, "b": {"c": 1}}
     assert merged(base, {}) == base
+    network = {"name": "dncnn", "arguments": {"depth": 6, "width": 16}}
+    assert merged(network, {"arguments": {"width": 8}}) == {"name": "dncnn", "arguments": {"depth": 6, "width": 8}}
+    assert merged(network, {"name": "dncnn", "arguments": {"width": 8}})["arguments"] == {"depth": 6, "width": 8}
+    other = {"name": "unet", "arguments": {"width": 8}}  # a depth means nothing to it
+    assert merged({"denoiser": network}, {"denoiser": other}) == {"denoiser": other}
     assert base == {"a": {"x": 1, "y": [1, 2]}, "b": 3}
 
 

@@ -196,8 +196,13 @@ class Suite:
 
 
 def merged(base: Any, over: Any) -> Any:
-    """`base` with `over` laid on it: mappings merge key by key, all else is replaced."""
+    """`base` with `over` laid on it: mappings merge key by key, all else is replaced.
+
+    So is a mapping with arguments by one of another name: the arguments of one network mean nothing to another.
+    """
     if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    if "arguments" in base and over.get("name", base.get("name")) != base.get("name"):
         return over
     return {**base, **{key: merged(base[key], value) if key in base else value for key, value in over.items()}}
 
