@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +26,13 @@ from certibox.arguments import parse
 from certibox.authors import save_autoencoder
 from certibox.cli import COMMANDS, GROUPS, main
 from certibox.commands.certifying import Certify
+from certibox.commands.training import Train
 from certibox.data import load_images
 from certibox.errors import InvalidInput
+from certibox.estimators import CGE, RGE, Guided
 from certibox.ledger import Ledger
 from certibox.networks import fitting_autoencoder
-from certibox.options import load_model
+from certibox.options import EstimatorOptions, load_model, require_effect
 from certibox.query_cost import QueryCost, plan
 from certibox.records import CertificateRow, read_json, read_rows, read_tsv
 from certibox.report import certified_accuracy
@@ -180,8 +183,9 @@ def certify(box: str = "box.py:logits", out: str = "out", more: str = "", output
 
 
 def train(box: str = "box.py:logits", out: str = "run", more: str = "", method: str = "ZO-DS") -> str:
-    settings = f"--outputs logits --data images.npz --sigma {SIGMA} --gamma 1 --mu 0.05 --train-batch-size 4 --epochs 1"
-    return f"train --model {box} --method {method} {settings} --out {out} {more}"
+    settings = f"--outputs logits --data images.npz --sigma {SIGMA} --train-batch-size 4 --epochs 1"
+    queries = "" if method == "DS" else "--gamma 1 --mu 0.05"
+    return f"train --model {box} --method {method} {settings} {queries} --out {out} {more}"
 
 
 AE = "--d-z 4 --autoencoder-epochs 2"
@@ -242,8 +246,8 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("certify --alpha 0.001 --n 9", ["n = 9", "alpha = 0.001", "smallest n is 10"]),
         ("certify --n0 0", ["n0 is 0"]),
         ("certify --alpha 0.001 --n 9 --rule fixed", ["n = 9", "alpha = 0.001", "smallest n is 10"]),
-        ("certify --rule fixed --radii [0.1]", ["radii is [0.1]", "--rule e-process"]),
-        ("certify --rule fixed --tolerance 0.1", ["tolerance is 0.1", "--rule e-process"]),
+        ("certify --rule fixed --radii [0.1]", ["--radii [0.1]", "with --rule fixed", "--rule e-process"]),
+        ("certify --rule fixed --tolerance 0.1", ["--tolerance 0.1", "with --rule fixed", "--rule e-process"]),
         ("certify --radii [0.1] --tolerance 0.1", ["exactly one"]),
         ("certify --rule e-process --radii [0.1] --tolerance 0.1", ["exactly one"]),
         ("certify --rule e-process --radii [0.3,0.1]", ["radii are [0.3, 0.1]", "ascending"]),
@@ -251,7 +255,7 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("certify --rule e-process --radii [9]", ["radius 9", "ask for less"]),
         ("certify --rule alpha-spending --tolerance 1", ["tolerance is 1.0"]),
         ("certify --rule e-process --radii [0.1] --futility 1", ["futility is 1.0"]),
-        ("certify --second-class true", ["second_class is true", "e-process", "--rule fixed"]),
+        ("certify --second-class true", ["--second-class true", "e-process", "--rule fixed"]),
         ("certify --rule alpha-spending --second-class true", ["alpha-spending", "--rule fixed"]),
         ("certify --rule fixed --second-class true --n 10", ["n = 10", "alpha = 0.0005", "smallest n is 11"]),
         ("certify --shard 5/4", ["'5/4'", "i/k"]),
@@ -273,6 +277,8 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("train --gamma null", ["no gamma", "such as 1.0"]),
         ("train --gamma -1", ["-1"]),
         ("train --mu 0", ["mu is 0.0"]),
+        ("train --mu much", ["mu is 'much'", "a number or auto"]),
+        ("train --q ten", ["q is 'ten'", "a whole number or auto"]),
         ("train --method ZO-DS --estimator orthogonal --q 17", ["q = 17", "16 dimensions"]),
         ("train --d-z 4 --estimator orthogonal --q 5", ["q = 5", "4 dimensions"]),
         ("train --method ZO-DS --levels 256 --mu 0.0001", ["mu = 0.0001", "256 grey levels"]),
@@ -303,7 +309,9 @@ def test_a_wrong_value_is_named_before_the_first_query(place: Path, refused, lin
     name, *given = shlex.split(line)
     usual = {"--model": "box.py:logits", "--outputs": "logits", "--data": "images.npz", "--sigma": str(SIGMA)}
     if name == "train":
-        usual |= {"--gamma": "1", "--mu": "0.05", "--epochs": "1", "--autoencoder-epochs": "1", "--d-z": "4"}
+        usual |= {"--gamma": "1", "--epochs": "1"}
+        usual |= {} if "FO-DS" in given else {"--mu": "0.05"}
+        usual |= {} if "--method" in given else {"--autoencoder-epochs": "1", "--d-z": "4"}
     if name != "predict":
         usual["--out"] = "out"
     if "--defense" in given:
@@ -325,7 +333,7 @@ def test_a_wrong_value_is_named_before_the_first_query(place: Path, refused, lin
         ("certify", ["--model", "--outputs", "--data", "--out", "not given"]),
         ("certify --nn 10", ["--nn 10", "certify --help"]),
         ("certify stray", ["stray"]),
-        ("train --mu auto", ["mu is 'auto'", "a number"]),
+        ("query-cost --q 1.5", ["q is '1.5'", "a whole number or auto"]),
         ("certify --n ten", ["n is 'ten'", "a whole number"]),
         ("certify --rule hunch", ["rule is 'hunch'", "fixed, e-process, alpha-spending"]),
         ("certify --radii 0.1", ["radii is '0.1'", "[0, 0.25]"]),
@@ -353,6 +361,128 @@ def test_a_wrong_command_line_is_one_line(place: Path, refused, line: str, words
     (place / "list.yaml").write_text("- sigma\n")
     (place / "binary.yaml").write_bytes(bytes(range(128, 256)))
     refused(line, *words)
+
+
+@pytest.mark.parametrize(
+    ("line", "idle", "instead"),
+    [
+        *((f"train --estimator cge --{word}", "--estimator cge", "--estimator guided")
+          for word in ("surrogate latent", "ask 0.5", "distill 100", "jitter 0.1", "votes 2", "updates 8", "target 0.9",
+                       "ask 1.0", "updates=4")),
+        ("train --estimator cge --q 4", "--estimator cge", "--estimator rge"),
+        *((f"train --outputs labels --{word}", "--outputs labels and --estimator guided", "--jitter")
+          for word in ("q 4", "mu 0.1", "mu auto", "central true", "target 0.9")),
+        *((f"train --q 0 --{word}", "--q 0", "another --q") for word in ("mu 0.1", "central true", "target 0.9")),
+        ("train --q 3 --target 0.9", "--q 3", "--q auto"),
+        ("train --ask 0 --distill 9 --jitter 0.1", "--ask 0", "another --ask"),
+        *((f"train --method {method} --{word}", f"--method {method}", "--method ZO-AE-DS")
+          for method in ("RS", "DS", "FO-AE-DS") for word in ("q 4", "mu 0.1", "estimator cge", "updates 8")),
+        *((f"train --method ZO-DS --{word}", "--method ZO-DS", "--method ZO-AE-DS")
+          for word in ("d-z 4", "scheme denoiser", "autoencoder ae-48", "latent linear", "autoencoder-epochs 3",
+                       "skip-dead false")),
+        ("train --method FO-AE-DS --skip-dead false", "--method FO-AE-DS", "--method ZO-AE-DS"),
+        ("train --latent linear --skip-dead false", "--latent linear", "--latent relu"),
+        ("train --autoencoder . --autoencoder-epochs 3", "--autoencoder .", "the name of a network"),
+        *((f"train --method DS --{word}", "--method DS", "another --method")
+          for word in ("gamma 1", "targets soft", "reconstruction-weight 1")),
+        *((f"train --method RS --{word}", "--method RS", "another --method")
+          for word in ("denoiser unet", "denoise-weight 0", "reconstruction-weight 1")),
+        ("train --outputs values --targets soft", "--outputs values", "scores"),
+        ("train --outputs values --num-classes 3", "--outputs values", "scores"),
+        ("train --schedule paper-scratch --epochs 9", "--schedule paper-scratch", "--schedule one-cycle"),
+        ("train --schedule paper-finetune --denoise-epochs 9", "--schedule paper-finetune", "--schedule one-cycle"),
+        ("train --split train", "nope.npz", "another file"),
+        *((f"certify --rule fixed --{word}", "--rule fixed", "--rule e-process or alpha-spending")
+          for word in ("radii [0.1]", "tolerance 0.1", "futility 0.05", "futility=0.1")),
+        ("certify --second-class true", "--rule e-process", "--rule fixed"),
+        ("query-cost --q 3", "without --train-images", "--train-images"),
+        ("query-cost --epochs 3", "without --train-images", "--train-images"),
+        ("query-cost --n 100", "without --certify-images", "--certify-images"),
+        ("query-cost --certify-images 3 --pilot x --sigma 0.1", "--pilot", "no --pilot"),
+        ("query-cost --certify-images 3 --pilot x --alpha 0.1", "--pilot", "no --pilot"),
+        ("query-cost --certify-images 3 --rule fixed --futility 0.1", "--rule fixed", "--rule e-process"),
+        ("query-cost --train-images 9 --live 0.5", "but with --estimator cge", "both"),
+        ("query-cost --train-images 9 --method DS --q 3", "--method DS", "--method ZO-AE-DS"),
+        ("query-cost --train-images 9 --outputs labels --q 3", "--outputs labels", "--jitter"),
+    ],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused_before_anything_is_read(
+    refused, line: str, idle: str, instead: str
+) -> None:
+    name, *given = shlex.split(line)
+    *_, flag = (word.partition("=")[0] for word in given if word.startswith("--"))
+    usual = {"--model": "nope.py:nope", "--outputs": "logits", "--data": "nope.npz", "--sigma": "1", "--out": "out"}
+    needed = [] if name == "query-cost" else [word for pair in usual.items() for word in pair]
+    message = refused(shlex.join([name, *needed, *given]), f": {flag} ", " has no effect ", idle)
+    assert f"; leave it out, or give {instead}" in message
+
+
+@pytest.mark.parametrize("more", ["--q 0 --central false", "--estimator cge --distill 0", "--q 0 --mu null"])
+def test_saying_that_nothing_is_asked_for_is_no_option_without_effect(refused, more: str) -> None:
+    refused(
+        train("nope.py:nope", more=f"--data nope.npz {more}", method="ZO-DS").replace("--mu 0.05", ""), "no such file"
+    )
+
+
+def test_what_a_file_says_is_not_refused_beside_a_flag(refused, place: Path) -> None:
+    """One file of settings serves several methods: a flag chooses."""
+    place.joinpath("both.yaml").write_text("gamma: 2.0\nq: 3\nask: 0.5\n", encoding="utf-8")
+    flags = "--model nope.py:nope --outputs logits --data nope.npz --sigma 1 --out out --config both.yaml"
+    refused(f"train {flags} --method DS", "no such file")
+    refused(f"train {flags} --method DS --gamma 2", "--gamma 2.0 has no effect with --method DS")
+
+
+def test_what_needs_others_is_an_option_of_some_command() -> None:
+    kinds = {kind for command in COMMANDS.values() for kind in command.options.__mro__}
+    named = {name for kind in kinds for row in vars(kind).get("NEEDS", ()) for name in row.names.split()}
+    assert named <= {item.name for command in COMMANDS.values() for item in fields(command.options)}
+    assert {"ask", "futility", "second_class"} <= named
+
+
+OTHERS: dict[str, Any] = {
+    "q": 3,
+    "mu": 0.1,
+    "central": True,
+    "surrogate": "latent",
+    "ask": 0.5,
+    "distill": 5,
+    "jitter": 0.1,
+}
+OTHERS |= {"votes": 2, "target": 0.9, "updates": 8}
+
+
+@pytest.mark.parametrize("estimator", ["guided", "cge", "rge", "orthogonal"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_option_is_refused_exactly_where_the_estimator_is_the_same_without_it(estimator: str, name: str) -> None:
+    plain = Train(model="m", data="d", out="o", sigma=0.1, outputs="logits", estimator=estimator)  # pyright: ignore
+    given = replace(plain, **{name: OTHERS[name]})
+    with (
+        pytest.raises(InvalidInput) if given.build_estimator() == plain.build_estimator() else contextlib.nullcontext()
+    ):
+        require_effect(given, {name})
+
+
+def test_auto_is_what_python_says(run) -> None:
+    assert EstimatorOptions(q="auto", mu="auto").build_estimator() == Guided("auto", "auto")
+    assert EstimatorOptions(estimator="cge", mu="auto").build_estimator() == CGE("auto")
+    assert EstimatorOptions(estimator="rge", mu="auto").build_estimator() == RGE(20, "auto")
+    for words, q, mu in (
+        ("--q auto --mu auto", "auto", "auto"),
+        ("--q 3 --mu 1e-3", 3, 0.001),
+        ("--mu null", None, None),
+    ):
+        parsed = parse("query-cost", QueryCost, shlex.split(words))
+        assert (parsed.q, parsed.mu) == (q, mu)
+    ran = run("query-cost --train-images 100 --q auto --mu auto")
+    assert (ran.status, ran.out) == (0, run("query-cost --train-images 100").out)
+    assert run("query-cost --train-images 100 --estimator rge --d-z 32 --q auto").message.endswith(
+        "wanted a number for rge"
+    )
+
+
+def test_what_the_surrogate_does_between_queries_reaches_the_estimator() -> None:
+    flags = "--model m --outputs logits --data d --out o --sigma 0.1 --updates 9 --target 0.8"
+    assert parse("train", Train, shlex.split(flags)).build_estimator() == Guided(updates=9, target=0.8)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +628,7 @@ def test_a_finished_command_run_again_spends_nothing(place: Path, run) -> None:
         (
             train(more=AE, method="ZO-AE-DS"),
             train(more=AE + " --autoencoder-epochs 3", method="ZO-AE-DS"),
-            ["run/training/autoencoder", "'epochs': 3"],
+            ["run/training/autoencoder", "schedule.phases.0.epochs is 2 there and 3 here"],
         ),
     ],
 )
@@ -669,7 +799,7 @@ def test_a_rule_stops_before_n_and_its_certificates_price_the_next_ones(place: P
     assert f"queries spent: {sum(row.queries for row in rows):,} " in resumed.out  # as before: nothing more
     other = run(certify(more=asked.replace("0.15", "0.1")))
     assert other.status == 2
-    assert "rule is" in other.err
+    assert "rule.radii is [0.05, 0.15] there and [0.05, 0.1] here" in other.err
     priced = run("query-cost --certify-images 1000 --n0 10 --n 400 --rule e-process --radii [0.05,0.15] "
                  "--pilot out/certificates.jsonl")  # fmt: skip
     assert f"expects {mean:,.0f} estimation votes an image" in priced.out
@@ -702,6 +832,18 @@ def test_unless_told_otherwise_certify_decides_three_radii(place: Path, run) -> 
     assert run(f"{line} --tolerance 0.5 --n 1000 --out full").status == 0
     full = [row.rule or {} for row in read_rows("full/certificates.jsonl")]
     assert [(rule["radii"], rule["tolerance"], rule["cap"]) for rule in full] == [(None, 0.5, 1000)] * 3
+
+
+def test_a_report_of_several_rules_tells_how_many_rows_each_has(place: Path, run) -> None:
+    asked = {"fixed": "", "whole": "--rule e-process --radii [0.1]", "other": "--rule e-process --tolerance 0.5"}
+    for out, more in asked.items():
+        assert run(certify(out=out, more=f"{more} --limit {2 if out == 'whole' else 3} --num-classes 3")).status == 0
+    shown = []
+    for names in (["fixed"], ["whole"], ["fixed", "whole", "other"]):
+        assert run(f"report {' '.join(f'{name}/certificates.jsonl' for name in names)} --out page").status == 0
+        shown.append(re.findall("<dt>rule</dt><dd>(.*?)</dd>", (place / "page" / "report.html").read_text()))
+    several = "e-process (r = 0.1): 2 rows; e-process (tolerance 0.5): 3 rows; fixed n: 3 rows; n is the cap of a rule"
+    assert shown == [[], ["e-process (r = 0.1), with n as its cap"], [several]]
 
 
 def test_the_second_class_is_a_setting_of_the_file(place: Path, run) -> None:
@@ -989,6 +1131,7 @@ def test_published_command_lines_are_understood(monkeypatch: pytest.MonkeyPatch,
     given = {word[2:].replace("-", "_") for word in argv if word.startswith("--")} - {"config"}
     assert given <= {item.name for item in fields(options)}
     assert all(getattr(made, name) is not None for name in given)
+    require_effect(made, given)
 
 
 def test_the_worked_example_runs(place: Path, run) -> None:

@@ -177,14 +177,38 @@ def test_equal_configurations_pass() -> None:
     there=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2)),
     here=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2)),
 )
-def test_every_differing_setting_is_named(there: dict[str, int], here: dict[str, int]) -> None:
+def test_differing_settings_are_named_three_at_most(there: dict[str, int], here: dict[str, int]) -> None:
     differing = {key for key in "abcdef" if there.get(key) != here.get(key)}
     try:
         require_same(there, here, "run/7")
     except ConfigMismatch as error:
-        changes = {f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in differing}
+        changes = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in sorted(differing)]
+        more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
         place, rest = str(error).split(": ", 1)
         assert place.startswith("run/7 ")
-        assert set(rest.split("; ")[:-1]) == changes != set()
+        assert rest.split("; ")[:-1] == [*changes[:3], *more] != []
     else:
         assert not differing
+
+
+def test_a_setting_within_another_is_named_by_its_path_and_nothing_else_is_printed() -> None:
+    rule = {"name": "e-process", "radii": [0.1, 0.2], "futility": 0.05}
+    there = {"rule": rule, "schedule": asdict(paper_scratch()), "seed": 0}
+    here = {"rule": rule | {"radii": [0.1]}, "schedule": asdict(paper_scratch(batch_size=32)), "seed": 0}
+    there["schedule"]["phases"] = [dict(phase) for phase in there["schedule"]["phases"]]
+    there["schedule"]["phases"][1]["lr"] = 0.5
+    with pytest.raises(ConfigMismatch) as caught:
+        require_same(there, here, "run")
+    assert str(caught.value) == (
+        "run holds work of another configuration: rule.radii is [0.1, 0.2] there and [0.1] here; "
+        "schedule.batch_size is 256 there and 32 here; "
+        "schedule.phases.1.lr is 0.5 there and 0.001 here; use the same settings or another directory"
+    )
+    with pytest.raises(ConfigMismatch, match=r": rule is e-process there and None here; use"):
+        require_same(there, there | {"rule": None}, "run")
+
+
+def test_a_long_value_is_cut_short() -> None:
+    with pytest.raises(ConfigMismatch) as caught:
+        require_same({"images": "a" * 500}, {"images": "b"}, "run")
+    assert f"images is '{'a' * 78}… there and 'b' here" in str(caught.value)

@@ -32,8 +32,8 @@ from doubles import CountingBox, LinearBox
 ZERO = Cost(targets=0, measuring=0, training=0, validation=0, certification=0, serving=0)
 
 
-def box() -> LinearBox:
-    return LinearBox(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)))
+def box(outputs: str = "logits") -> LinearBox:
+    return LinearBox(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), outputs=outputs)
 
 
 def pictures(count: int) -> Images:
@@ -96,10 +96,11 @@ def train_and_plan(
     epochs: int,
     denoise_epochs: int = 0,
     out: Path | None = None,
+    outputs: str = "logits",
 ) -> tuple[CountingBox | LinearBox, QueryClient, Cost]:
     """What a small run asked, its meter, and what was planned for it."""
     bottleneck, zeroth = METHODS[method].bottleneck, METHODS[method].order == 0
-    asked = CountingBox(box()) if zeroth or method == "DS" else box()
+    asked = CountingBox(box(outputs)) if zeroth or method == "DS" else box(outputs)
     client = QueryClient(asked)
     train(
         client,
@@ -121,6 +122,7 @@ def train_and_plan(
     cost = plan(
         QueryCost(
             method=method,  # pyright: ignore[reportArgumentType]
+            outputs=outputs,  # pyright: ignore[reportArgumentType]
             train_images=count,
             epochs=epochs,
             train_batch_size=batch,
@@ -162,6 +164,27 @@ def test_train_spends_the_plan(method: str, options: dict[str, Any], count: int,
     if isinstance(asked, CountingBox):
         assert asked.images == cost.total
     assert (cost.training > 0) == (epochs > 0 and METHODS[method].order == 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ZO-AE-DS", {}),
+        ("ZO-AE-DS", {"jitter": 0.1, "votes": 3, "ask": 0.5}),
+        ("ZO-DS", {"q": 2, "mu": 0.1, "distill": 7}),  # which no box of labels can be corrected with
+        ("ZO-AE-DS", {"estimator": "cge"}),
+    ],
+)
+def test_labels_cost_answers_and_no_differences_where_a_surrogate_learns_them(
+    method: str, options: dict[str, Any]
+) -> None:
+    asked, _, cost = train_and_plan(method, options, count=20, batch=6, epochs=2, outputs="labels")
+    assert isinstance(asked, CountingBox)
+    assert asked.images == cost.total
+    guided = "estimator" not in options
+    assert (cost.measuring == 0) == guided
+    per_epoch = 18 if "ask" not in options else 9 * 3
+    assert not guided or cost.training == options.get("distill", 0) + 2 * per_epoch
 
 
 @pytest.mark.parametrize(
@@ -223,7 +246,42 @@ def test_skipping_dead_coordinates_spends_the_plan_at_the_measured_share() -> No
 def test_certify_spends_the_plan() -> None:
     client = QueryClient(box())
     certify_dataset(SmoothedClassifier(client, 3, 0.3), pictures(5), n0=7, n=23, alpha=0.01, seed=0)
-    assert client.queries == plan(QueryCost(certify_images=5, n0=7, n=23)).certification == 150
+    options = QueryCost(certify_images=5, n0=7, n=23, rule="fixed", alpha=0.01)
+    assert client.queries == plan(options).certification == 150
+
+
+@pytest.mark.parametrize(
+    ("given", "n"),
+    [
+        ({"rule": "fixed"}, 9),
+        ({}, 20),
+        ({"radii": [0.3]}, 30),
+        ({"rule": "alpha-spending", "radii": [0.15, 0.6]}, 18),
+        ({"tolerance": 0.1}, 10),
+        ({"n0": 0}, 1000),
+    ],
+)
+def test_what_certify_refuses_is_not_priced(given: dict[str, Any], n: int) -> None:
+    """In the same words; and the smallest n that the message names is priced."""
+    options = QueryCost(certify_images=5, n=n, sigma=SIGMA, **given)
+    smoothed = SmoothedClassifier(box(), 3, SIGMA)
+    with pytest.raises(InvalidInput) as refused:
+        smoothed.sizes(n, 0.001, options.build_rule(SIGMA)) if options.n0 is None else options.sample_sizes()
+    with pytest.raises(InvalidInput, match=re.escape(str(refused.value))):
+        plan(options)
+    if smallest := re.search(r"smallest n is (\d+)$", str(refused.value)):
+        n0, least = options.sample_sizes()[0], int(smallest[1])
+        assert plan(replace(options, n=least)).certification == 5 * (n0 + least)
+    assert plan(replace(options, certify_images=0, n0=None)).certification == 0
+
+
+def test_radii_need_a_sigma_and_the_usual_ones_are_in_units_of_it() -> None:
+    with pytest.raises(InvalidInput, match=r"radii are \[0\.1\], but sigma is not given"):
+        plan(QueryCost(certify_images=5, radii=[0.1]))
+    with pytest.raises(InvalidInput, match=r"cannot certify r = 0\.5 at .* \(r in units of sigma\)$"):
+        plan(QueryCost(certify_images=5, n=20))
+    for sigma in (None, 0.1, 3.0):
+        assert plan(QueryCost(certify_images=5, n=21, sigma=sigma)).certification == 5 * (25 + 21)
 
 
 SIGMA, ALPHA, CAP = 0.3, 0.01, 1000
@@ -275,7 +333,7 @@ def test_a_pilot_of_the_same_rule_is_averaged(tmp_path: Path) -> None:
 
 
 def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    options = QueryCost(certify_images=5, n0=7, n=CAP, rule="e-process", radii=[0.15])
+    options = QueryCost(certify_images=5, n0=7, n=CAP, rule="e-process", radii=[0.15], sigma=SIGMA)
     assert plan(options).certification == 5 * (7 + CAP)
     run(options)
     assert "counted at the cap of 1,000 votes an image, the worst case" in capsys.readouterr().out
@@ -295,7 +353,6 @@ def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixt
         ({"radii": [0.1], "tolerance": 0.1}, "exactly one"),
         ({"rule": "e-process", "radii": [0.1], "images": 1}, "the pilot has 1 rows; wanted at least 2"),
         ({"rule": "e-process", "radii": [0.9], "n": 100}, "n = 100 cannot certify r = 0.9"),
-        ({"rule": "fixed", "radii": [0.1]}, "wanted --rule e-process or alpha-spending"),
     ],
 )
 def test_a_pilot_that_tells_nothing_is_refused(tmp_path: Path, given: dict[str, Any], words: str) -> None:
@@ -367,6 +424,11 @@ def test_certify_and_query_cost_have_the_same_defaults(capsys: pytest.CaptureFix
     assert "cap" not in capsys.readouterr().out
     assert RuleOptions().build_rule(0.25) == EProcess(radii=(0.125, 0.25, 0.5))
     assert RuleOptions(tolerance=0.1).build_rule(0.25) == EProcess(tolerance=0.1)
+    with pytest.raises(InvalidInput, match=r"futility is 2; wanted a rate .* or 0 for never"):
+        RuleOptions(futility=2).build_rule(0.25)
+    for rule, usual in (("fixed", 100), ("e-process", 25), ("alpha-spending", 25)):
+        with pytest.raises(InvalidInput, match=f"n0 is 0; wanted at least 1 vote .* by default {usual} here"):
+            RuleOptions(rule=rule, n0=0).sample_sizes()  # pyright: ignore[reportArgumentType]
     assert RuleOptions(radii=[0.1], futility=0).build_rule(0.25) == EProcess(radii=(0.1,), futility=None)
 
 

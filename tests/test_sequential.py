@@ -297,7 +297,7 @@ def test_a_record_that_goes_on_after_its_end_is_refused() -> None:
         ({"radii": (-0.1,)}, "ascending"),
         ({"radii": (math.nan,)}, "ascending"),
         ({"tolerance": 1.0}, "tolerance is 1"),
-        ({"tolerance": 0.1, "futility": 0.0}, "futility is 0"),
+        ({"tolerance": 0.1, "futility": 0.0}, "futility is 0.0; wanted .* or None for never"),
         ({"tolerance": 0.1, "growth": 1.0}, "growth is 1.0"),
     ],
 )
@@ -312,7 +312,13 @@ def test_settings_that_make_no_sense_are_named(kind: type[Rule], settings: dict,
     [
         ({"name": "magic"}, "'magic'"),
         ({}, "None"),
-        ({"name": "e-process", "radii": [0.25], "speed": 2}, "speed"),
+        ({"name": "e-process", "radii": [0.25], "speed": 2}, "no setting 'speed'; wanted radii, tolerance"),
+        ({"name": "alpha-spending", "radii": [0.25], "all_in": 0.5}, "no setting 'all_in'"),
+        ({"name": "e-process", "radii": [0.25], "futility": "often"}, "futility = 'often'; wanted numbers"),
+        ({"name": "e-process", "radii": [0.25], "growth": None}, "growth = None; wanted numbers"),
+        ({"name": "e-process", "radii": [0.25, "far"]}, r"radii = \(0.25, 'far'\); wanted numbers"),
+        ({"name": "e-process", "radii": 0.25}, "radii are 0.25"),
+        ({"name": "e-process", "tolerance": True}, "tolerance = True; wanted numbers"),
         ({"name": "e-process", "radii": [0.25], "all_in": 1.0}, "all_in is 1"),
     ],
 )

@@ -867,8 +867,8 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("sigma", 0.3, r"sigma is 0\.25 there and 0\.3 here"),
     ("gamma", 2.0, r"gamma is 0\.7 there and 2\.0 here"),
     ("seed", 8, "seed is 7 there and 8 here"),
-    ("estimator", RGE(4, 0.05), r"estimator is .*'q': 3.* there and .*'q': 4"),
-    ("schedule", EPOCH, "schedule is"),
+    ("estimator", RGE(4, 0.05), r"estimator\.q is 3 there and 4 here"),
+    ("schedule", EPOCH, r"schedule\.\S+ is"),
     ("augmentation", "flip", "augmentation is 'crop-flip' there and 'flip' here"),
     ("images", pictures(20, seed=9), "images is"),
     ("validation", grey(4), "validation is"),
@@ -896,7 +896,7 @@ def test_another_box_does_not_resume(tmp_path: Path) -> None:
     fit(linear(), "ZO-DS", out=tmp_path)
     box = linear()
     box.spec = replace(box.spec, mean=(0.5,))
-    with pytest.raises(ConfigMismatch, match=r"box is .*'mean': None.* there and .*'mean': \[0\.5\]"):
+    with pytest.raises(ConfigMismatch, match=r"box\.mean is None there and \[0\.5\] here"):
         fit(box, "ZO-DS", out=tmp_path)
     assert box.calls == 0
 

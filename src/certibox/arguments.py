@@ -36,6 +36,11 @@ def parse(name: str, options: type, arguments: list[str]) -> Any:
     return options(**values)
 
 
+def typed(arguments: list[str]) -> set[str]:
+    """The names of the options that `arguments` give as flags."""
+    return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+
+
 def _parser(name: str, options: type) -> ArgumentParser:
     """One flag a field, in groups by the class that declares them; the docstring of `options` describes the command."""
     groups = {kind: _declared(kind, options) for kind in options.__mro__[:-1]}

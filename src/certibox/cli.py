@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from certibox import demo, query_cost
-from certibox.arguments import parse
+from certibox.arguments import parse, typed
 from certibox.commands import certifying, importing, reporting, training
 from certibox.errors import CertiboxError, InvalidInput
+from certibox.options import require_effect
 from certibox.paper import commands as paper
 from certibox.version import VERSION
 
@@ -72,7 +73,9 @@ def _run(name: str, arguments: list[str]) -> int:
             known = _of_group(name.partition(" ")[0]) or COMMANDS
             raise InvalidInput(f"there is no command {name!r}; wanted one of {', '.join(known)}")
         command = COMMANDS[name]
-        command.run(parse(name, command.options, arguments))
+        options = parse(name, command.options, arguments)
+        require_effect(options, typed(arguments))
+        command.run(options)
     except CertiboxError as error:
         print(f"certibox {name}: {error}", file=sys.stderr)
         return error.exit_status

@@ -1,6 +1,7 @@
 """What the command line understands: frozen dataclasses of options, and the objects that they describe.
 
-One field is one flag and one key of a YAML file. Options stop here: everything below takes plain objects.
+One field is one flag and one key of a YAML file. Options stop here: everything below takes plain objects. Beside its
+fields a class may have a table `NEEDS`: which of them are read only together with others, see `require_effect`.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from certibox import seeds
 from certibox.authors import load_autoencoder
@@ -21,12 +23,16 @@ from certibox.errors import CertiboxError, InvalidInput, UnreadableFile
 from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal
 from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
 from certibox.networks.autoencoder import Latent
+from certibox.objective import METHODS
 from certibox.query import QueryClient
 from certibox.sequential import RULES, Rule
 
 # What `certify` does unless told otherwise; benchmarks/sequential_certification.py has the figures.
 GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
 FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
+ALPHA = 0.001
+
+_Number = TypeVar("_Number", int, float)
 
 
 def option(text: str, default: Any = MISSING, *, positional: bool = False) -> Any:
@@ -35,8 +41,42 @@ def option(text: str, default: Any = MISSING, *, positional: bool = False) -> An
 
 
 @dataclass(frozen=True)
+class Needs:
+    """Options that are read only where `met`, which sees all options of the command.
+
+    names: of the options, with spaces between; a command may lack some. otherwise: where they have no effect, with the
+    values of other options in braces. instead: what to give for them to be read.
+    """
+
+    names: str
+    met: Callable[[Any], bool]
+    otherwise: str
+    instead: str
+
+
+def require_effect(options: Any, typed: Collection[str]) -> None:
+    """Raise `InvalidInput` for an option of `typed` that nothing reads beside the others.
+
+    typed: names of the options that came as flags. A file may hold settings of several methods, so that a flag can
+    choose among them; its idle ones are no mistake, nor is a flag that says that something is off which is off anyway.
+    """
+    for row in (row for kind in type(options).__mro__ for row in vars(kind).get("NEEDS", ())):
+        for name in row.names.split():
+            value, usual = (getattr(holder, name, None) for holder in (options, type(options)))
+            if name in typed and (value or value != usual) and not row.met(options):
+                said = str(value).lower() if isinstance(value, bool) else value
+                why = row.otherwise.format(**vars(options))
+                came = f"--{name.replace('_', '-')} {said} has no effect {why}"
+                raise InvalidInput(f"{came}; leave it out, or give {row.instead}")
+
+
+@dataclass(frozen=True)
 class BoxOptions:
     """The black box and its meter."""
+
+    NEEDS: ClassVar = (
+        Needs("num_classes", lambda o: o.outputs != "values", "with --outputs values, which are no classes", "scores"),
+    )
 
     model: str = option("the box: file.py:function, package.module:function or model.onnx")
     outputs: Literal["logits", "probabilities", "labels", "values"] = option("what the box answers with")
@@ -78,6 +118,10 @@ class BoxOptions:
 class DataOptions:
     """The images."""
 
+    NEEDS: ClassVar = (
+        Needs("split", lambda o: not o.data.endswith(".npz"), "on {data}, which is taken whole", "another file"),
+    )
+
     data: str = option("digits, a Hugging Face name or folder, an image folder, or an .npz file")
     split: str = option("which split of the data", "train")
     limit: int | None = option("use only the first N images", None)
@@ -87,20 +131,46 @@ class DataOptions:
         return load_images(self.data, self.split, limit=self.limit)
 
 
+_LABELS = "with --outputs labels and --estimator guided: labels have no slope to measure or to correct"
+_NEARBY = "--jitter instead, to learn from the labels nearby"
+
+
 @dataclass(frozen=True)
 class EstimatorOptions:
     """How a gradient is estimated from queries."""
 
+    NEEDS: ClassVar = (
+        Needs(
+            "estimator q mu central surrogate ask distill jitter votes updates target",
+            lambda o: METHODS[o.method].order == 0,
+            "with --method {method}, which estimates no gradient from queries",
+            "--method ZO-AE-DS or ZO-DS",
+        ),
+        Needs(
+            "surrogate ask distill jitter votes updates target",
+            lambda o: o.estimator == "guided",
+            "with --estimator {estimator}, which has no surrogate",
+            "--estimator guided",
+        ),
+        Needs("q", lambda o: o.estimator != "cge", "with --estimator cge, which takes them all", "--estimator rge"),
+        Needs("q", lambda o: o.q in (0, "auto") or not _learns_labels(o), _LABELS, _NEARBY),
+        Needs("mu central target", lambda o: not _learns_labels(o), _LABELS, _NEARBY),
+        Needs("mu central target", lambda o: o.estimator != "guided" or o.q != 0, "with --q 0", "another --q"),
+        Needs("target", lambda o: o.q in (None, "auto"), "with --q {q}, a number of your own", "--q auto"),
+        Needs("jitter votes", lambda o: o.ask > 0, "with --ask 0, which asks no answers on the way", "another --ask"),
+    )
+
     estimator: Literal["guided", "cge", "rge", "orthogonal"] = option(
         "of the gradient, for ZO methods; guided learns a surrogate of the box from its answers", "guided"
     )
-    q: int | None = option(
-        "directions of rge and orthogonal, by default 20; corrections of guided, by default as many as its measured "
-        "cosine with the truth asks for",
+    q: int | str | None = option(
+        "directions of rge and orthogonal, by default 20; corrections of guided, by default auto: as many as its "
+        "measured cosine with the truth asks for",
         None,
     )
-    mu: float | None = option(
-        "step of the differences, in units of the embedding; by default measured at the start, for 256 to 448 queries",
+    mu: float | str | None = option(
+        "step of the differences, in units of the embedding; by default auto: measured at the start, for 256 to 448 "
+        "queries",
         None,
     )
     central: bool = option("central differences: two queries a direction, error of order mu squared", False)
@@ -113,14 +183,20 @@ class EstimatorOptions:
     votes: int = option(
         "guided: answers an image and step; more than 1 with a jitter, or for a box that answers at random", 1
     )
+    target: float = option("guided: cosine with the truth below which corrections are bought, where q is auto", 0.5)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("q", "a whole number"), ("mu", "a number")):
+            value = getattr(self, name)
+            if isinstance(value, str) and value != "auto":
+                raise InvalidInput(f"{name} is {value!r}; wanted {kind} or auto")
 
     def build_estimator(self) -> GradientEstimator:
         """The estimator; what is not given is measured when training starts."""
-        mu = "auto" if self.mu is None else self.mu
+        mu = _or_auto(self.mu)
         if self.estimator == "guided":
-            q = "auto" if self.q is None else self.q
             return Guided(
-                q,
+                _or_auto(self.q),
                 mu,
                 self.central,
                 surrogate=self.surrogate,
@@ -128,20 +204,38 @@ class EstimatorOptions:
                 distill=self.distill,
                 jitter=self.jitter,
                 votes=self.votes,
+                target=self.target,
             )
         if self.estimator == "cge":
-            if self.q is not None:
-                raise InvalidInput(
-                    f"q is {self.q}, but cge takes every live coordinate; wanted it for another estimator"
-                )
             return CGE(mu, self.central)
+        if isinstance(self.q, str):
+            raise InvalidInput(f"q is {self.q}, which guided alone measures; wanted a number for {self.estimator}")
         q = 20 if self.q is None else self.q
         return {"rge": RGE, "orthogonal": Orthogonal}[self.estimator](q, mu, self.central)
+
+
+def _or_auto(value: _Number | str | None) -> _Number | Literal["auto"]:
+    """A number that was given, else that it is to be measured."""
+    return "auto" if value is None or isinstance(value, str) else value
+
+
+def _learns_labels(options: Any) -> bool:
+    """Whether labels are all that a surrogate learns from: they have no slope, so nothing is ever stepped."""
+    return options.estimator == "guided" and options.outputs == "labels"
 
 
 @dataclass(frozen=True)
 class ScheduleOptions:
     """How long and how fast to train."""
+
+    NEEDS: ClassVar = (
+        Needs(
+            "epochs denoise_epochs",
+            lambda o: o.schedule == "one-cycle",
+            "with --schedule {schedule}, which has the paper's epochs",
+            "--schedule one-cycle",
+        ),
+    )
 
     schedule: Literal["one-cycle", "paper-scratch", "paper-finetune"] = option(
         "one-cycle, or a schedule of the paper", "one-cycle"
@@ -166,6 +260,15 @@ class ScheduleOptions:
 class RuleOptions:
     """When an image has votes enough."""
 
+    NEEDS: ClassVar = (
+        Needs(
+            "radii tolerance futility",
+            lambda o: o.rule != "fixed",
+            "with --rule fixed, which decides nothing as it goes",
+            "--rule e-process or alpha-spending",
+        ),
+    )
+
     rule: Literal["fixed", "e-process", "alpha-spending"] = option(
         "e-process and alpha-spending look at the votes as they come and stop when the question is answered, at n at "
         "the latest; fixed always draws n",
@@ -188,8 +291,10 @@ class RuleOptions:
     )
 
     def sample_sizes(self) -> tuple[int, int]:
-        """n0 and n; what is not given is what suits the rule."""
+        """n0 and n; what is not given is what suits the rule. Errors: `InvalidInput` for an n0 that selects nothing."""
         n0, n = FIXED if self.rule == "fixed" else SEQUENTIAL
+        if self.n0 is not None and self.n0 < 1:
+            raise InvalidInput(f"n0 is {self.n0}; wanted at least 1 vote that picks a class, by default {n0} here")
         return n0 if self.n0 is None else self.n0, n if self.n is None else self.n
 
     def radii_at(self, sigma: float) -> tuple[float, ...]:
@@ -199,19 +304,24 @@ class RuleOptions:
     def build_rule(self, sigma: float) -> Rule | None:
         """The stopping rule for noise of deviation sigma; None for a fixed number of votes."""
         if self.rule == "fixed":
-            for name in ("radii", "tolerance"):
-                if getattr(self, name) is not None:
-                    text = f"{name} is {getattr(self, name)}, but a fixed number of votes decides nothing as it goes"
-                    raise InvalidInput(f"{text}; wanted --rule e-process or alpha-spending with it")
             return None
+        if not 0 <= self.futility < 1:
+            raise InvalidInput(
+                f"futility is {self.futility}; wanted a rate above 0 and below 1, such as 0.05, or 0 for never"
+            )
         full = self.tolerance is not None and self.radii is None
         radii = None if full else self.radii_at(sigma)
         return RULES[self.rule](radii=radii, tolerance=self.tolerance, futility=self.futility or None)
 
 
+def is_saved(name: str) -> bool:
+    """Whether `name` is a directory and no network's name (./NAME is a directory all the same)."""
+    return name != "suitable" and name not in AUTOENCODERS and Path(name).is_dir()
+
+
 def saved_autoencoder(name: str, d_z: int | None) -> Autoencoder | None:
-    """The autoencoder in the directory `name`; None if `name` is a network's (./NAME is a directory all the same)."""
-    if name == "suitable" or name in AUTOENCODERS or not Path(name).is_dir():
+    """The autoencoder in the directory `name`; None if `name` is a network's."""
+    if not is_saved(name):
         return None
     if d_z is not None:
         raise InvalidInput(

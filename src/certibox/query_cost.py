@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from rich.console import Console
@@ -13,13 +13,13 @@ from rich.table import Table
 from scipy.stats import beta
 
 from certibox.errors import InvalidInput
-from certibox.estimators import Guided
+from certibox.estimators import GradientEstimator, Guided
 from certibox.forecast import forecast
 from certibox.objective import METHODS
-from certibox.options import EstimatorOptions, RuleOptions, option
+from certibox.options import ALPHA, EstimatorOptions, Needs, RuleOptions, option
 from certibox.records import CertificateRow, read_rows
 from certibox.sequential import Rule
-from certibox.smoothing import rule_record
+from certibox.smoothing import require_certifiable, rule_record
 from certibox.stepsize import DIRECTIONS, STEPS
 from certibox.surrogate import PROBE_DIRECTIONS, PROBED
 
@@ -31,13 +31,41 @@ class QueryCost(EstimatorOptions, RuleOptions):
     """Print what a plan would spend, in queries and money, before a single query is sent.
 
     The defaults are those of `train` and `certify`. A sequential rule spends what the images ask for, n votes at most:
-    certify a few of them first, with any n or rule, and give the file as --pilot; sigma and alpha are the pilot's.
+    certify a few of them first, with any n or rule, and give the file as --pilot; sigma and alpha are the pilot's. What
+    `certify` would refuse, such as an n too small for the radii, is refused here.
 
     example: certibox query-cost --train-images 1000 --epochs 3 --d-z 32 --certify-images 100 --n 1000 --price 1.0
     """
 
+    NEEDS: ClassVar = (
+        Needs(
+            "method outputs estimator q mu central surrogate ask distill jitter votes target epochs train_batch_size "
+            "validation validation_votes validate_every d_z live",
+            lambda o: o.train_images > 0,
+            "without --train-images",
+            "--train-images",
+        ),
+        Needs(
+            "rule n0 n radii tolerance futility alpha sigma pilot",
+            lambda o: o.certify_images > 0,
+            "without --certify-images",
+            "--certify-images",
+        ),
+        Needs("alpha sigma", lambda o: o.pilot is None, "with --pilot, which has its own", "no --pilot"),
+        Needs(
+            "live",
+            lambda o: o.estimator == "cge" and METHODS[o.method].order == 0,
+            "but with --estimator cge and a ZO --method",
+            "both",
+        ),
+    )
+
     method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option(
         "method to train, as in `train`", "ZO-AE-DS"
+    )
+    outputs: Literal["logits", "probabilities", "labels", "values"] = option(
+        "what the box answers with, as in `train`: labels have no slope, so guided neither measures nor corrects",
+        "logits",
     )
     train_images: int = option("unlabelled images to train on, validation included", 0)
     epochs: int = option("epochs on the full objective", 20)
@@ -55,6 +83,8 @@ class QueryCost(EstimatorOptions, RuleOptions):
         1.0,
     )
     certify_images: int = option("images to certify", 0)
+    sigma: float | None = option("standard deviation of the noise, as in `certify`; wanted with radii", None)
+    alpha: float = option("probability that one certificate is false, as in `certify`", ALPHA)
     pilot: str | None = option("certificates.jsonl of a few images, to expect the votes of a sequential rule", None)
     serve_answers: int = option("answers of the smoothed model to serve", 0)
     serve_n: int = option("votes an answer", 1000)
@@ -92,14 +122,15 @@ def plan(options: QueryCost) -> Cost:
     good. A sequential rule's votes are expected from a pilot; without one its cap is counted. First-order passes
     through a white box are not queries. A fingerprint, 8 queries each time, and the check of TF32 on a GPU are not
     included.
-    Errors: `InvalidInput` for shares outside [0, 1], counts below their least value and a pilot without a rule.
+    Errors: `InvalidInput` for shares outside [0, 1], counts below their least value, a pilot without a rule and an n
+    that cannot certify.
     """
     _check(options)
+    n0, n = options.sample_sizes()
     pilot = None if options.pilot is None else read_rows(options.pilot)
-    rule = options.build_rule(pilot[0].sigma if pilot else 1.0)  # without a pilot only its cap matters
+    rule = _rule(options, n, pilot)
     if pilot is not None and rule is None:
         raise InvalidInput("a pilot tells when a sequential rule stops, and rule is fixed; wanted --rule e-process")
-    n0, n = options.sample_sizes()
     samples = None if pilot is None or rule is None else expected_samples(pilot, rule, n)
     held = round(options.train_images * options.validation)
     measuring, training = _estimates(options, options.train_images - held) if _asks(options) else (0, 0)
@@ -112,6 +143,22 @@ def plan(options: QueryCost) -> Cost:
         serving=options.serve_answers * options.serve_n,
         samples=samples,
     )
+
+
+def _rule(options: QueryCost, n: int, pilot: Sequence[CertificateRow] | None) -> Rule | None:
+    """The stopping rule, None for a fixed n; what is to be certified is refused as `certify` does."""
+    sigma, alpha = (pilot[0].sigma, pilot[0].alpha) if pilot else (options.sigma, options.alpha)
+    if sigma is None and pilot is None and options.radii is not None:
+        raise InvalidInput(f"radii are {options.radii}, but sigma is not given; wanted it, such as --sigma 0.25")
+    rule = options.build_rule(1.0 if sigma is None else sigma)  # the usual radii are in units of it
+    if options.certify_images:
+        require_certifiable(n, alpha)
+    if options.certify_images and rule is not None:
+        try:
+            rule.sizes(n, alpha, 1.0 if sigma is None else sigma)
+        except InvalidInput as error:
+            raise InvalidInput(f"{error}{' (r in units of sigma)' if sigma is None else ''}") from error
+    return rule
 
 
 def expected_samples(rows: Sequence[CertificateRow], rule: Rule, n: int) -> tuple[float, float]:
@@ -148,7 +195,7 @@ def _check(options: QueryCost) -> None:
         if not 0 <= getattr(options, name) <= 1:
             raise InvalidInput(f"{name} is {getattr(options, name)}; wanted a share from 0 to 1")
     least = {"train_batch_size": 2, "d_z": 1, "validate_every": 1}
-    counts = ("train_images", "epochs", "validation_votes", "certify_images", "n0", "n", "serve_answers", "serve_n")
+    counts = ("train_images", "epochs", "validation_votes", "certify_images", "n", "serve_answers", "serve_n")
     for name in (*counts, "price", *least):
         value, low = getattr(options, name), least.get(name, 0)
         if value is not None and not value >= low:
@@ -187,7 +234,7 @@ def _notes(options: QueryCost, cost: Cost) -> list[str]:
             f"certification is counted at the cap of {n:,} votes an image, the worst case: most stop long before; give "
             "--pilot, the certificates of a few images, for what the rule is expected to draw"
         )
-    estimator = options.build_estimator()
+    estimator = _estimator(options)
     if _asks(options) and isinstance(estimator, Guided) and estimator.q == "auto":
         most = f", at most {_corrections(estimator, options.d_z)} an image and step" if options.d_z else ""
         lines.append(
@@ -206,14 +253,20 @@ def _asks(options: QueryCost) -> bool:
     return METHODS[options.method].order == 0 and options.train_images > 0 and options.epochs > 0
 
 
+def _estimator(options: QueryCost) -> GradientEstimator:
+    """The estimator as training uses it: labels have no slope, so nothing is corrected."""
+    made = options.build_estimator()
+    return replace(made, q=0) if isinstance(made, Guided) and options.outputs == "labels" else made
+
+
 def _estimates(options: QueryCost, shown: int) -> tuple[int, int]:
     """Queries of measuring, and all others of the estimator, on `shown` images."""
-    estimator, (full, rest) = options.build_estimator(), divmod(shown, options.train_batch_size)
+    estimator, (full, rest) = _estimator(options), divmod(shown, options.train_batch_size)
     batches = [options.train_batch_size] * full + [rest] * (rest > 1)  # as `Schedule.steps_per_epoch`
     if not batches:
         return 0, 0
     stepped = not isinstance(estimator, Guided) or estimator.q != 0
-    measuring = _choosing(options.central, batches[0]) if options.mu is None and stepped else 0
+    measuring = _choosing(options.central, batches[0]) if options.mu in (None, "auto") and stepped else 0
     if not isinstance(estimator, Guided):
         return measuring, sum(batches) * options.epochs * _per_image(options)
     answers = sum(round(estimator.ask * b) for b in batches) * estimator.votes

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, Protocol, final
 
@@ -202,17 +202,20 @@ RULES: dict[str, type[Rule]] = {"e-process": EProcess, "alpha-spending": AlphaSp
 
 
 def rule_from_dict(kept: Mapping[str, Any]) -> Rule:
-    """The rule that `as_dict` (or `record`) wrote. Errors: `InvalidInput` for an unknown name or setting."""
-    settings = {key: value for key, value in kept.items() if key not in ("name", "cap", "alpha")}
+    """The rule that `as_dict` (or `record`) wrote. Errors: `InvalidInput` for an unknown name, setting or value."""
+    own = {key: value for key, value in kept.items() if key not in ("name", "cap", "alpha")}
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
     name = kept.get("name")
     if name not in RULES:
         raise InvalidInput(f"the stopping rule is {name!r}; wanted one of {', '.join(RULES)}")
-    if settings.get("radii") is not None:
-        settings["radii"] = tuple(settings["radii"])
-    try:
-        return RULES[name](**settings)
-    except TypeError as error:
-        raise InvalidInput(f"the stopping rule {name} has settings it does not know: {error}") from error
+    optional = {item.name: str(item.type).endswith("None") for item in fields(RULES[name])}
+    for key, value in settings.items():
+        if key not in optional:
+            raise InvalidInput(f"the stopping rule {name} has no setting {key!r}; wanted {', '.join(optional)}")
+        numbers = value if key == "radii" and isinstance(value, tuple) else [value]
+        if not (value is None and optional[key]) and not all(type(number) in (int, float) for number in numbers):
+            raise InvalidInput(f"the stopping rule {name} has {key} = {value!r}; wanted numbers alone")
+    return RULES[name](**settings)
 
 
 def record(rule: StoppingRule, n: int) -> dict[str, Any]:
@@ -276,9 +279,7 @@ def _check(rule: Rule) -> None:
             f"tolerance is {rule.tolerance}; wanted a relative one strictly between 0 and 1, such as 0.05"
         )
     if rule.futility is not None and not 0.0 < rule.futility < 1.0:
-        raise InvalidInput(
-            f"futility is {rule.futility}; wanted a level strictly between 0 and 1, such as 0.05, or none"
-        )
+        raise InvalidInput(f"futility is {rule.futility}; wanted a level in (0, 1), such as 0.05, or None for never")
     if not 1.01 <= rule.growth < math.inf:
         raise InvalidInput(f"growth is {rule.growth}; wanted a ratio of successive looks of at least 1.01, such as 1.1")
 

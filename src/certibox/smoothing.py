@@ -189,7 +189,7 @@ class SmoothedClassifier:
         """
         check_image(x)
         if n0 < 1:
-            raise InvalidInput(f"n0 is {n0}; wanted at least 1 selection vote, usually 100")
+            raise InvalidInput(f"n0 is {n0}; wanted at least 1 vote that picks a class")
         sizes = self.sizes(n, alpha, rule, second_class)
         image = image_digest(x)
         count = partial(self._count, x, batch_size=batch_size, journal=journal)

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from certibox import certification, report
 from certibox.commands.printing import OUT, spent
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.options import BoxOptions, DataOptions, RuleOptions, option
+from certibox.options import ALPHA, BoxOptions, DataOptions, Needs, RuleOptions, option
 from certibox.pipeline import Defense, load_defense
 from certibox.progress import bar
 from certibox.query import QueryClient
@@ -27,7 +28,7 @@ class Smoothing:
 
     defense: str | None = option("directory of a saved defense; without it the bare box is smoothed", None)
     sigma: float | None = option("standard deviation of the noise, in pixels on [0, 1]; by default the defense's", None)
-    alpha: float = option("probability that one certificate is false", 0.001)
+    alpha: float = option("probability that one certificate is false", ALPHA)
     seed: int = option("seed of the noise", 0)
     noise_batch_size: int = option("noisy copies at a time", 1000)
     check_box: bool = option(
@@ -45,6 +46,15 @@ class Certify(BoxOptions, DataOptions, Smoothing, RuleOptions):
     example: certibox certify --model box.py:predict --outputs probabilities --data digits --limit 100 \\
                  --defense runs/mine/defense --out runs/mine/certified
     """
+
+    NEEDS: ClassVar = (
+        Needs(
+            "second_class",
+            lambda o: o.rule == "fixed",
+            "with --rule {rule}, which bounds the probability of the top class alone",
+            "--rule fixed",
+        ),
+    )
 
     split: str = option("which split of the data", "test")
     second_class: bool = option("bound the runner-up's probability too, with alpha split; wants --rule fixed", False)
@@ -71,9 +81,6 @@ def run_certify(options: Certify) -> None:
     index, shards = _shard(options.shard)
     n0, n = options.sample_sizes()
     require_certifiable(n, options.alpha)
-    if options.second_class and options.rule != "fixed":
-        came = f"second_class is true, but {options.rule} bounds the probability of the top class alone"
-        raise InvalidInput(f"{came}; wanted --rule fixed with it")
     out = Path(options.out)
     name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
     images = options.images()

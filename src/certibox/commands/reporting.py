@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,22 @@ def _shared_facts(rows: list[CertificateRow]) -> dict[str, str]:
     for key in ("sigma", "n0", "cap", "alpha", "seed"):
         values = {getattr(row, key) for row in rows}
         facts["n" if key == "cap" else key] = ", ".join(str(value) for value in sorted(values))
-    if rules := {row.rule["name"] for row in rows if row.rule}:
-        facts["rule"] = ", ".join(sorted(rules)) + ", with n as its cap"
+    if any(row.rule for row in rows):
+        facts["rule"] = _rules(rows)
     return facts
+
+
+def _rules(rows: list[CertificateRow]) -> str:
+    """Which rule ended the votes; where several did, how many rows each and what it was asked."""
+    counted = Counter(_rule(row) for row in rows)
+    if len(counted) == 1:
+        return f"{next(iter(counted))}, with n as its cap"
+    return "; ".join(f"{rule}: {count} rows" for rule, count in sorted(counted.items())) + "; n is the cap of a rule"
+
+
+def _rule(row: CertificateRow) -> str:
+    if row.rule is None:
+        return "fixed n"
+    if row.decided is None:
+        return f"{row.rule['name']} (tolerance {row.rule['tolerance']})"
+    return f"{row.rule['name']} (r = {', '.join(f'{radius:g}' for radius in row.decided)})"

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from certibox.commands.printing import OUT, spent
 from certibox.config import Schedule, one_cycle
 from certibox.errors import InvalidInput
+from certibox.estimators import GradientEstimator, Guided
 from certibox.networks import Autoencoder
 from certibox.objective import METHODS
 from certibox.options import (
     BoxOptions,
     DataOptions,
     EstimatorOptions,
+    Needs,
     ScheduleOptions,
+    is_saved,
     option,
     saved_autoencoder,
     untrained_autoencoder,
@@ -32,6 +35,49 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     example: certibox train --model box.py:predict --outputs probabilities --data digits \\
                  --sigma 0.25 --gamma 1 --d-z 32 --budget 2000000 --out runs/mine
     """
+
+    NEEDS: ClassVar = (
+        Needs(
+            "gamma targets",
+            lambda o: METHODS[o.method].order is not None,
+            "with --method {method}, which has no stability term",
+            "another --method",
+        ),
+        Needs("targets", lambda o: o.outputs != "values", "with --outputs values, which are the targets", "scores"),
+        Needs(
+            "reconstruction_weight",
+            lambda o: o.method not in ("RS", "DS"),
+            "with --method {method}, which has no such term",
+            "another --method",
+        ),
+        Needs(
+            "denoiser denoise_weight",
+            lambda o: METHODS[o.method].denoises,
+            "with --method {method}, which has no denoiser",
+            "another --method",
+        ),
+        Needs(
+            "scheme autoencoder d_z latent autoencoder_epochs skip_dead",
+            lambda o: METHODS[o.method].bottleneck,
+            "with --method {method}, which has no autoencoder",
+            "--method ZO-AE-DS or FO-AE-DS",
+        ),
+        Needs(
+            "autoencoder_epochs",
+            lambda o: not is_saved(o.autoencoder),
+            "with --autoencoder {autoencoder}, which is taken as pre-trained",
+            "the name of a network",
+        ),
+        Needs(
+            "skip_dead",
+            lambda o: METHODS[o.method].order == 0,
+            "with --method {method}, which spends no query on coordinates",
+            "--method ZO-AE-DS",
+        ),
+        Needs(
+            "skip_dead", lambda o: o.latent == "relu", "with --latent {latent}: no coordinate is dead", "--latent relu"
+        ),
+    )
 
     out: str = option("directory of the run: checkpoints, rows, ledger and the saved defense")
     method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option(
@@ -64,9 +110,15 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
         "epochs between validations, by default each; the end of the schedule is validated in any case", None
     )
     skip_dead: bool = option("spend no query on embedding coordinates without an upstream gradient", True)
+    updates: int = option("guided: optimizer steps of the surrogate a step of training", 4)
     patience: int | None = option("stop after so many validations without a better score", None)
     fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
     seed: int = option("seed of every random draw", 0)
+
+    def build_estimator(self) -> GradientEstimator:
+        """The estimator, with what its surrogate does between queries."""
+        made = super().build_estimator()
+        return replace(made, updates=self.updates) if isinstance(made, Guided) else made
 
     def build_autoencoder(self, image_shape: tuple[int, int, int]) -> tuple[Autoencoder, Schedule | None]:
         """The autoencoder, and the schedule of its pre-training: None for a saved one."""

@@ -90,7 +90,8 @@ class Guided:
             *(("jitter", 0, math.inf), ("distill", 0, math.inf)),
         ):
             if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
-                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted a finite number from {low} to {high}")
+                wanted = f"a number from {low} to {high}" if high < math.inf else f"a finite number, at least {low}"
+                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted {wanted}")
         for name in ("votes", "updates", "probe_every"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; wanted a whole number, at least 1")
