@@ -1,7 +1,8 @@
 """A network that learns the box from every answer paid for. Its gradient is what `estimators.Guided` starts from.
 
 Answers go into a replay memory: inputs with what the box said, and, for perturbed queries, the step with the change
-that it made. The network is fitted to both, so directional differences teach it slopes and not values alone.
+that it made. The network is fitted to both, so directional differences teach it slopes and not values alone. Those of
+probabilities do not: where the box is sure they fade, the loss's slope with respect to their logarithm does not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ BATCH = 128  # answers an update, half of them among the newest
 NEWEST = 1024
 LEARNING_RATE = 2e-3
 PROBED, PROBE_DIRECTIONS = 8, 8  # images and directions of a probe
+SLOPED = ("logits", "values")  # answers whose differences teach
 KEEP, TRIED = 0.5, 3  # of the running alignment at each probe; probes before corrections are bought: it learns fast
 
 COUNTS = (
@@ -142,7 +144,7 @@ class Surrogate:
         self.alignment = Alignment(**notes["alignment"])
 
     def _misfit(self, batch: dict[str, Tensor]) -> Tensor:
-        """Of values at the remembered points, and of changes along the remembered steps, relative to their size."""
+        """Of values at the remembered points, and of slopes along the remembered steps, relative to their size."""
         if "steps" not in batch:
             return self._wrong(self.network(batch["inputs"]), batch["answers"])
         moved = self.network(batch["inputs"] + batch["steps"])
@@ -150,10 +152,11 @@ class Surrogate:
         rows = batch["steps"].flatten(1).any(1)
         if not rows.any():
             return loss
-        change = self._linear(moved[rows]) - self._linear(self.network(batch["inputs"][rows]))
-        truth = _centred(batch["changes"][rows].flatten(1), self.kind)
         length = batch["steps"][rows].flatten(1).norm(dim=1, keepdim=True)
-        return loss + ((change - truth) / length).square().sum() / (truth / length).square().sum().clamp_min(1e-12)
+        slope = _centred(moved[rows] - self.network(batch["inputs"][rows]), self.kind) / length
+        truth = _centred(batch["changes"][rows].flatten(1), self.kind) / length
+        size = truth.square().sum() + slope.detach().square().sum()  # a batch of flat answers must not weigh the most
+        return loss + (slope - truth).square().sum() / size.clamp_min(1e-12)
 
     def _wrong(self, outputs: Tensor, answers: Tensor) -> Tensor:
         """Cross-entropy with the box's answers, or the squared error of values relative to their variance."""
@@ -163,10 +166,6 @@ class Surrogate:
         if self.kind == "labels":
             return F.cross_entropy(outputs, answers.long())
         return F.cross_entropy(outputs, answers.softmax(1) if self.kind == "logits" else answers)
-
-    def _linear(self, outputs: Tensor) -> Tensor:
-        """Outputs in the box's own units, in which changes were remembered."""
-        return _centred(outputs.softmax(1) if self.kind == "probabilities" else outputs, self.kind)
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,8 @@ class GuidedStability:
         at_z = (points == self.z[owners]).all(1)
         for owner, place in zip(owners[at_z].tolist(), at_z.nonzero().flatten().tolist(), strict=True):
             self._bases[owner] = (inputs[place], answers[place])
-        if answers.is_floating_point() and not at_z.any() and all(owner in self._bases for owner in owners.tolist()):
+        sloped = self.surrogate.kind in SLOPED and not at_z.any()
+        if sloped and all(owner in self._bases for owner in owners.tolist()):
             bases = [self._bases[owner] for owner in owners.tolist()]
             base, said = (torch.stack(parts) for parts in zip(*bases, strict=True))
             memory.add(base, said, inputs - base, answers - said)
