@@ -13,7 +13,8 @@ row says only how it differs from its setup:
                       only: [cpu]                                                            at no other
                     - like: table2 / ZO-AE-DS (RGE, q=20)                                    the row of another table
 
-Mappings merge key by key, but what a row reports replaces what the row that it is `like` reports; all else is replaced.
+Mappings merge key by key, all else is replaced; so are a network with its arguments by one of another name, and what a
+row reports by what a row that is `like` it reports.
 Nothing here needs torch.
 """
 
