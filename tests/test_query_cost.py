@@ -388,10 +388,10 @@ def test_a_plan_that_cannot_be_is_refused(given: dict[str, Any], words: str) -> 
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({}, "measured cosine is below 0.5"),
-        ({"d_z": 32}, "below 0.5, at most 9 an image and step"),  # 1 + ceil(31 * 0.25)
-        ({"d_z": 32, "central": True}, "at most 18 an"),
-        ({"d_z": 32, "ask": 0.5}, "at most 10 an"),  # with a base of their own
+        ({}, "measured cosine is below 0.3"),
+        ({"d_z": 32}, "below 0.3, at most 4 an image and step"),  # 1 + ceil(31 * 0.09)
+        ({"d_z": 32, "central": True}, "at most 8 an"),
+        ({"d_z": 32, "ask": 0.5}, "at most 5 an"),  # with a base of their own
         ({"q": 0}, None),
         ({"estimator": "cge", "d_z": 32}, None),
         ({"method": "DS"}, None),

@@ -183,7 +183,11 @@ class EstimatorOptions:
     votes: int = option(
         "guided: answers an image and step; more than 1 with a jitter, or for a box that answers at random", 1
     )
-    target: float = option("guided: cosine with the truth below which corrections are bought, where q is auto", 0.5)
+    target: float = option(
+        "guided: cosine with the truth below which corrections are bought, where q is auto; it is measured every 20 "
+        "steps, and heeded from the third time on",
+        0.3,
+    )
 
     def __post_init__(self) -> None:
         for name, kind in (("q", "a whole number"), ("mu", "a number")):

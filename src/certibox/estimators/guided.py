@@ -52,8 +52,9 @@ class Guided:
     directions see of it, never more, and nothing at q = d. At t = 0 nothing is left of the guess but the direction that
     it chose, and w = (d − 1)/(q − 1) makes the estimate unbiased; w goes linearly between. At q = 0 an image costs the
     one answer that the surrogate learns from; the bias is the surrogate's, so `q="auto"` measures its cosine with the
-    truth every `probe_every` steps (`alignment`) and, where it is below `target`, buys the directions that lift the
-    expected cosine there, and trusts the guess by as much of its length as was measured to be true.
+    truth every `probe_every` steps (`alignment`) and, from the third time on, where it is below `target`, buys the
+    directions that lift the expected cosine there, and trusts the guess by as much of its length as was measured to be
+    true.
 
     mu, central: as for RGE, of the corrections and probes. surrogate: `image`, a convolutional network on the images
     that the box sees, or `latent`, a perceptron on the points themselves. ask: share of a batch asked for answers to
@@ -75,7 +76,7 @@ class Guided:
     jitter: float = 0.0
     votes: int = 1
     updates: int = 4
-    target: float = 0.5
+    target: float = 0.3
     probe_every: int = 20
     trust: float = 1.0
 
