@@ -458,6 +458,15 @@ def test_fixed_rows_replay_and_a_radius_that_grew_does_not(second_class: bool) -
         replay([replace(rows[i], radius=rows[i].radius * 1.01)])
 
 
+@pytest.mark.parametrize("rule", [None, *RULES])
+@pytest.mark.parametrize("changed", [{"queries": 1}, {"n0": N0 + 1}, {"n0": 0}, {"n0": 0, "queries": "n"}])
+def test_queries_that_are_not_those_of_the_votes_do_not_replay(rule: Rule | None, changed: dict[str, Any]) -> None:
+    rows = certify(box(), rule=rule)
+    stated = {key: rows[2].n if value == "n" else value for key, value in changed.items()}
+    with pytest.raises(InvalidInput, match=r"row of image 2 does not replay: \d+ queries are stated, with n0 = "):
+        replay([*rows[:2], replace(rows[2], **stated)])
+
+
 # ------------------------------------------------------------------------------------------------- a sigma per radius
 
 SIGMAS = (0.125, 0.25, 0.5)

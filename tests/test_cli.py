@@ -290,6 +290,8 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("train --train-batch-size 1", ["batch_size is 1"]),
         ("train --validation 0", ["share 0.0"]),
         ("train --validation-votes 0", ["validation_votes is 0"]),
+        ("train --patience 0", ["patience is 0; wanted at least 1 validation"]),
+        ("train --validate-every 0", ["validate_every is 0; wanted at least 1 epoch"]),
         ("predict --n 0", ["n is 0"]),
         ("predict --alpha 2", ["alpha is 2.0"]),
     ],
@@ -727,6 +729,32 @@ def test_checking_the_box_leaves_the_json_lines_of_predict_alone(run, trained: P
     assert "canaries" in ran.err
 
 
+def test_another_sigma_than_the_one_trained_at_is_told(run, trained: Path) -> None:
+    note = "the defense was trained at sigma = 0.3, and is smoothed at 0.5\n"
+    other = run(certify(more=f"--defense {trained}/defense --sigma 0.5"))
+    assert (other.status, note in other.err) == (0, True)
+    same = run(certify(out="same", more=f"--defense {trained}/defense --sigma 0.3"))
+    assert (same.status, "was trained at" in same.err) == (0, False)
+    line = "predict --model box.py:logits --outputs logits --data images.npz --n 20 --limit 1 --sigma 0.5"
+    made = run(f"{line} --defense {trained}/defense")
+    assert (len(made.out.splitlines()), note in made.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "probes"),
+    [("--target 1", 1), ("--target 1 --epochs 14", None), ("--target 0", None)],
+)
+def test_training_tells_why_no_correction_was_bought(run, more: str, probes: int | None) -> None:
+    """Three steps an epoch, and a probe at every twentieth."""
+    ran = run(train(more=f"--validate-every 99 {more}"))
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("cosine")]
+    assert re.search(r"as last measured: -?\d\.\d\d; \d+\.\d corrections an image in the last epoch", line)
+    early = f"below 1, but training ended after {probes} of the 3 probes, one every 20 steps"
+    assert (early in line) == (probes is not None)
+    assert ("training ended" in line) == (probes is not None)
+    assert ("; 0.0 corrections" in line) == (probes is not None or "--target 0" in more)
+
+
 def test_a_damaged_defense_is_named(place: Path, refused, trained: Path) -> None:
     shutil.copytree(trained / "defense", place / "defense")
     saved = place / "defense" / "defense.safetensors"
@@ -834,6 +862,15 @@ def test_unless_told_otherwise_certify_decides_three_radii(place: Path, run) -> 
     assert [(rule["radii"], rule["tolerance"], rule["cap"]) for rule in full] == [(None, 0.5, 1000)] * 3
 
 
+def test_radii_that_n_cannot_certify_are_named_before_the_votes(run) -> None:
+    line = f"certify --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} --limit 3 --n 50"
+    ran = run(f"{line} --out out")
+    assert ran.status == 0
+    note, *_ = ran.out.splitlines()
+    assert note == "n = 50 cannot certify r = 0.6 (the smallest n is 325): 0 % there says nothing of the model"
+    assert "cannot certify" not in run(f"{line} --out less --radii [0.15,0.3]").out
+
+
 def test_a_report_of_several_rules_tells_how_many_rows_each_has(place: Path, run) -> None:
     asked = {"fixed": "", "whole": "--rule e-process --radii [0.1]", "other": "--rule e-process --tolerance 0.5"}
     for out, more in asked.items():
@@ -874,6 +911,9 @@ def test_report_reads_the_envelope_of_sigmas_that_validation_images_chose(place:
         line = f"r = {radius:g}: sigma = {choice.sigmas[radius]:g}, chosen on validation images"
         assert f"{line}, certifies {100 * share:.1f} % [" in ran.out
         assert line in (place / "report" / "report.html").read_text()
+    unheard = run(f"report {' '.join(files['test'])} --validation [{files['validation'][0]}]")
+    assert unheard.status == 2
+    assert "certibox report: no validation certificates are of sigma = 0.3; wanted" in unheard.message
     same = run(f"report {files['test'][0]} --validation [{files['test'][0]}]")
     assert (same.status, "6 of the test images" in same.err) == (2, True)
     twice = run(f"report {files['test'][0]} --validation [{files['validation'][0]},{files['validation'][0]}]")

@@ -22,7 +22,7 @@ from certibox.errors import InvalidInput
 from certibox.forecast import forecast
 from certibox.options import EstimatorOptions, RuleOptions
 from certibox.query import QueryClient
-from certibox.query_cost import Cost, QueryCost, expected_samples, plan, run
+from certibox.query_cost import Cost, QueryCost, expected_samples, plan, run, unseen
 from certibox.records import CertificateRow
 from certibox.sequential import AlphaSpending, EProcess, Rule
 from certibox.smoothing import SmoothedClassifier
@@ -344,6 +344,33 @@ def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixt
     mean, error = expected_samples(certified(pictures(12), 100), EProcess(radii=(0.15,)), CAP)
     assert shown is not None
     assert shown.groups() == (f"{mean:,.0f}", f"{error:,.0f}")
+    share, worst = unseen(12, mean, CAP)
+    assert f"12 images cannot exclude, at 95 % confidence, that up to {100 * share:.1f} % are of a kind" in text
+    assert f"at 1,000 votes each, the mean would be {worst:,.0f}\n" in text
+
+
+@pytest.mark.parametrize("piloted", [2, 20, 300])
+def test_a_kind_that_a_pilot_lacks_may_be_as_common_as_it_is_missed_one_time_in_twenty(piloted: int) -> None:
+    share, worst = unseen(piloted, 161.0, 10_000)
+    assert (1 - share) ** piloted == pytest.approx(0.05)
+    assert worst == pytest.approx(161.0 + share * (10_000 - 161.0))
+    assert unseen(20, 161.0, 10_000) == pytest.approx((0.139108, 1529.69), rel=1e-5)
+
+
+def test_radii_that_the_cap_cannot_certify_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    run(QueryCost(certify_images=5, n=50, sigma=SIGMA))
+    assert "n = 50 cannot certify r = 0.6 (the smallest n is 325): 0 % there" in capsys.readouterr().out
+    run(QueryCost(certify_images=5, n=50))
+    assert "cannot certify r = 2 (the smallest n is 325): 0 % there says nothing of the model (r in" in (
+        capsys.readouterr().out
+    )
+    run(QueryCost(certify_images=5, n=325, sigma=SIGMA))
+    run(QueryCost(certify_images=5, n=50, rule="fixed"))
+    run(QueryCost(serve_answers=5))
+    assert "cannot certify" not in capsys.readouterr().out
+    with pytest.raises(InvalidInput, match="ask for less"):
+        run(QueryCost(certify_images=5, radii=[0.1, 99.0], sigma=SIGMA))
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -450,6 +477,10 @@ def test_the_table_multiplies_queries_by_the_price_of_a_thousand(capsys: pytest.
     queries |= {"certification": 102_500, "serving": 5000}
     queries["total"] = sum(queries.values())
     assert lines == {name: (str(count), f"{2 * count / 1000:.2f}") for name, count in queries.items()}
+    run(QueryCost(serve_answers=1))
+    assert "serving costs" in capsys.readouterr().out
+    run(QueryCost(train_images=100))
+    assert "serving costs" not in capsys.readouterr().out  # nothing was asked about it
     run(QueryCost(certify_images=1))
     free = capsys.readouterr().out
     assert re.search(r"total +│ +100,025 │ +– │", free)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -296,6 +298,11 @@ def test_a_record_that_goes_on_after_its_end_is_refused() -> None:
         ({"radii": (0.5, 0.25)}, "ascending"),
         ({"radii": (-0.1,)}, "ascending"),
         ({"radii": (math.nan,)}, "ascending"),
+        ({"radii": 0.25}, "radii are 0.25; wanted numbers"),
+        ({"radii": "0.25"}, "radii are '0.25'; wanted numbers"),
+        ({"radii": [0.25, "far"]}, r"radii are \[0.25, 'far'\]; wanted numbers"),
+        ({"radii": [0.25, None]}, r"radii are \[0.25, None\]; wanted numbers"),
+        ({"radii": np.array(0.25)}, r"radii are array\(0.25\); wanted numbers"),
         ({"tolerance": 1.0}, "tolerance is 1"),
         ({"tolerance": 0.1, "futility": 0.0}, "futility is 0.0; wanted .* or None for never"),
         ({"tolerance": 0.1, "growth": 1.0}, "growth is 1.0"),
@@ -307,6 +314,15 @@ def test_settings_that_make_no_sense_are_named(kind: type[Rule], settings: dict,
         kind(**settings)
 
 
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+@pytest.mark.parametrize("radii", [[0.25, 0.5], np.array([0.25, 0.5]), [np.float32(0.25), 0.5]])
+def test_radii_may_come_in_any_sequence(kind: type[Rule], radii: Sequence[float]) -> None:
+    rule = kind(radii=radii)
+    assert rule == kind(radii=(0.25, 0.5))
+    assert hash(rule) == hash(kind(radii=(0.25, 0.5)))
+    assert sequential.rule_from_dict(json.loads(json.dumps(rule.as_dict()))) == rule
+
+
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
@@ -316,7 +332,7 @@ def test_settings_that_make_no_sense_are_named(kind: type[Rule], settings: dict,
         ({"name": "alpha-spending", "radii": [0.25], "all_in": 0.5}, "no setting 'all_in'"),
         ({"name": "e-process", "radii": [0.25], "futility": "often"}, "futility = 'often'; wanted numbers"),
         ({"name": "e-process", "radii": [0.25], "growth": None}, "growth = None; wanted numbers"),
-        ({"name": "e-process", "radii": [0.25, "far"]}, r"radii = \(0.25, 'far'\); wanted numbers"),
+        ({"name": "e-process", "radii": [0.25, "far"]}, r"radii = \[0.25, 'far'\]; wanted numbers"),
         ({"name": "e-process", "radii": 0.25}, "radii are 0.25"),
         ({"name": "e-process", "tolerance": True}, "tolerance = True; wanted numbers"),
         ({"name": "e-process", "radii": [0.25], "all_in": 1.0}, "all_in is 1"),

@@ -19,7 +19,7 @@ from certibox import confidence, seeds, sequential
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
 from certibox.noise import BLOCK, noisy_batches
 from certibox.sequential import AlphaSpending, EProcess, Rule
-from certibox.smoothing import BaseClassifier, Certificate, SmoothedClassifier, image_digest
+from certibox.smoothing import BaseClassifier, Certificate, SmoothedClassifier, image_digest, out_of_reach
 from doubles import CountingBox, LinearBox
 
 PATH = (7, "image", "stream")
@@ -661,3 +661,22 @@ def test_a_prediction_that_can_only_abstain_names_the_smallest_n() -> None:
     with pytest.raises(InvalidInput, match="smallest n is 11"):
         smoothed.predict(x, n=10, alpha=0.001, seed=0)
     assert smoothed.predict(x, n=11, alpha=0.001, seed=0).label == 1
+
+
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+@pytest.mark.parametrize("n", [12, 20, 45, 200])
+def test_radii_out_of_reach_are_those_that_unanimous_votes_do_not_prove(kind: type[Rule], n: int) -> None:
+    """By trying every n: the smallest with which all votes for one class, at all looks, prove the radius."""
+    radii, alpha = (0.05, 0.2, 0.35), 0.01
+    rule = kind(radii=radii)
+
+    def proves(size: int) -> float:
+        looks = [(votes, votes) for votes in rule.sizes(size, alpha, SIGMA)]
+        return confidence.radius(rule.decide(looks, size, alpha, SIGMA).p_lower, SIGMA)
+
+    smallest = {radius: next(size for size in range(n, 400) if proves(size) >= radius) for radius in radii}
+    told = out_of_reach(rule, n, alpha, SIGMA)
+    beyond = [f"r = {radius:g} (the smallest n is {size})" for radius, size in smallest.items() if size > n]
+    assert (told is None) == (not beyond) == (n == 200)
+    assert told is None or told.startswith(f"n = {n} cannot certify {', '.join(beyond)}: 0 % there")
+    assert out_of_reach(kind(tolerance=0.1), n, alpha, SIGMA) is None

@@ -129,10 +129,11 @@ def at_alpha(rows: Iterable[CertificateRow], alpha: float) -> list[CertificateRo
 
 
 def replay(rows: Iterable[CertificateRow]) -> list[CertificateRow]:
-    """The rows, computed again from their votes: every look, every decision of the rule, bound and radius.
+    """The rows, computed again from their votes: every look, every decision of the rule, bound, radius and queries.
 
-    Errors: `InvalidInput`, naming the image, for a row that states anything else. What cannot be seen in votes, such
-    as the order within a look or the noise itself, takes the queries again.
+    Errors: `InvalidInput`, naming the image, for a row that states anything else. A row that contradicts itself nowhere
+    passes: this cannot see whether the votes came from the box, or from the noise of the seed; nor that a rule was
+    taken away, where a sequential row is rewritten as one of a fixed n. For that, the queries must be asked again.
     """
     replayed = []
     for row in rows:

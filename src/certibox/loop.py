@@ -180,7 +180,7 @@ def run(
     if checkpoint_every < 1:
         raise InvalidInput(f"checkpoint_every is {checkpoint_every}; wanted at least 1 step between checkpoints")
     if patience is not None and patience < 1:
-        raise InvalidInput(f"patience is {patience}; wanted at least 1 epoch, or None to train to the end")
+        raise InvalidInput(f"patience is {patience}; wanted at least 1 validation")
     if score_every < 1:
         raise InvalidInput(f"validate_every is {score_every}; wanted at least 1 epoch between validations")
     delivered = client.delivered if client else 0

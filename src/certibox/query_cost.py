@@ -19,7 +19,7 @@ from certibox.objective import METHODS
 from certibox.options import ALPHA, EstimatorOptions, Needs, RuleOptions, option
 from certibox.records import CertificateRow, read_rows
 from certibox.sequential import Rule
-from certibox.smoothing import require_certifiable, rule_record
+from certibox.smoothing import out_of_reach, require_certifiable, rule_record
 from certibox.stepsize import DIRECTIONS, STEPS
 from certibox.surrogate import PROBE_DIRECTIONS, PROBED
 
@@ -97,7 +97,7 @@ class Cost:
 
     measuring: of the step mu at the start, and of the surrogate's gradient on the way. training: all other queries of
     an estimator, those of distillation included. samples: the estimation votes an image that a pilot lets a sequential
-    rule expect, and their standard error.
+    rule expect, and their standard error. piloted: the images of that pilot.
     """
 
     targets: int
@@ -107,6 +107,7 @@ class Cost:
     certification: int
     serving: int
     samples: tuple[float, float] | None = None
+    piloted: int = 0
 
     @property
     def total(self) -> int:
@@ -142,12 +143,13 @@ def plan(options: QueryCost) -> Cost:
         certification=round(options.certify_images * (n0 + (samples[0] if samples else n))),
         serving=options.serve_answers * options.serve_n,
         samples=samples,
+        piloted=len(pilot or ()),
     )
 
 
 def _rule(options: QueryCost, n: int, pilot: Sequence[CertificateRow] | None) -> Rule | None:
     """The stopping rule, None for a fixed n; what is to be certified is refused as `certify` does."""
-    sigma, alpha = (pilot[0].sigma, pilot[0].alpha) if pilot else (options.sigma, options.alpha)
+    sigma, alpha = _noise(options, pilot)
     if sigma is None and pilot is None and options.radii is not None:
         raise InvalidInput(f"radii are {options.radii}, but sigma is not given; wanted it, such as --sigma 0.25")
     rule = options.build_rule(1.0 if sigma is None else sigma)  # the usual radii are in units of it
@@ -159,6 +161,11 @@ def _rule(options: QueryCost, n: int, pilot: Sequence[CertificateRow] | None) ->
         except InvalidInput as error:
             raise InvalidInput(f"{error}{' (r in units of sigma)' if sigma is None else ''}") from error
     return rule
+
+
+def _noise(options: QueryCost, pilot: Sequence[CertificateRow] | None) -> tuple[float | None, float]:
+    """Sigma, None where it is not known, and alpha: the pilot's where there is one."""
+    return (pilot[0].sigma, pilot[0].alpha) if pilot else (options.sigma, options.alpha)
 
 
 def expected_samples(rows: Sequence[CertificateRow], rule: Rule, n: int) -> tuple[float, float]:
@@ -185,6 +192,16 @@ def expected_samples(rows: Sequence[CertificateRow], rule: Rule, n: int) -> tupl
     return float(np.mean(drawn)), float(np.std(drawn, ddof=1) / math.sqrt(len(drawn)))
 
 
+def unseen(piloted: int, mean: float, n: int) -> tuple[float, float]:
+    """What a pilot of so many images cannot exclude: the share of images of a kind that it lacks, and the mean then.
+
+    A kind of share s is missing from m images with probability (1 − s)^m, below 5 % only for s > 1 − 0.05^(1/m). The
+    mean is that of the pilot, `mean`, on the rest, with all n votes on each image of that kind.
+    """
+    share = 1.0 - 0.05 ** (1.0 / piloted)
+    return share, (1.0 - share) * mean + share * n
+
+
 def _posterior(successes: int, trials: int) -> np.ndarray:
     """(5,) quantiles of the probability that the votes of an image leave."""
     return beta.ppf(QUANTILES, successes + 0.5, trials - successes + 0.5)
@@ -205,6 +222,7 @@ def _check(options: QueryCost) -> None:
 def run(options: QueryCost) -> None:
     """`certibox query-cost`."""
     cost = plan(options)
+    notes = [*_notes(options, cost), *_beyond(options)]
     table = Table("what for", "queries", "price", title="What this plan would spend")
     for name in ("targets", "measuring", "training", "validation", "certification", "serving", "total"):
         queries = getattr(cost, name)
@@ -213,21 +231,26 @@ def run(options: QueryCost) -> None:
         column.justify = "right"
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    console.print(
-        f"serving costs {options.serve_n:,} queries an answer: certificates speak of the smoothed model, not of the box"
-    )
-    for line in _notes(options, cost):
+    for line in notes:
         console.print(line)
 
 
 def _notes(options: QueryCost, cost: Cost) -> list[str]:
     """What the table cannot say: what is only the least, or only the most, that will be spent."""
     lines, (_, n) = [], options.sample_sizes()
+    if options.certify_images or options.serve_answers:
+        each = f"serving costs {options.serve_n:,} queries an answer"
+        lines.append(f"{each}: certificates speak of the smoothed model, not of the box")
     if cost.samples:
         mean, error = cost.samples
+        share, worst = unseen(cost.piloted, mean, n)
         lines.append(
             f"certification expects {mean:,.0f} estimation votes an image (standard error {error:,.0f}, over the "
             f"pilot's images), {n:,} at most"
+        )
+        lines.append(
+            f"{cost.piloted} images cannot exclude, at 95 % confidence, that up to {100 * share:.1f} % are of a kind "
+            f"that the pilot lacks; at {n:,} votes each, the mean would be {worst:,.0f}"
         )
     elif options.rule != "fixed" and options.certify_images:
         lines.append(
@@ -241,6 +264,15 @@ def _notes(options: QueryCost, cost: Cost) -> list[str]:
             f"corrections come on top as long as the surrogate's measured cosine is below {estimator.target}{most}"
         )
     return lines
+
+
+def _beyond(options: QueryCost) -> list[str]:
+    """A note on the radii that n cannot certify, as `certify` gives it."""
+    pilot, (_, n) = None if options.pilot is None else read_rows(options.pilot), options.sample_sizes()
+    sigma, alpha = _noise(options, pilot)
+    rule = _rule(options, n, pilot) if options.certify_images else None
+    line = out_of_reach(rule, n, alpha, 1.0 if sigma is None else sigma) if rule else None
+    return [f"{line}{' (r in units of sigma)' if sigma is None else ''}"] if line else []
 
 
 def _validations(options: QueryCost) -> int:

@@ -84,7 +84,7 @@ class EProcess:
     et al. 2022, Voracek 2024.
     """
 
-    radii: tuple[float, ...] | None = None
+    radii: Sequence[float] | None = None
     tolerance: float | None = None
     futility: float | None = 0.05
     growth: float = 1.1
@@ -156,14 +156,15 @@ class EProcess:
 class AlphaSpending:
     """Clopper–Pearson bounds at a few looks, each with an equal part of alpha.
 
-    With K looks, each bound fails with probability at most alpha / K for every p (`confidence.lower_confidence_bound`;
-    look k's sample size is fixed, so its count is binomial whatever was seen before), hence some of them fails with
-    probability at most alpha, and their running maximum is a bound that holds at all looks at once. `radii`,
+    With K looks at fixed sizes n_k, the count of the first n_k votes is Binomial(n_k, p): marginally, not given earlier
+    looks, whose votes it contains, and the union bound asks for no more. Each bound thus fails with probability at most
+    alpha / K for every p (`confidence.lower_confidence_bound`), hence some of them fails with probability at most
+    alpha, and their running maximum is a bound that holds at all looks at once, those never reached too. `radii`,
     `tolerance`, `futility`: as in `EProcess`. growth: ratio of successive looks; fewer looks cost less of alpha each.
     Source: Bonferroni's inequality; group-sequential tests with equal levels: Pocock 1977.
     """
 
-    radii: tuple[float, ...] | None = None
+    radii: Sequence[float] | None = None
     tolerance: float | None = None
     futility: float | None = 0.05
     growth: float = 1.5
@@ -203,8 +204,7 @@ RULES: dict[str, type[Rule]] = {"e-process": EProcess, "alpha-spending": AlphaSp
 
 def rule_from_dict(kept: Mapping[str, Any]) -> Rule:
     """The rule that `as_dict` (or `record`) wrote. Errors: `InvalidInput` for an unknown name, setting or value."""
-    own = {key: value for key, value in kept.items() if key not in ("name", "cap", "alpha")}
-    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    settings: dict[str, Any] = {key: value for key, value in kept.items() if key not in ("name", "cap", "alpha")}
     name = kept.get("name")
     if name not in RULES:
         raise InvalidInput(f"the stopping rule is {name!r}; wanted one of {', '.join(RULES)}")
@@ -212,7 +212,7 @@ def rule_from_dict(kept: Mapping[str, Any]) -> Rule:
     for key, value in settings.items():
         if key not in optional:
             raise InvalidInput(f"the stopping rule {name} has no setting {key!r}; wanted {', '.join(optional)}")
-        numbers = value if key == "radii" and isinstance(value, tuple) else [value]
+        numbers = value if key == "radii" and isinstance(value, list | tuple) else [value]
         if not (value is None and optional[key]) and not all(type(number) in (int, float) for number in numbers):
             raise InvalidInput(f"the stopping rule {name} has {key} = {value!r}; wanted numbers alone")
     return RULES[name](**settings)
@@ -269,15 +269,16 @@ def _check(rule: Rule) -> None:
     """Raise `InvalidInput` for settings that no rule takes."""
     if (rule.radii is None) == (rule.tolerance is None):
         raise InvalidInput("a stopping rule takes radii or tolerance; give exactly one of them")
-    if not isinstance(rule.radii, tuple | None):
-        raise InvalidInput(f"radii are {rule.radii!r}; wanted a tuple of radii in pixels, such as (0.25, 0.5)")
+    given = rule.radii.tolist() if isinstance(rule.radii, np.ndarray) else rule.radii
+    known = isinstance(given, list | tuple) and all(isinstance(r, int | float | np.number) for r in given)
+    if given is not None and not known:
+        raise InvalidInput(f"radii are {rule.radii!r}; wanted numbers in pixels, such as (0.25, 0.5)")
+    object.__setattr__(rule, "radii", None if given is None else tuple(map(float, given)))  # hashable, and JSON's
     radii = rule.radii if rule.radii is not None else (0.0,)
     if not radii or not all(math.isfinite(r) and r >= 0 for r in radii) or list(radii) != sorted(set(radii)):
         raise InvalidInput(f"radii are {list(radii)}; wanted ascending radii in pixels, such as 0.25, 0.5")
     if rule.tolerance is not None and not 0.0 < rule.tolerance < 1.0:
-        raise InvalidInput(
-            f"tolerance is {rule.tolerance}; wanted a relative one strictly between 0 and 1, such as 0.05"
-        )
+        raise InvalidInput(f"tolerance is {rule.tolerance}; wanted a relative one in (0, 1), such as 0.05")
     if rule.futility is not None and not 0.0 < rule.futility < 1.0:
         raise InvalidInput(f"futility is {rule.futility}; wanted a level in (0, 1), such as 0.05, or None for never")
     if not 1.01 <= rule.growth < math.inf:
@@ -304,12 +305,12 @@ def _sizes(rule: Rule, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
     """Geometric looks up to n, from the first that can prove the smallest radius; only n, where that is little more."""
     confidence.check_alpha(alpha)
     p0, count = threshold(rule.radii[0] if rule.radii else 0.0, sigma), 1
-    smallest = _smallest_unanimous(rule, p0, rule.level(alpha, 1))
+    smallest = smallest_unanimous(rule, p0, rule.level(alpha, 1))
     if smallest > n:
         asked = f"r = {rule.radii[0]:g}" if rule.radii else "any radius"
         raise InvalidInput(f"n = {n} cannot certify {asked} at alpha = {alpha}; the smallest n is {smallest}")
     # More looks mean a lower level for each, so a later first look: take the fewest looks that fit their own level.
-    while (first := _smallest_unanimous(rule, p0, rule.level(alpha, count))) < n:
+    while (first := smallest_unanimous(rule, p0, rule.level(alpha, count))) < n:
         steps = math.ceil(math.log(n / first) / math.log(rule.growth) - 1e-9)
         sizes = tuple(sorted({round(first * (n / first) ** (i / steps)) for i in range(steps)} | {n}))
         if rule.level(alpha, len(sizes)) >= rule.level(alpha, count):
@@ -319,7 +320,7 @@ def _sizes(rule: Rule, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _smallest_unanimous(rule: Rule, p0: float, alpha: float) -> int:
+def smallest_unanimous(rule: Rule, p0: float, alpha: float) -> int:
     """The smallest sample whose unanimous votes refute p <= p0 at one look."""
     low, high = 0, 1  # refutes at high, not at low
     while not rule.rejects(high, high, p0, alpha).item():

@@ -21,7 +21,7 @@ from torch import Tensor
 from certibox import confidence, sequential
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
 from certibox.noise import noisy_batches
-from certibox.sequential import StoppingRule
+from certibox.sequential import Rule, StoppingRule
 
 BaseClassifier = Callable[[Tensor], Tensor]
 
@@ -71,6 +71,9 @@ class Certificate:
 
         A sequential one must have looked where its rule looks, gone on where it goes on and stopped where it stops.
         """
+        if self.n0 < 1 or self.queries != self.n0 + self.n:
+            came = f"{self.queries} queries are stated, with n0 = {self.n0} and n = {self.n}"
+            raise InvalidInput(f"{came}; wanted n0 >= 1 and their sum: discard it")
         if self.rule is not None:
             ended = sequential.replay(self.rule, self.looks or (), self.rule["alpha"], self.sigma).stop
             if not ended:
@@ -134,6 +137,27 @@ def require_certifiable(n: int, alpha: float) -> None:
         raise InvalidInput(
             f"n = {n} can only abstain at alpha = {alpha}, even with unanimous votes; the smallest n is {smallest}"
         )
+
+
+def out_of_reach(rule: Rule, n: int, alpha: float, sigma: float) -> str | None:
+    """A line that names the radii of `rule` that even n unanimous votes cannot certify; None where there are none.
+
+    n certifies at least the smallest radius, or `sizes` refuses it. Each radius has the smallest n that can certify
+    it beside the others: more looks may leave each a lower level, so that n is the fixed point of what its looks ask.
+    """
+    open_ = []
+    for radius, p0 in zip(rule.radii or (), sequential.thresholds(rule, sigma), strict=True):
+        smallest = n
+        while (asked := sequential.smallest_unanimous(rule, p0, _level(rule, smallest, alpha, sigma))) > smallest:
+            smallest = asked
+        if smallest > n:
+            open_.append(f"r = {radius:g} (the smallest n is {smallest:,})")
+    return f"n = {n:,} cannot certify {', '.join(open_)}: 0 % there says nothing of the model" if open_ else None
+
+
+def _level(rule: Rule, n: int, alpha: float, sigma: float) -> float:
+    """The failure probability of each look of `rule` under the cap n."""
+    return rule.level(alpha, len(rule.sizes(n, alpha, sigma)))
 
 
 def _top_share(alpha: float, num_classes: int, second_class: bool) -> float:

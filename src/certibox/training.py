@@ -82,9 +82,9 @@ def train(
     """
     if not isinstance(images, Images):
         raise InvalidInput(f"images is {type(images).__name__}; wanted certibox.Images, see images_from_arrays")
-    for name, epochs in (("patience", patience), ("validate_every", validate_every)):
-        if epochs is not None and epochs < 1:
-            raise InvalidInput(f"{name} is {epochs}; wanted at least 1, or None")
+    for name, given, unit in (("patience", patience, "validation"), ("validate_every", validate_every, "epoch")):
+        if given is not None and given < 1:
+            raise InvalidInput(f"{name} is {given}; wanted at least 1 {unit}")
     settings = Settings(
         method=method,
         sigma=sigma,

@@ -19,7 +19,7 @@ from certibox.pipeline import Defense, load_defense
 from certibox.progress import bar
 from certibox.query import QueryClient
 from certibox.records import write_tsv
-from certibox.smoothing import SmoothedClassifier, require_certifiable
+from certibox.smoothing import SmoothedClassifier, out_of_reach, require_certifiable
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def run_certify(options: Certify) -> None:
     client, smoothed, model, defense = _smoothed(options, images, Path(options.ledger or out / "ledger.sqlite"))
     rule = options.build_rule(smoothed.sigma)
     smoothed.sizes(n, options.alpha, rule, options.second_class)  # again below, but after the canaries
+    if rule and (beyond := out_of_reach(rule, n, options.alpha, smoothed.sigma)):
+        OUT.print(beyond)
     if options.check_box:
         _check_box(defense, client)
     with client.phase("certify"), bar("certifying", client) as progress:
@@ -153,6 +155,9 @@ def _smoothed(
         raise InvalidInput(
             f"the defense takes images {defense.image_shape}, the data has {images.shape}; wanted the same"
         )
+    if defense and defense.sigma != sigma:
+        # Not on standard output: that of `predict` is JSON lines.
+        print(f"the defense was trained at sigma = {defense.sigma}, and is smoothed at {sigma}", file=sys.stderr)
     named = len(images.class_names) if images.class_names else images.num_classes
     classes = client.spec.num_classes or (defense.num_classes if defense else None) or named
     if classes is None:

@@ -110,8 +110,11 @@ def _envelope(
     validation: list[list[CertificateRow]], tests: list[list[CertificateRow]], radii: list[float]
 ) -> list[str]:
     """A line for each radius: the sigma that validation images chose for it, and what it certifies on the others."""
-    choice = certification.choose_sigma(_by_sigma(validation), radii)
-    tested = _by_sigma(tests)
+    candidates, tested = _by_sigma(validation), _by_sigma(tests)
+    if unheard := sorted(tested.keys() - candidates.keys()):
+        missing = ", ".join(f"{sigma:g}" for sigma in unheard)
+        raise InvalidInput(f"no validation certificates are of sigma = {missing}; wanted a file of each run's sigma")
+    choice = certification.choose_sigma(candidates, radii)
     lines = []
     for radius, accuracy in certification.envelope(choice, tested).items():
         sigma = choice.sigmas[radius]

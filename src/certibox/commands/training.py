@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from certibox.commands.printing import OUT, spent
 from certibox.config import Schedule, one_cycle
@@ -25,6 +25,7 @@ from certibox.options import (
     untrained_autoencoder,
 )
 from certibox.progress import bar
+from certibox.surrogate import TRIED
 from certibox.training import train
 
 
@@ -167,7 +168,7 @@ def run_train(options: Train) -> None:
             progress=progress,
         )
     defense.save(out / "defense")
-    for line in _outcome(out / "training" / "rows.jsonl", options.method):
+    for line in _outcome(out / "training" / "rows.jsonl", options.method, estimator):
         OUT.print(line)
     if step := defense.facts.get("step"):
         doubt = "" if step["agreed"] else "; no two steps agreed, so any difference of this box is doubtful"
@@ -175,7 +176,7 @@ def run_train(options: Train) -> None:
     OUT.print(f"saved {out / 'defense'}; queries spent: {spent(client)}")
 
 
-def _outcome(path: Path, method: str) -> list[str]:
+def _outcome(path: Path, method: str, estimator: GradientEstimator | None) -> list[str]:
     """What the rows of a run tell about how it went: the selected score, and the live coordinates of the last epoch."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     scores, lines = [row["validation"] for row in rows if row["validation"] is not None], []
@@ -186,9 +187,21 @@ def _outcome(path: Path, method: str) -> list[str]:
             else "noisy votes that keep the target"
         )
         lines.append(f"validation, best epoch: {max(scores):.3f} ({said})")
-    if rows and "cosine" in rows[-1]:
-        agreed = f"{rows[-1]['cosine']:.2f}, {rows[-1]['q']:.1f} corrections an image"
-        lines.append(f"cosine of the surrogate's gradient with the truth, on average over the last epoch: {agreed}")
+    if rows and "cosine" in rows[-1] and isinstance(estimator, Guided):
+        lines.append(_agreement(rows, estimator))
     if rows and "live" in rows[-1]:
         lines.append(f"live coordinates of the embedding, on average over the last epoch: {rows[-1]['live']:.1f}")
     return lines
+
+
+def _agreement(rows: list[dict[str, Any]], guided: Guided) -> str:
+    """What the surrogate's gradient was worth, and why no correction was bought where it was worth too little."""
+    cosine, bought = rows[-1]["cosine"], f"{rows[-1]['q']:.1f} corrections an image in the last epoch"
+    line = f"cosine of the surrogate's gradient with the truth, as last measured: {cosine:.2f}; {bought}"
+    starts = [0, *(row["step"] for row in rows)]
+    steps = sum(row["step"] - start for row, start in zip(rows, starts, strict=False) if "cosine" in row)
+    probes = -(-steps // guided.probe_every)  # one at the first step, and every so many later
+    if max(cosine, 0.0) >= guided.target or probes >= TRIED:
+        return line
+    early = f"training ended after {probes} of the {TRIED} probes, one every {guided.probe_every} steps, that"
+    return f"{line}: it is below {guided.target:g}, but {early} corrections wait for"
