@@ -37,7 +37,7 @@ STUDIES = ("mnist", "mnist-forest", "mnist-labels", "mnist-unet", "cifar10")
 RADII = (0.5, 1.0, 2.0)  # multiples of sigma
 VERDICTS = {"holds": "✓", "does not hold": "✗", "cannot be told": "?"}
 CEILINGS = {"RS": ":", "FO-DS": "--", "FO-AE-DS": "-"}
-GUIDED, CGE, D_Z = "ZO-AE-DS (Guided)", "ZO-AE-DS (CGE)", 192
+CEILING, GUIDED, CGE, D_Z = "FO-AE-DS", "ZO-AE-DS (Guided)", "ZO-AE-DS (CGE)", 192
 NOTHING = 3e3  # where a logarithmic axis shows no queries at all
 
 
@@ -152,10 +152,15 @@ def verdicts(study: str) -> str:
 
 
 def draw(study: str, path: Path) -> None:
-    """Certified accuracy at r = σ against queries, a line for each estimator and space; white boxes as ceilings."""
+    """Certified accuracy at r = σ against queries, a line for each estimator and space; white boxes as ceilings.
+
+    Rows of another schedule than the ceilings' are left to the table.
+    """
     from matplotlib.figure import Figure
 
-    rows = measured(study)[1]
+    found, held = measured(study)
+    plans = {name: found.row(name).plans["cpu"].defense for name in held}
+    rows = {name: held[name] for name in held if plans[name].phases == plans[CEILING].phases}
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.add_subplot()
     for place, (name, points) in enumerate(lines(rows).items()):
@@ -178,7 +183,7 @@ def lines(rows: dict[str, list[Measured]]) -> dict[str, list[tuple[float, float]
     """The points (queries, share in %) of each estimator in each space, by queries."""
     found: dict[str, list[tuple[float, float]]] = {}
     for name, held in rows.items():
-        if kind := re.match(r"(ZO-\S+) \((\w+)", name):
+        if kind := re.match(r"(ZO-\S+) \((\w+(?:, latent)?)", name):
             found.setdefault(f"{kind[1]}, {kind[2]}", []).append((_queries(held), _share(held)))
     return {name: sorted(points) for name, points in found.items()}
 
