@@ -97,7 +97,8 @@ class Cost:
 
     measuring: of the step mu at the start, and of the surrogate's gradient on the way. training: all other queries of
     an estimator, those of distillation included. samples: the estimation votes an image that a pilot lets a sequential
-    rule expect, and their standard error. piloted: the images of that pilot.
+    rule expect, and their standard error. piloted: the images of that pilot. beyond: a line on the radii that n cannot
+    certify, where there are some.
     """
 
     targets: int
@@ -108,6 +109,7 @@ class Cost:
     serving: int
     samples: tuple[float, float] | None = None
     piloted: int = 0
+    beyond: str | None = None
 
     @property
     def total(self) -> int:
@@ -144,6 +146,7 @@ def plan(options: QueryCost) -> Cost:
         serving=options.serve_answers * options.serve_n,
         samples=samples,
         piloted=len(pilot or ()),
+        beyond=_beyond(options, rule, n, pilot) if options.certify_images else None,
     )
 
 
@@ -222,7 +225,6 @@ def _check(options: QueryCost) -> None:
 def run(options: QueryCost) -> None:
     """`certibox query-cost`."""
     cost = plan(options)
-    notes = [*_notes(options, cost), *_beyond(options)]
     table = Table("what for", "queries", "price", title="What this plan would spend")
     for name in ("targets", "measuring", "training", "validation", "certification", "serving", "total"):
         queries = getattr(cost, name)
@@ -231,7 +233,7 @@ def run(options: QueryCost) -> None:
         column.justify = "right"
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    for line in notes:
+    for line in _notes(options, cost):
         console.print(line)
 
 
@@ -263,16 +265,14 @@ def _notes(options: QueryCost, cost: Cost) -> list[str]:
         lines.append(
             f"corrections come on top as long as the surrogate's measured cosine is below {estimator.target}{most}"
         )
-    return lines
+    return [*lines, cost.beyond] if cost.beyond else lines
 
 
-def _beyond(options: QueryCost) -> list[str]:
+def _beyond(options: QueryCost, rule: Rule | None, n: int, pilot: Sequence[CertificateRow] | None) -> str | None:
     """A note on the radii that n cannot certify, as `certify` gives it."""
-    pilot, (_, n) = None if options.pilot is None else read_rows(options.pilot), options.sample_sizes()
     sigma, alpha = _noise(options, pilot)
-    rule = _rule(options, n, pilot) if options.certify_images else None
     line = out_of_reach(rule, n, alpha, 1.0 if sigma is None else sigma) if rule else None
-    return [f"{line}{' (r in units of sigma)' if sigma is None else ''}"] if line else []
+    return f"{line} (r in units of sigma)" if line and sigma is None else line
 
 
 def _validations(options: QueryCost) -> int:
