@@ -104,12 +104,12 @@ def measured(study: str) -> tuple[Table, dict[str, list[Measured]]]:
 
 def report(study: str) -> str:
     """All that is measured of a study, in Markdown."""
-    return f"{table(study)}\n{verdicts(study)}{savings(study)}"
-
-
-def savings(study: str) -> str:
-    """How many times guided's queries CGE takes, in a sentence; "" where either is not measured behind a decoder."""
     found, rows = measured(study)
+    return f"{table(rows)}\n{verdicts(found, rows)}{savings(found, rows)}"
+
+
+def savings(found: Table, rows: dict[str, list[Measured]]) -> str:
+    """How many times guided's queries CGE takes, in a sentence; "" where either is not measured behind a decoder."""
     if GUIDED not in rows or CGE not in rows:
         return ""
     plan = found.row(GUIDED).plans["cpu"]
@@ -121,18 +121,17 @@ def savings(study: str) -> str:
     )
 
 
-def table(study: str) -> str:
+def table(rows: dict[str, list[Measured]]) -> str:
     """Queries and certified accuracy of each row, mean over its seeds, in Markdown."""
     body = []
-    for name, held in measured(study)[1].items():
+    for name, held in rows.items():
         shares = [f"{_share(held, multiple):.1f}" for multiple in RADII]
         body.append([name, f"{_queries(held):,.0f}", *shares, str(len(held))])
     return markdown([["trained with", "queries to train", *(f"r = {m:g}σ" for m in RADII), "seeds"], *body])
 
 
-def verdicts(study: str) -> str:
+def verdicts(found: Table, rows: dict[str, list[Measured]]) -> str:
     """What each claim of a study comes to, in Markdown: paired differences in points, 95 % intervals, each seed's."""
-    found, rows = measured(study)
     cells: dict[tuple[str, ...], dict[float, str]] = {}
     for claim in found.claims:
         finding = check(claim, rows.get(claim.better, []), rows.get(claim.worse, []))

@@ -6,7 +6,7 @@
     python benchmarks/sequential_pipelines.py print
 
 Three defenses, all ZO with guided estimates, trained here unless they are kept: the demo's ZO-AE-DS in front of a
-scikit-learn perceptron (sigma 0.25; its test images 200 to 399, which nothing was measured on before; under --work);
+scikit-learn perceptron (sigma 0.25; its test images 200 to 399, on which no setting was chosen; under --work);
 the row "ZO-DS (Guided)", seed 0, of the study `mnist` of benchmarks/queries (a convolutional network, sigma 0.8, 100 of
 its test images at even distances); and that row at sigma 0.25, where 3 sigma is a radius that something reaches
 (both under --stages, where query_efficiency.py keeps what it trains).

@@ -216,13 +216,16 @@ def envelope(choice: SigmaChoice, rows_by_sigma: Mapping[float, Sequence[Certifi
     }
 
 
+def undecided(rows: Sequence[CertificateRow], radii: Sequence[float]) -> list[float]:
+    """Those of `radii` that the stopping rule of some row was not asked about: it stopped before it knew."""
+    return [r for r in radii if any(row.decided is not None and r not in row.decided for row in rows)]
+
+
 def _require_decided(rows: Sequence[CertificateRow], sigma: float, radii: Sequence[float]) -> None:
     """Raise `InvalidInput` for a radius that a rule was not asked about: accuracies there are not comparable."""
-    for radius in radii:
-        if any(row.decided is not None and radius not in row.decided for row in rows):
-            raise InvalidInput(
-                f"the rule of the rows at sigma = {sigma} did not decide r = {radius:g}; certify again with it"
-            )
+    if open_ := undecided(rows, radii):
+        came = f"the rule of the rows at sigma = {sigma} did not decide r = {open_[0]:g}"
+        raise InvalidInput(f"{came}; certify again with it")
 
 
 def _images(rows_by_sigma: Mapping[float, Sequence[CertificateRow]], sigma: float) -> frozenset[str]:

@@ -28,12 +28,8 @@ PROBED, PROBE_DIRECTIONS = 8, 8  # images and directions of a probe
 SLOPED = ("logits", "values")  # answers whose differences teach
 KEEP, TRIED = 0.5, 3  # of the running alignment at each probe; probes before corrections are bought: it learns fast
 
-COUNTS = (
-    "updates",
-    "steps",
-    "probes",
-    "distilled",
-)  # what a surrogate counts: its optimizer's steps, those of training
+# What a surrogate counts: steps of its optimizer, steps of training, probes, and whether it was taught beforehand.
+COUNTS = ("updates", "steps", "probes", "distilled")
 
 
 class Memory:
@@ -207,11 +203,13 @@ class GuidedStability:
     def _hear(self, points: Tensor, owners: Tensor, images: Tensor, answers: Tensor) -> None:
         """Remember answers to points (n, d) that belong to images `owners` (n,) of this step."""
         inputs, memory = (images if self.kind == "image" else points), self.surrogate.memory
+        if self.surrogate.kind not in SLOPED:
+            memory.add(inputs, answers)
+            return
         at_z = (points == self.z[owners]).all(1)
         for owner, place in zip(owners[at_z].tolist(), at_z.nonzero().flatten().tolist(), strict=True):
             self._bases[owner] = (inputs[place], answers[place])
-        sloped = self.surrogate.kind in SLOPED and not at_z.any()
-        if sloped and all(owner in self._bases for owner in owners.tolist()):
+        if not at_z.any() and all(owner in self._bases for owner in owners.tolist()):
             bases = [self._bases[owner] for owner in owners.tolist()]
             base, said = (torch.stack(parts) for parts in zip(*bases, strict=True))
             memory.add(base, said, inputs - base, answers - said)

@@ -97,13 +97,9 @@ def _decided(runs: list[list[CertificateRow]]) -> list[float]:
 
 
 def _undecided(name: str, rows: list[CertificateRow], radii: list[float]) -> str | None:
-    """A warning for radii that a run's rule was not asked about: it stopped before it knew."""
-    open_ = [r for r in radii if any(row.decided is not None and r not in row.decided for row in rows)]
-    if not open_:
-        return None
-    return (
-        f"{name}: the rule did not decide r = {', '.join(f'{r:g}' for r in open_)}; its shares there are lower bounds"
-    )
+    """A warning for radii that a run's rule was not asked about."""
+    open_ = ", ".join(f"{radius:g}" for radius in certification.undecided(rows, radii))
+    return f"{name}: the rule did not decide r = {open_}; its shares there are lower bounds" if open_ else None
 
 
 def _envelope(
