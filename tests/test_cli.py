@@ -748,7 +748,7 @@ def test_training_tells_why_no_correction_was_bought(run, more: str, probes: int
     """Three steps an epoch, and a probe at every twentieth."""
     ran = run(train(more=f"--validate-every 99 {more}"))
     (line,) = [line for line in ran.out.splitlines() if line.startswith("cosine")]
-    assert re.search(r"as last measured: -?\d\.\d\d; \d+\.\d corrections an image in the last epoch", line)
+    assert re.search(r"on average over the last epoch: -?\d\.\d\d; \d+\.\d corrections an image", line)
     early = f"below 1, but training ended after {probes} of the 3 probes, one every 20 steps"
     assert (early in line) == (probes is not None)
     assert ("training ended" in line) == (probes is not None)
@@ -838,6 +838,14 @@ def test_a_rule_stops_before_n_and_its_certificates_price_the_next_ones(place: P
     decided = run("report out/certificates.jsonl --out page").out
     assert "r=0.15" in decided
     assert "did not decide" not in decided
+    assert "the votes ended" not in decided
+    ran = rows[0].alpha
+    tighter = run(f"report out/certificates.jsonl --alpha {ran / 10} --out page").out
+    assert (
+        f"out: the votes ended when they had decided at alpha = {ran:g}; at {ran / 10:g} the shares are lower"
+        in tighter
+    )
+    assert "the votes ended" not in run(f"report out/certificates.jsonl --alpha {2 * ran} --out page").out
     told = run("report out/certificates.jsonl --radii [0,0.05] --out page").out
     assert "the rule did not decide r = 0; its shares there are lower bounds" in told
     with pytest.raises(InvalidInput, match=r"did not decide r = 0\.1"):

@@ -257,6 +257,10 @@ def test_the_price_of_a_share_is_rounded_up() -> None:
     Guided(0, ask=0.25).estimate(objective, Z, generator())
     assert (int(objective.asked.sum()), Guided(0, ask=0.25).cost(D)) == (1, 1)
     assert [Guided(0, ask=ask, votes=4).cost(D) for ask in (0.25, 0.3, 0.5, 1)] == [1, 2, 2, 4]
+    objective = Taught(nothing, nothing)
+    Guided(0, ask=0.01).estimate(objective, Z, generator())
+    assert int(objective.asked.sum()) == 1  # of 4 images: a surrogate that is told nothing would learn nothing
+    assert [Guided(0, ask=ask, distill=1).asked_of(64) for ask in (0, 0.001, 0.05, 0.5, 1)] == [0, 1, 3, 32, 64]
 
 
 def test_each_image_has_its_share_of_being_asked() -> None:

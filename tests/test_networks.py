@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from certibox.checkpoints import module_digest
 from certibox.errors import InvalidImages, InvalidInput
 from certibox.networks import (
     AUTOENCODERS,
@@ -29,6 +30,7 @@ from certibox.networks import (
     unet,
 )
 from certibox.networks.autoencoder import Latent
+from certibox.options import untrained_autoencoder
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -247,6 +249,19 @@ def test_fitting_autoencoder_sees_and_can_change_every_pixel(image_shape: tuple[
     before_sigmoid = net.decoder[:-1]
     z = torch.ones(1, *net.embedding_shape)
     assert (before_sigmoid(2 * z) > before_sigmoid(z)).all()
+
+
+def test_a_seed_gives_a_fitting_autoencoder_the_same_weights_and_draws_nothing_else():
+    """As `certibox train` draws them: a script that is run again finds the work of its first run."""
+    rng = torch.get_rng_state()
+    first, again, other = (fitting_autoencoder((1, 8, 8), d_z=6, width=2, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert module_digest(first) == module_digest(again) != module_digest(other)
+    command_line = untrained_autoencoder("suitable", (1, 8, 8), 6, 3)
+    assert module_digest(fitting_autoencoder((1, 8, 8), d_z=6, seed=3)) == module_digest(command_line)
+    assert module_digest(fitting_autoencoder((1, 8, 8), d_z=6, width=2)) != module_digest(
+        fitting_autoencoder((1, 8, 8), d_z=6, width=2)
+    )
 
 
 def test_fitting_autoencoder_starts_with_hes_weights():

@@ -247,6 +247,16 @@ def test_the_markdown_table_to_the_letter():
     ]
 
 
+def test_queries_to_train_are_a_column_where_a_run_tells_them():
+    """Certificates alone do not, and nothing is not none."""
+    untold, told = [Run("a", ROWS, {"certify": 440})], [Run("a", ROWS, {"certify": 440}), Run("b", ROWS, {"train": 9})]
+    assert "training queries" not in markdown_table(untold, [0.5])
+    assert "train" not in shown(render_table(untold, [0.5]))
+    header, _, *body = [[cell.strip() for cell in line.split("|")] for line in markdown_table(told, [0.5]).splitlines()]
+    assert [line[header.index("training queries")] for line in body] == ["–", "9"]
+    assert "train" in shown(render_table(told, [0.5]))
+
+
 def test_the_terminal_table_prints_names_as_they_are():
     screen = io.StringIO()
     console = Console(file=screen, width=200)

@@ -330,12 +330,14 @@ def test_radii_may_come_in_any_sequence(kind: type[Rule], radii: Sequence[float]
         ({}, "None"),
         ({"name": "e-process", "radii": [0.25], "speed": 2}, "no setting 'speed'; wanted radii, tolerance"),
         ({"name": "alpha-spending", "radii": [0.25], "all_in": 0.5}, "no setting 'all_in'"),
-        ({"name": "e-process", "radii": [0.25], "futility": "often"}, "futility = 'often'; wanted numbers"),
-        ({"name": "e-process", "radii": [0.25], "growth": None}, "growth = None; wanted numbers"),
-        ({"name": "e-process", "radii": [0.25, "far"]}, r"radii = \[0.25, 'far'\]; wanted numbers"),
+        ({"name": "e-process", "radii": [0.25], "futility": "often"}, "futility is 'often'; wanted a number"),
+        ({"name": "e-process", "radii": [0.25], "growth": None}, "growth is None; wanted a number"),
+        ({"name": "e-process", "radii": [0.25, "far"]}, r"radii are \[0.25, 'far'\]; wanted numbers"),
         ({"name": "e-process", "radii": 0.25}, "radii are 0.25"),
-        ({"name": "e-process", "tolerance": True}, "tolerance = True; wanted numbers"),
+        ({"name": "e-process", "tolerance": True}, "tolerance is True; wanted a number"),
         ({"name": "e-process", "radii": [0.25], "all_in": 1.0}, "all_in is 1"),
+        ({"name": ["e-process"], "radii": [0.25]}, r"the stopping rule is \['e-process'\]"),
+        ({"name": "e-process", "radii": [10**400]}, "wanted ascending radii"),
     ],
 )
 def test_a_rule_that_is_not_known_is_named(kept: dict, message: str) -> None:

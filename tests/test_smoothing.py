@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -485,6 +486,13 @@ def tampered(certificate: Certificate) -> dict[str, Certificate]:
         "other radii": replace(certificate, rule=rule | {"radii": [SIGMA / 8]}),
         "an unknown rule": replace(certificate, rule=rule | {"name": "hunch"}),
         "no looks": replace(certificate, looks=None),
+        "fewer samples": replace(certificate, n=n - 1, queries=certificate.queries - 1),
+        "no votes": replace(certificate, counts=(0, 0, 0)),
+        "votes of another class": replace(certificate, counts=(*certificate.counts[1:], certificate.counts[0])),
+        "a bound of the second class": replace(certificate, second_class=True),
+        "no alpha": replace(certificate, rule={key: value for key, value in rule.items() if key != "alpha"}),
+        "sigma that is no number": replace(certificate, sigma=math.nan),
+        "a negative sigma": replace(certificate, sigma=-1.0),
     }
 
 
@@ -505,6 +513,34 @@ def test_a_fixed_certificate_replays_too() -> None:
     for change in ({"radius": certificate.radius + 1e-6}, {"counts": (300, 0, 0)}, {"alpha": 0.02}):
         with pytest.raises(InvalidInput, match="follows from the votes"):
             replace(certificate, **change).replay()
+    with pytest.raises(InvalidInput, match="are stated, with the votes"):
+        replace(certificate, counts=(301, 0, 0)).replay()
+
+
+@pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
+def test_numbers_of_numpy_are_certified_with_and_kept_as_pythons(kind: Callable[..., Rule]) -> None:
+    plain = kind(radii=(SIGMA / 4,), futility=0.1, growth=2)
+    rule = kind(radii=np.array([SIGMA / 4]), futility=np.float64(0.1), growth=np.int64(2))
+    assert (rule, json.dumps(rule.as_dict())) == (plain, json.dumps(plain.as_dict()))
+    smoothed = SmoothedClassifier(linear_box(), 3, SIGMA)
+    given: dict[str, Any] = {"n0": np.int64(5), "n": np.int64(200), "alpha": np.float64(0.05)}
+    made = smoothed.certify(picture(1, 3, 4), **given, seed=0, rule=rule)
+    assert made == smoothed.certify(picture(1, 3, 4), n0=5, n=200, alpha=0.05, seed=0, rule=plain)
+    assert made.replay() == made
+    json.dumps(made.as_dict())
+
+
+def test_a_rule_that_no_replay_would_know_is_refused_before_a_vote() -> None:
+    class Mine(EProcess):  # pyright: ignore
+        def as_dict(self) -> dict[str, Any]:
+            return super().as_dict() | {"name": "mine"}
+
+    counting = CountingBox(linear_box())
+    with pytest.raises(InvalidInput, match="the stopping rule is 'mine'"):
+        SmoothedClassifier(counting, 3, SIGMA).certify(
+            picture(1, 3, 4), n0=5, n=200, alpha=0.05, seed=0, rule=Mine(radii=(0.1,))
+        )
+    assert counting.calls == 0
 
 
 @pytest.mark.parametrize("rule", [EProcess(radii=(SIGMA / 4,)), AlphaSpending(radii=(SIGMA / 4,))])

@@ -104,6 +104,17 @@ def test_images_are_kept_in_half_precision_and_all_else_as_it_came() -> None:
     assert memory.sample(5, generator())["inputs"].dtype == torch.float32
 
 
+def test_answers_that_are_images_keep_their_range_and_precision() -> None:
+    answers = 1e5 + torch.arange(4.0).reshape(4, 1, 1, 1)  # beyond half precision, and its steps
+    memory = Memory()
+    memory.add(torch.rand(4, *SHAPE, generator=generator()), answers, torch.zeros(4, *SHAPE), answers)
+    again = Memory()
+    again.load(memory.tensors(), torch.device("cpu"))
+    for kept in (memory.tensors(), again.tensors()):
+        assert torch.equal(kept["answers"], answers)
+        assert torch.equal(kept["changes"], answers)
+
+
 @pytest.mark.parametrize("pairs_first", [True, False])
 @pytest.mark.usefixtures("small")
 def test_steps_are_zero_where_there_were_none(pairs_first: bool) -> None:

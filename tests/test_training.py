@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from certibox import checkpoints, query_cost, training
-from certibox.blackbox import BlackBox, TorchBox, as_blackbox
+from certibox.blackbox import BlackBox, BoxSpec, TorchBox, as_blackbox
 from certibox.config import Phase, Schedule
 from certibox.data import Images, load_images
 from certibox.errors import (
@@ -873,7 +873,7 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("augmentation", "flip", "augmentation is 'crop-flip' there and 'flip' here"),
     ("images", pictures(20, seed=9), "images is"),
     ("validation", grey(4), "validation is"),
-    ("denoiser", dncnn(1, 3, 4), "start is"),
+    ("denoiser", dncnn(1, 3, 4), "start is .* draw them from a seed"),
     ("autoencoder", filled(bottleneck(), 12), "start is"),
     ("skip_dead", False, "skip_dead is True there and False here"),
 ]
@@ -1143,6 +1143,48 @@ def test_guidance_pays_one_answer_an_image_and_step(
     assert box.images == defense.client.queries == 20 + before + epochs * 16 * a_step + (epochs + 1) * 4 * 2
     assert defense.client.spent == {f"train {method} (Guided)": box.images}
     assert distance(last_weights(tmp_path), start_of(method, False)) > 0
+
+
+class Answers:
+    """A box that answers with what `make` makes of the logits of `linear()`."""
+
+    def __init__(self, outputs: str, make: Callable[[Tensor], Tensor]) -> None:
+        self.spec = BoxSpec(outputs, name="answers")
+        self.box, self.make = linear().box, make
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.make(self.box(x))
+
+
+ANSWERS: dict[str, Callable[[], Answers]] = {
+    "soft targets": lambda: Answers("probabilities", lambda logits: logits.double().softmax(1)),
+    "double values": lambda: Answers("values", Tensor.double),
+    "one value an image": lambda: Answers("values", lambda logits: logits[:, 0]),
+    "images": lambda: Answers("values", lambda logits: logits.reshape(-1, K, 1, 1)),
+    "large images": lambda: Answers("values", lambda logits: 1e5 * (1 + logits.reshape(-1, K, 1, 1))),
+}
+
+
+@pytest.mark.parametrize("q", [0, 2])
+@pytest.mark.parametrize("surrogate", ["image", "latent"])
+@pytest.mark.parametrize("answers", ANSWERS)
+def test_a_surrogate_learns_whatever_a_box_may_answer(answers: str, surrogate: str, q: int) -> None:
+    """In double precision as in single, with one axis, two or four: the same weights as for the plain form."""
+    targets = {"targets": "soft"} if answers == "soft targets" else {}
+    plain = {
+        "soft targets": Answers("probabilities", lambda logits: logits.softmax(1)),
+        "double values": Answers("values", lambda logits: logits),
+        "one value an image": Answers("values", lambda logits: logits[:, :1]),
+        "images": Answers("values", lambda logits: logits),
+        "large images": Answers("values", lambda logits: 1e5 * (1 + logits)),
+    }[answers]
+    gamma = 1e-10 if answers == "large images" else 0.7
+    made = [
+        fit(box, "ZO-AE-DS", estimator=guided(q, surrogate=surrogate), gamma=gamma, **targets)
+        for box in (ANSWERS[answers](), plain)
+    ]
+    for name, value in made[0].pipeline.state_dict().items():
+        torch.testing.assert_close(value, made[1].pipeline.state_dict()[name], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("jittered", [False, True], ids=["at z", "jittered"])

@@ -60,6 +60,7 @@ def certify_dataset(
     index, shards = shard
     if not 0 <= index < shards:
         raise InvalidInput(f"shard is {index} of {shards}; wanted an index from 0 to {shards - 1}")
+    n0, n, alpha, second_class = int(n0), int(n), float(alpha), bool(second_class)  # as JSON has them
     smoothed.sizes(n, alpha, rule, second_class)
     if images.num_classes is not None and images.num_classes > smoothed.num_classes:
         came = f"labels go up to {images.num_classes - 1} but the classifier has {smoothed.num_classes} classes"

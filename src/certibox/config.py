@@ -121,6 +121,8 @@ def require_same(there: dict[str, Any], here: dict[str, Any], place: str) -> Non
         changes = [f"{key} is {_spelt(a)} there and {_spelt(b)} here" for key, a, b in differing[:SHOWN]]
         more = [f"and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
         advice = "use the same settings or another directory"
+        if any(key == "start" for key, _, _ in differing):
+            advice += ". start is the weights that training begins from: draw them from a seed to go on after a stop"
         raise ConfigMismatch(f"{place} holds work of another configuration: {'; '.join([*changes, *more, advice])}")
 
 

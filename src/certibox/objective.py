@@ -298,7 +298,8 @@ class Objective:
     def _distill(self, guided: Guided, surrogate: Surrogate) -> None:
         """Teach the surrogate before its gradient is first used: clean answers are paid for, others are bought.
 
-        A third of those bought are about noisy images and the rest about what the defense makes of them.
+        Every third batch of those bought, the first among them, is of noisy images, and the others are of what the
+        defense makes of such: all are of these for a surrogate of points.
         """
         sees_images, batch = guided.surrogate == "image", self.settings.schedule.batch_size
         if sees_images:

@@ -301,7 +301,7 @@ def _estimates(options: QueryCost, shown: int) -> tuple[int, int]:
     measuring = _choosing(options.central, batches[0]) if options.mu in (None, "auto") and stepped else 0
     if not isinstance(estimator, Guided):
         return measuring, sum(batches) * options.epochs * _per_image(options)
-    answers = sum(round(estimator.ask * b) for b in batches) * estimator.votes
+    answers = sum(estimator.asked_of(b) for b in batches) * estimator.votes
     if estimator.q == "auto":
         return measuring + _probes(estimator, batches, options), estimator.distill + options.epochs * answers
     corrected = sum(batches) * _corrections(estimator, _dimension(options)) if estimator.q else 0

@@ -86,7 +86,7 @@ class CertificateRow:
     @property
     def decided(self) -> tuple[float, ...] | None:
         """The radii that the stopping rule was asked to decide; None where it was asked for none in particular."""
-        radii = self.rule["radii"] if self.rule is not None else None
+        radii = self.rule.get("radii") if self.rule is not None else None
         return None if radii is None else tuple(float(radius) for radius in radii)
 
     def __post_init__(self) -> None:
@@ -97,6 +97,7 @@ class CertificateRow:
             self.predict in (None, self.selected), self.idx, f"predict {self.predict}, but {self.selected} selected"
         )
         _require(0 <= self.p_lower <= 1, self.idx, f"p_lower {self.p_lower} outside [0, 1]")
+        _require(0 < self.sigma < math.inf, self.idx, f"sigma {self.sigma}, wanted finite and > 0")
         _require((self.rule is None) == (self.looks is None), self.idx, "a rule and its looks go together")
         if self.rule is not None and self.looks is not None:
             _check_looks(self, self.rule, self.looks)

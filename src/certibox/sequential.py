@@ -206,15 +206,12 @@ def rule_from_dict(kept: Mapping[str, Any]) -> Rule:
     """The rule that `as_dict` (or `record`) wrote. Errors: `InvalidInput` for an unknown name, setting or value."""
     settings: dict[str, Any] = {key: value for key, value in kept.items() if key not in ("name", "cap", "alpha")}
     name = kept.get("name")
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise InvalidInput(f"the stopping rule is {name!r}; wanted one of {', '.join(RULES)}")
-    optional = {item.name: str(item.type).endswith("None") for item in fields(RULES[name])}
-    for key, value in settings.items():
-        if key not in optional:
-            raise InvalidInput(f"the stopping rule {name} has no setting {key!r}; wanted {', '.join(optional)}")
-        numbers = value if key == "radii" and isinstance(value, list | tuple) else [value]
-        if not (value is None and optional[key]) and not all(type(number) in (int, float) for number in numbers):
-            raise InvalidInput(f"the stopping rule {name} has {key} = {value!r}; wanted numbers alone")
+    known = [item.name for item in fields(RULES[name])]
+    for key in settings:
+        if key not in known:
+            raise InvalidInput(f"the stopping rule {name} has no setting {key!r}; wanted {', '.join(known)}")
     return RULES[name](**settings)
 
 
@@ -253,8 +250,10 @@ def p_lower_at(rule: Mapping[str, Any], looks: Looks, alpha: float, sigma: float
 def threshold(radius: float, sigma: float) -> float:
     """The smallest p that is sure to give `confidence.radius(p, sigma) >= radius`, and > 0: Φ(radius / σ), rounded up.
 
-    Errors: `InvalidInput` where radius / σ is so large that no float below 1 gives it.
+    Errors: `InvalidInput` where radius / σ is so large that no float below 1 gives it, or σ is not positive.
     """
+    if not 0.0 < sigma < math.inf:
+        raise InvalidInput(f"sigma is {sigma}; wanted a positive standard deviation in pixels, such as 0.25")
     p = max(0.5, float(ndtr(radius / sigma)))
     while p < 1.0 and not (confidence.radius(p, sigma) >= radius and confidence.radius(p, sigma) > 0.0):
         p = float(np.nextafter(p, 1.0))
@@ -266,14 +265,22 @@ def threshold(radius: float, sigma: float) -> float:
 
 
 def _check(rule: Rule) -> None:
-    """Raise `InvalidInput` for settings that no rule takes."""
+    """Raise `InvalidInput` for settings that no rule takes; numbers of NumPy become those of Python, and of JSON."""
+    for name in [item.name for item in fields(rule) if item.name != "radii"]:
+        value = getattr(rule, name)
+        if value is None and name in ("tolerance", "futility"):
+            continue
+        if (number := _number(value)) is None:
+            raise InvalidInput(f"{name} is {value!r}; wanted a number")
+        object.__setattr__(rule, name, number)
     if (rule.radii is None) == (rule.tolerance is None):
         raise InvalidInput("a stopping rule takes radii or tolerance; give exactly one of them")
-    given = rule.radii.tolist() if isinstance(rule.radii, np.ndarray) else rule.radii
-    known = isinstance(given, list | tuple) and all(isinstance(r, int | float | np.number) for r in given)
-    if given is not None and not known:
-        raise InvalidInput(f"radii are {rule.radii!r}; wanted numbers in pixels, such as (0.25, 0.5)")
-    object.__setattr__(rule, "radii", None if given is None else tuple(map(float, given)))  # hashable, and JSON's
+    if rule.radii is not None:
+        given = rule.radii.tolist() if isinstance(rule.radii, np.ndarray) else rule.radii
+        numbers = [_number(radius) for radius in given] if isinstance(given, list | tuple) else [None]
+        if None in numbers:
+            raise InvalidInput(f"radii are {rule.radii!r}; wanted numbers in pixels, such as (0.25, 0.5)")
+        object.__setattr__(rule, "radii", tuple(numbers))  # hashable
     radii = rule.radii if rule.radii is not None else (0.0,)
     if not radii or not all(math.isfinite(r) and r >= 0 for r in radii) or list(radii) != sorted(set(radii)):
         raise InvalidInput(f"radii are {list(radii)}; wanted ascending radii in pixels, such as 0.25, 0.5")
@@ -283,6 +290,16 @@ def _check(rule: Rule) -> None:
         raise InvalidInput(f"futility is {rule.futility}; wanted a level in (0, 1), such as 0.05, or None for never")
     if not 1.01 <= rule.growth < math.inf:
         raise InvalidInput(f"growth is {rule.growth}; wanted a ratio of successive looks of at least 1.01, such as 1.1")
+
+
+def _number(value: Any) -> float | None:
+    """A real number as a float, which is one of JSON's; None for anything else."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _cap(rule: Mapping[str, Any]) -> int:

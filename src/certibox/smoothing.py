@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -74,8 +74,17 @@ class Certificate:
         if self.n0 < 1 or self.queries != self.n0 + self.n:
             came = f"{self.queries} queries are stated, with n0 = {self.n0} and n = {self.n}"
             raise InvalidInput(f"{came}; wanted n0 >= 1 and their sum: discard it")
+        if sum(self.counts) != self.n or not 0 <= self.selected < len(self.counts):
+            came = f"n = {self.n} and class {self.selected} are stated, with the votes {list(self.counts)}"
+            raise InvalidInput(f"{came}: discard it")
         if self.rule is not None:
-            ended = sequential.replay(self.rule, self.looks or (), self.rule["alpha"], self.sigma).stop
+            last, end = (self.looks or ())[-1:], (self.n, self.counts[self.selected])
+            if self.second_class or last != (end,):
+                came = f"the votes are {end[1]} of {end[0]}, second_class is {self.second_class}"
+                raise InvalidInput(
+                    f"the last look is {list(last)}, {came}; a rule bounds the top class alone: discard it"
+                )
+            ended = sequential.replay(self.rule, self.looks or (), _ran(self.rule), self.sigma).stop
             if not ended:
                 raise InvalidInput(f"its looks end at {self.n} samples, where the rule goes on; discard it")
         again = self.at_alpha(self.alpha)
@@ -89,8 +98,7 @@ class Certificate:
     def _bounds(self, alpha: float) -> tuple[float, float]:
         """The lower bound of the selected class's probability at level alpha, and the radius that the votes prove."""
         if self.rule is not None:
-            ran = self.rule["alpha"]
-            p_lower = sequential.p_lower_at(self.rule, self.looks or (), ran, self.sigma, at=alpha)
+            p_lower = sequential.p_lower_at(self.rule, self.looks or (), _ran(self.rule), self.sigma, at=alpha)
             return p_lower, confidence.radius(p_lower, self.sigma)
         share = _top_share(alpha, len(self.counts), self.second_class)
         require_certifiable(self.n, share)
@@ -171,6 +179,13 @@ def rule_record(rule: StoppingRule, n: int, alpha: float) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
+def _ran(rule: Mapping[str, Any]) -> float:
+    """The alpha under which a recorded rule ran."""
+    if not isinstance(rule.get("alpha"), float):
+        raise InvalidInput(f"the recorded rule has the alpha {rule.get('alpha')!r}; wanted the one it ran under")
+    return rule["alpha"]
+
+
 class SmoothedClassifier:
     """The smoothed version of `base_classifier`, with `certify` and `predict` of Cohen et al. 2019.
 
@@ -214,6 +229,7 @@ class SmoothedClassifier:
         check_image(x)
         if n0 < 1:
             raise InvalidInput(f"n0 is {n0}; wanted at least 1 vote that picks a class")
+        n0, n, alpha, second_class = int(n0), int(n), float(alpha), bool(second_class)  # as JSON has them
         sizes = self.sizes(n, alpha, rule, second_class)
         image = image_digest(x)
         count = partial(self._count, x, batch_size=batch_size, journal=journal)
@@ -252,7 +268,8 @@ class SmoothedClassifier:
     ) -> tuple[int, ...]:
         """The numbers of samples at which `certify` looks at the votes: those of the rule, or n alone.
 
-        Errors: `InvalidInput` if even unanimous votes could only abstain, or for a rule with a second class.
+        Errors: `InvalidInput` if even unanimous votes could only abstain, for a rule with a second class, and for one
+        that `sequential.replay` would not know again.
         """
         if rule is None:
             require_certifiable(n, _top_share(alpha, self.num_classes, second_class))
@@ -261,6 +278,7 @@ class SmoothedClassifier:
             raise InvalidInput(
                 "second_class is for a fixed n, and a rule bounds the top class alone; wanted one of them"
             )
+        sequential.rule_from_dict(rule_record(rule, n, alpha))
         return rule.sizes(n, alpha, self.sigma)
 
     def predict(self, x: Tensor, *, n: int, alpha: float, seed: int, batch_size: int = 1000) -> Prediction:

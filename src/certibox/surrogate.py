@@ -50,7 +50,7 @@ class Memory:
         with torch.inference_mode(False):  # what comes from queries may not be trained on, what is kept may
             for name, values in parts.items():
                 if name not in self._held:
-                    self._held[name] = self._room(inputs, values)
+                    self._held[name] = self._room(name, inputs, values)
         capacity, count = len(self._held["inputs"]), len(inputs)
         rows = torch.arange(self.seen, self.seen + count, device=inputs.device)[-capacity:] % capacity  # each row once
         for name, room in self._held.items():
@@ -74,13 +74,14 @@ class Memory:
         self.seen = int(tensors["seen"])
         for name, values in tensors.items():
             if name != "seen":
-                self._held[name] = self._room(tensors["inputs"], values).to(device)
+                self._held[name] = self._room(name, tensors["inputs"], values).to(device)
                 self._held[name][: len(values)] = values.to(device)
 
-    def _room(self, inputs: Tensor, values: Tensor) -> Tensor:
+    def _room(self, name: str, inputs: Tensor, values: Tensor) -> Tensor:
         """Zeros for as many rows of `values` as the memory holds inputs; images in half precision, 2^-11 of a pixel."""
         capacity = max(NEWEST, min(MEMORY_ANSWERS, MEMORY_BYTES // (2 * max(1, inputs[0].numel()))))
-        dtype = torch.float16 if values.ndim == 4 and values.is_floating_point() else values.dtype
+        image = name in ("inputs", "steps") and values.ndim == 4  # an answer may be an image too, in units of its own
+        dtype = torch.float16 if image and values.is_floating_point() else values.dtype
         return torch.zeros((capacity, *values.shape[1:]), dtype=dtype, device=values.device)
 
 
@@ -150,14 +151,14 @@ class Surrogate:
             return loss
         length = batch["steps"][rows].flatten(1).norm(dim=1, keepdim=True)
         slope = _centred(moved[rows] - self.network(batch["inputs"][rows]), self.kind) / length
-        truth = _centred(batch["changes"][rows].flatten(1), self.kind) / length
+        truth = _centred(_rows(batch["changes"][rows]), self.kind) / length
         size = truth.square().sum() + slope.detach().square().sum()  # a batch of flat answers must not weigh the most
         return loss + (slope - truth).square().sum() / size.clamp_min(1e-12)
 
     def _wrong(self, outputs: Tensor, answers: Tensor) -> Tensor:
         """Cross-entropy with the box's answers, or the squared error of values relative to their variance."""
         if self.kind == "values":
-            truth = answers.flatten(1)
+            truth = _rows(answers)
             return (outputs - truth).square().mean() / truth.var().clamp_min(1e-12)
         if self.kind == "labels":
             return F.cross_entropy(outputs, answers.long())
@@ -186,9 +187,9 @@ class GuidedStability:
         """(k, b, d) -> (k, b), by the surrogate; differentiable."""
         k, b, _ = points.shape
         outputs = self.surrogate.outputs(self._inputs(points.flatten(0, 1)))
-        target = self.stability.target.repeat(k, *(1,) * (self.stability.target.ndim - 1))
+        target = _float(self.stability.target).repeat(k, *(1,) * (self.stability.target.ndim - 1))
         if self.surrogate.kind == "values":
-            return losses.values_loss(outputs, target.flatten(1)).reshape(k, b)
+            return losses.values_loss(outputs, _rows(target)).reshape(k, b)
         return F.cross_entropy(outputs, target, reduction="none").reshape(k, b)
 
     def learn(self) -> None:
@@ -257,6 +258,11 @@ def _centred(outputs: Tensor, kind: str) -> Tensor:
     return outputs - outputs.mean(1, keepdim=True) if kind == "logits" else outputs
 
 
+def _rows(values: Tensor) -> Tensor:
+    """Values (n, ...) or (n,) as rows (n, K)."""
+    return values.reshape(len(values), -1)
+
+
 def _float(values: Tensor) -> Tensor:
-    """Values as the network takes them: remembered images are in half precision, a white part may be in double."""
+    """Values as the network takes them: remembered images are in half precision, a box may answer in double."""
     return values.float() if values.is_floating_point() else values

@@ -72,6 +72,7 @@ def run_report(options: Report) -> None:
     radii = list(options.radii) if options.radii is not None else _decided(held)
     notes = _envelope(validation, held, radii) if validation else []
     notes += [note for run, rows in zip(runs, held, strict=True) if (note := _undecided(run.name, rows, radii))]
+    notes += [note for run, rows in zip(runs, held, strict=True) if (note := _ended_early(run.name, rows))]
     facts = _shared_facts([row for rows in held for row in rows])
     page = report.write_report(out, runs, radii, title=options.title, facts=facts, notes=notes)
     for run in runs:
@@ -100,6 +101,15 @@ def _undecided(name: str, rows: list[CertificateRow], radii: list[float]) -> str
     """A warning for radii that a run's rule was not asked about."""
     open_ = ", ".join(f"{radius:g}" for radius in certification.undecided(rows, radii))
     return f"{name}: the rule did not decide r = {open_}; its shares there are lower bounds" if open_ else None
+
+
+def _ended_early(name: str, rows: list[CertificateRow]) -> str | None:
+    """A warning for votes that ended at an alpha larger than the one that they are replayed at."""
+    ran = [row.rule["alpha"] for row in rows if row.rule is not None and row.rule["alpha"] > row.alpha]
+    if not ran:
+        return None
+    ended = f"{name}: the votes ended when they had decided at alpha = {max(ran):g}"
+    return f"{ended}; at {rows[0].alpha:g} the shares are lower bounds, and certifying at it finds more"
 
 
 def _envelope(

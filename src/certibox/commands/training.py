@@ -196,8 +196,8 @@ def _outcome(path: Path, method: str, estimator: GradientEstimator | None) -> li
 
 def _agreement(rows: list[dict[str, Any]], guided: Guided) -> str:
     """What the surrogate's gradient was worth, and why no correction was bought where it was worth too little."""
-    cosine, bought = rows[-1]["cosine"], f"{rows[-1]['q']:.1f} corrections an image in the last epoch"
-    line = f"cosine of the surrogate's gradient with the truth, as last measured: {cosine:.2f}; {bought}"
+    cosine, bought = rows[-1]["cosine"], f"{rows[-1]['q']:.1f} corrections an image"
+    line = f"cosine of the surrogate's gradient with the truth, on average over the last epoch: {cosine:.2f}; {bought}"
     starts = [0, *(row["step"] for row in rows)]
     steps = sum(row["step"] - start for row, start in zip(rows, starts, strict=False) if "cosine" in row)
     probes = -(-steps // guided.probe_every)  # one at the first step, and every so many later

@@ -88,5 +88,5 @@ def check_step(mu: Step, q: int) -> None:
         raise InvalidInput(
             f"mu is {mu}; wanted a positive step in units of the embedding, such as 0.005 (the paper's), or 'auto'"
         )
-    if q < 1:
-        raise InvalidInput(f"q is {q}; wanted at least 1 direction")
+    if not isinstance(q, int) or q < 1:
+        raise InvalidInput(f"q is {q}; wanted a whole number of directions, at least 1")

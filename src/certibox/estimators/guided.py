@@ -58,12 +58,12 @@ class Guided:
 
     mu, central: as for RGE, of the corrections and probes. surrogate: `image`, a convolutional network on the images
     that the box sees, or `latent`, a perceptron on the points themselves. ask: share of a batch asked for answers to
-    learn from; below 1, the surrogate is used more often than it is told. distill: further queries, spent on noisy
-    and denoised images before the first step that wants a gradient. jitter: standard deviation of Gaussian steps around
-    z, in its units, at which those answers are asked, `votes` a point: the surrogate then learns a box that answers in
-    stairs or labels through its frequencies nearby; without jitter, more votes pay only at a box that answers at
-    random. A box of labels has no slope: there q is 0 and mu of no use. updates: optimizer steps of the surrogate a
-    step of training.
+    learn from, one image at least; below 1, the surrogate is used more often than it is told. distill: further
+    queries, spent on noisy and denoised images before the first step that wants a gradient. jitter: standard deviation
+    of Gaussian steps around z, in its units, at which those answers are asked, `votes` a point: the surrogate then
+    learns a box that answers in stairs or labels through its frequencies nearby; without jitter, more votes pay only at
+    a box that answers at random. A box of labels has no slope: there q is 0 and mu of no use. updates: optimizer steps
+    of the surrogate a step of training.
     Sources: control variates with a learned prior, as in Meier et al. NeurIPS 2019 and Cheng et al. NeurIPS 2019.
     """
 
@@ -88,14 +88,14 @@ class Guided:
             raise InvalidInput(f"surrogate is {self.surrogate!r}; wanted one of {', '.join(SURROGATES)}")
         for name, low, high in (
             *(("ask", 0, 1), ("target", 0, 1), ("trust", 0, 1)),
-            *(("jitter", 0, math.inf), ("distill", 0, math.inf)),
+            ("jitter", 0, math.inf),
         ):
             if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
                 wanted = f"a number from {low} to {high}" if high < math.inf else f"a finite number, at least {low}"
                 raise InvalidInput(f"{name} is {getattr(self, name)}; wanted {wanted}")
-        for name in ("votes", "updates", "probe_every"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted a whole number, at least 1")
+        for name, least in (("distill", 0), ("votes", 1), ("updates", 1), ("probe_every", 1)):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted a whole number, at least {least}")
         if self.ask == 0 and not self.distill:
             raise InvalidInput("ask is 0 and distill too, so the surrogate would learn nothing; raise one of them")
 
@@ -131,6 +131,10 @@ class Guided:
         base = 0 if self._knows_base or self.central else 1
         return math.ceil(self.ask * self.votes) + (q * (2 if self.central else 1) + base if q else 0)
 
+    def asked_of(self, batch: int) -> int:
+        """How many images of a batch are asked for answers to learn from."""
+        return max(1, round(self.ask * batch)) if self.ask else 0
+
     @property
     def _knows_base(self) -> bool:
         """Whether ℓ(z) is among the answers that are asked anyway."""
@@ -139,7 +143,7 @@ class Guided:
     def _ask(self, objective: GuidedObjective, z: Tensor, generator: torch.Generator) -> Tensor | None:
         """Ask the answers to learn from; ℓ(z) (1, b) where that is what was asked."""
         b = len(z)
-        asked = torch.randperm(b, generator=generator, device=z.device) < round(self.ask * b)
+        asked = torch.randperm(b, generator=generator, device=z.device) < self.asked_of(b)
         points = z.expand(self.votes, *z.shape)
         if self.jitter:
             noise = torch.randn(points.shape, generator=generator, dtype=z.dtype, device=z.device)

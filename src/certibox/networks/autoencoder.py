@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from .. import seeds
 from ..errors import InvalidImages, InvalidInput
 from .initial import start_like_he
 
@@ -131,12 +132,15 @@ def paper_autoencoder(name: str, latent: Latent = "relu") -> Autoencoder:
     return autoencoder
 
 
-def fitting_autoencoder(image_shape: ImageShape, d_z: int, width: int = 32, latent: Latent = "relu") -> Autoencoder:
+def fitting_autoencoder(
+    image_shape: ImageShape, d_z: int, width: int = 32, latent: Latent = "relu", *, seed: int | None = None
+) -> Autoencoder:
     """An autoencoder for images of any shape (c, h, w) from 4x4 up, with embedding (d_z, 1, 1).
 
     4x4 convolutions halve the image until its shorter side is at most 4, their channels doubling from `width` to at
-    most 8 `width`; one convolution over the remaining window gives z. Weights are He's normal ones, from torch's
-    global generator. latent: as for `paper_autoencoder`. Raises `InvalidInput` for smaller images.
+    most 8 `width`; one convolution over the remaining window gives z. Weights are He's normal ones, the same for the
+    same seed, which resuming a training wants; without one they come from torch's global generator. latent: as for
+    `paper_autoencoder`. Raises `InvalidInput` for smaller images.
     """
     channels, height, width_px = _checked_shape(image_shape)
     if min(height, width_px) < 4 or min(d_z, width) < 1:
@@ -148,7 +152,8 @@ def fitting_autoencoder(image_shape: ImageShape, d_z: int, width: int = 32, late
     while min(window) > 4 or not layers:
         layers.append(Layer(width * min(2 ** len(layers), 8), 4, 2, 1))
         window = (window[0] // 2, window[1] // 2)
-    autoencoder = _mirrored(image_shape, (*layers, Layer(d_z, window, 1, 0)), latent)
+    with seeds.initialisation(seed, "autoencoder") if seed is not None else nullcontext():
+        autoencoder = _mirrored(image_shape, (*layers, Layer(d_z, window, 1, 0)), latent)
     arguments = {"image_shape": [channels, height, width_px], "d_z": d_z, "width": width}
     autoencoder.spec = {"name": "fitting-autoencoder", "arguments": arguments | _stated(latent)}
     return autoencoder

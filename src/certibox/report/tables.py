@@ -19,10 +19,10 @@ def cells(runs: Sequence[Run], radii: ArrayLike) -> list[list[str]]:
     summaries = summary_table(runs, radii)
     symbol = measure_of(runs).symbol
     header = ["run", "images", *(f"{symbol}({r:g}) %" for r in summaries[0]["radii"])]
-    sampled = _sequential(runs)
+    sampled, trained = _sequential(runs), _trained(summaries)
     header += ["abstain %", "ACR", *(["samples an image"] if sampled else [])]
-    header += ["training queries", "certification queries"]
-    return [header, *(_summary_cells(summary, sampled) for summary in summaries)]
+    header += [*(["training queries"] if trained else []), "certification queries"]
+    return [header, *(_summary_cells(summary, sampled, trained) for summary in summaries)]
 
 
 def _sequential(runs: Sequence[Run]) -> bool:
@@ -30,7 +30,12 @@ def _sequential(runs: Sequence[Run]) -> bool:
     return any(getattr(row, "rule", None) is not None for run in runs for row in run.rows)
 
 
-def _summary_cells(summary: dict[str, Any], sampled: bool) -> list[str]:
+def _trained(summaries: Sequence[dict[str, Any]]) -> bool:
+    """Whether any run tells what its training asked; certificates alone do not."""
+    return any(summary["training_queries"] is not None for summary in summaries)
+
+
+def _summary_cells(summary: dict[str, Any], sampled: bool, trained: bool) -> list[str]:
     shares = [
         f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         for share, (low, high) in zip(summary["share"], summary["interval"], strict=True)
@@ -43,7 +48,7 @@ def _summary_cells(summary: dict[str, Any], sampled: bool) -> list[str]:
         f"{100 * summary['abstention_rate']:.1f}",
         UNKNOWN if radius is None else f"{radius:.3f}",
         *([_samples_cell(summary)] if sampled else []),
-        count_cell(summary["training_queries"]),
+        *([count_cell(summary["training_queries"])] if trained else []),
         count_cell(summary["certification_queries"]),
     ]
 
@@ -63,7 +68,8 @@ def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
     table = Table(title=f"{measure.name} at l2 radius r, in % with 95 % intervals")
     table.add_column("run")
     sampled = ["samples\nan image"] if _sequential(runs) else []
-    titles = [*(f"r={r:g}" for r in summaries[0]["radii"]), *sampled, "queries to\ntrain", "queries to\ncertify"]
+    trained = ["queries to\ntrain"] if _trained(summaries) else []
+    titles = [*(f"r={r:g}" for r in summaries[0]["radii"]), *sampled, *trained, "queries to\ncertify"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for summary in summaries:
@@ -72,7 +78,8 @@ def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
             for share, (low, high) in zip(summary["share"], summary["interval"], strict=True)
         ]
         counts = [_samples_cell(summary)] if sampled else []
-        counts += [count_cell(summary["training_queries"]), count_cell(summary["certification_queries"])]
+        counts += [count_cell(summary["training_queries"])] if trained else []
+        counts += [count_cell(summary["certification_queries"])]
         table.add_row(*(Text(cell) for cell in [summary["name"], *shares, *counts]))  # Text: a name is no markup
     return table
 
