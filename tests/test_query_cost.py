@@ -434,6 +434,25 @@ def test_corrections_that_may_come_on_top_are_told(
     assert "worst case" not in shown  # nothing is certified
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"estimator": "cge", "mu": 0.05}, True),
+        ({"estimator": "orthogonal", "mu": 0.05, "q": 4}, True),
+        ({"estimator": "guided", "mu": 0.05, "q": 2}, True),
+        ({"estimator": "cge", "mu": 0.05, "live": 0.5}, False),
+        ({"estimator": "rge", "mu": 0.05, "q": 4}, False),
+        ({"estimator": "guided", "q": 0}, False),
+        ({"estimator": "cge", "mu": 0.05, "method": "ZO-DS"}, False),
+    ],
+)
+def test_dead_coordinates_that_may_cost_less_are_told(
+    given: dict[str, Any], told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(QueryCost(train_images=40, epochs=1, d_z=8, **given))
+    assert ("those that a ReLU holds at 0 cost nothing" in capsys.readouterr().out) == told
+
+
 @pytest.mark.parametrize(("every", "times"), [(None, 8), (1, 8), (2, 5), (3, 4), (7, 2), (20, 2)])
 def test_validations_are_the_start_every_so_many_epochs_and_the_end(every: int | None, times: int) -> None:
     """As `loop.run` scores seven epochs, and the start."""

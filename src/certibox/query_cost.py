@@ -13,7 +13,7 @@ from rich.table import Table
 from scipy.stats import beta
 
 from certibox.errors import InvalidInput
-from certibox.estimators import GradientEstimator, Guided
+from certibox.estimators import RGE, GradientEstimator, Guided
 from certibox.forecast import forecast
 from certibox.objective import METHODS
 from certibox.options import ALPHA, EstimatorOptions, Needs, RuleOptions, option
@@ -265,7 +265,16 @@ def _notes(options: QueryCost, cost: Cost) -> list[str]:
         lines.append(
             f"corrections come on top as long as the surrogate's measured cosine is below {estimator.target}{most}"
         )
+    if _asks(options) and METHODS[options.method].bottleneck and options.live == 1 and _skips_dead(estimator):
+        lines.append(
+            "training is counted with all coordinates of the embedding live; those that a ReLU holds at 0 cost nothing"
+        )
     return [*lines, cost.beyond] if cost.beyond else lines
+
+
+def _skips_dead(estimator: GradientEstimator) -> bool:
+    """Whether fewer live coordinates mean fewer queries: RGE asks q of them all the same."""
+    return not isinstance(estimator, RGE) and not (isinstance(estimator, Guided) and estimator.q == 0)
 
 
 def _beyond(options: QueryCost, rule: Rule | None, n: int, pilot: Sequence[CertificateRow] | None) -> str | None:

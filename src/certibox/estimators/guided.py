@@ -56,14 +56,14 @@ class Guided:
     directions that lift the expected cosine there, and trusts the guess by as much of its length as was measured to be
     true.
 
-    mu, central: as for RGE, of the corrections and probes. surrogate: `image`, a convolutional network on the images
-    that the box sees, or `latent`, a perceptron on the points themselves. ask: share of a batch asked for answers to
-    learn from, one image at least; below 1, the surrogate is used more often than it is told. distill: further
-    queries, spent on noisy and denoised images before the first step that wants a gradient. jitter: standard deviation
-    of Gaussian steps around z, in its units, at which those answers are asked, `votes` a point: the surrogate then
-    learns a box that answers in stairs or labels through its frequencies nearby; without jitter, more votes pay only at
-    a box that answers at random. A box of labels has no slope: there q is 0 and mu of no use. updates: optimizer steps
-    of the surrogate a step of training.
+    q: directions of correction; beyond d it buys d. mu, central: as for RGE, of the corrections and probes. surrogate:
+    `image`, a convolutional network on the images that the box sees, or `latent`, a perceptron on the points
+    themselves. ask: share of a batch asked for answers to learn from, one image at least; below 1, the surrogate is
+    used more often than it is told. distill: further queries, spent on noisy and denoised images before the first step
+    that wants a gradient. jitter: standard deviation of Gaussian steps around z, in its units, at which those answers
+    are asked, `votes` a point: the surrogate then learns a box that answers in stairs or labels through its frequencies
+    nearby; without jitter, more votes pay only at a box that answers at random. A box of labels has no slope: there q
+    is 0 and mu of no use. updates: optimizer steps of the surrogate a step of training.
     Sources: control variates with a learned prior, as in Meier et al. NeurIPS 2019 and Cheng et al. NeurIPS 2019.
     """
 
