@@ -6,10 +6,10 @@
     python benchmarks/sequential_pipelines.py print
 
 Three defenses, all ZO with guided estimates, trained here unless they are kept: the demo's ZO-AE-DS in front of a
-scikit-learn perceptron (sigma 0.25; its test images 200 to 399, on which no setting was chosen; under --work);
-the row "ZO-DS (Guided)", seed 0, of the study `mnist` of benchmarks/queries (a convolutional network, sigma 0.8, 100 of
+scikit-learn perceptron (sigma 0.25; its test images 200 to 499, on which no setting was chosen; under --work);
+the row "ZO-DS (Guided)", seed 0, of the study `mnist` of benchmarks/queries (a convolutional network, sigma 0.8, 200 of
 its test images at even distances); and that row at sigma 0.25, where 3 sigma is a radius that something reaches
-(both under --stages, where query_efficiency.py keeps what it trains).
+(100 of them; both under --stages, where query_efficiency.py keeps what it trains).
 
 Each image is certified with n = 10,000 and n0 = 100, and with the e-process and α-spending, n0 = 25, at r = sigma,
 2 sigma, 3 sigma alone and at sigma/2, sigma and 2 sigma together; alpha 0.001, seed 0. Caps are the usual 100,000 and
@@ -69,7 +69,7 @@ RULES: dict[str, tuple[Callable[..., Rule], int]] = {
 ASKED = ((1.0,), (2.0,), (3.0,), (0.5, 1.0, 2.0))  # multiples of sigma that are decided together
 REPORTED = (0.5, 1.0, 2.0, 3.0)  # those that a fixed n answers at once
 STUDY, ROW = "mnist", "ZO-DS (Guided)"
-SIGMAS = {"mnist": 0.8, "mnist-quarter": 0.25}  # of the pipelines that train this row
+TRAINED = {"mnist": (0.8, 200), "mnist-quarter": (0.25, 100)}  # sigma and test images of pipelines that train this row
 Key = tuple[str, str, tuple[float, ...]]  # pipeline, rule, multiples of sigma
 
 
@@ -84,7 +84,7 @@ class Pipeline:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pipeline", choices=("digits", *SIGMAS, "print"))
+    parser.add_argument("pipeline", choices=("digits", *TRAINED, "print"))
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set, for MNIST")
     parser.add_argument("--work", type=Path, default=Path("runs/sequential"), help="certificates, ledgers, the digits")
     parser.add_argument("--stages", type=Path, default=Path("runs/queries"), help="--work of query_efficiency.py")
@@ -97,7 +97,7 @@ def main() -> None:
     elif name != "print":
         if options.data is None:
             parser.error("MNIST needs --data")
-        measure(name, lambda at: mnist(options.data, options.stages, at, SIGMAS[name]), folder)
+        measure(name, lambda at: mnist(options.data, options.stages, at, *TRAINED[name]), folder)
     print(table())
 
 
@@ -112,10 +112,10 @@ def digits(folder: Path) -> Pipeline:
         guided = cb.Guided(mu=s.mu)
         trained = demo.train_queries(s, client, shown, validation, guided, autoencoder, SEED, folder / "training")
         trained.save(folder / "defense")
-    return Pipeline(load_defense(folder / "defense", client), test.select(slice(200, 400)), validation)
+    return Pipeline(load_defense(folder / "defense", client), test.select(slice(200, 500)), validation)
 
 
-def mnist(data: Path, stages: Path, folder: Path, sigma: float) -> Pipeline:
+def mnist(data: Path, stages: Path, folder: Path, sigma: float, count: int) -> Pipeline:
     """The row of the study that query_efficiency.py measures; its own ledger is left as training wrote it."""
     suite = Suite(FOLDER, STUDIES)
     plan, studio = suite.table(STUDY).row(ROW).plans["cpu"], Studio(suite, data, stages, bar)
@@ -125,7 +125,7 @@ def mnist(data: Path, stages: Path, folder: Path, sigma: float) -> Pipeline:
     # On a processor, 200 images at a time go through the denoiser's caches almost twice as fast as 1,000.
     client = cb.QueryClient(studio.box(plan), ledger=folder / "ledger.sqlite", batch_size=200)
     splits = studio.splits(plan)
-    return Pipeline(replace(trained, client=client), spread(splits.test, 100), splits.validation)
+    return Pipeline(replace(trained, client=client), spread(splits.test, count), splits.validation)
 
 
 def measure(name: str, prepared: Callable[[Path], Pipeline], folder: Path) -> None:

@@ -945,6 +945,15 @@ def test_the_autoencoder_learns_and_is_selected_on_validation_images(tmp_path: P
     assert not any(parameter.requires_grad for parameter in trained.parameters())
 
 
+def test_progress_tells_the_autoencoder_from_what_comes_after_it() -> None:
+    told: list[tuple[int, int, str]] = []
+    schedule = Schedule((Phase(1, 0.01),), BATCH)
+    stages = {"autoencoder_schedule": schedule, "schedule": Schedule((Phase(2, 0.01),), BATCH)}
+    fit(linear(), "ZO-AE-DS", **stages, progress=lambda *step: told.append(step))
+    first = [(done, 2, "autoencoder, epoch 1/1") for done in (1, 2)]
+    assert told == first + [(done, 4, f"epoch {(done + 1) // 2}/2") for done in (1, 2, 3, 4)]
+
+
 @pytest.mark.parametrize("after", [1, 5, 6, 14])
 def test_the_pre_training_of_an_autoencoder_resumes_exactly(after: int, tmp_path: Path) -> None:
     def pretrained(out: Path, **change: Any) -> str:

@@ -116,7 +116,7 @@ def train(
             validation=validation,
             out=Path(out) / "autoencoder" if out is not None else None,
             device=device,
-            progress=progress,
+            progress=progress and (lambda done, total, text: progress(done, total, f"autoencoder, {text}")),
         )
     pipeline.to(device)
     config = _plain(settings) | {
