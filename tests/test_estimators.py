@@ -308,6 +308,8 @@ def test_a_step_must_be_positive(make: Make, mu: float) -> None:
 def test_there_must_be_a_direction(estimator: type[RGE | Orthogonal]) -> None:
     with pytest.raises(InvalidInput, match="q is 0"):
         estimator(0, 0.1)
+    with pytest.raises(InvalidInput, match=r"q is 2\.0; wanted a whole number"):
+        estimator(2.0, 0.1)  # pyright: ignore[reportArgumentType]
 
 
 def relu_encoder() -> nn.Module:

@@ -371,6 +371,7 @@ def test_auto_is_for_training_to_resolve() -> None:
         ({"jitter": math.inf}, "jitter is inf"),
         ({"distill": -1}, "distill is -1"),
         ({"distill": math.inf}, "distill is inf"),
+        ({"distill": 100.0}, r"distill is 100.0; wanted a whole number"),
         ({"votes": 0}, "votes is 0"),
         ({"updates": 0}, "updates is 0"),
         ({"probe_every": 0}, "probe_every is 0"),

@@ -83,6 +83,8 @@ def written(path: Path, rows: list[CertificateRow] = ROWS) -> Path:
         {"label": None},
         {"selected": 3, "predict": 3, "label": 3},
         {"p_lower": 1.5},
+        {"sigma": 0.0},
+        {"sigma": float("nan")},
     ],
 )
 def test_contradicting_fields_are_refused(change):
@@ -114,6 +116,12 @@ def test_contradicting_fields_are_refused(change):
 def test_looks_that_no_rule_could_have_are_refused(change):
     with pytest.raises(InvalidInput, match="row of image 3"):
         replace(SEQUENTIAL, **change)
+
+
+def test_a_rule_that_was_asked_for_no_radius_decided_none():
+    tolerant = {"name": "e-process", "tolerance": 0.05, "cap": 1000, "alpha": 0.001}
+    assert replace(SEQUENTIAL, rule=tolerant).decided is None
+    assert replace(SEQUENTIAL, rule=tolerant | {"radii": [0.1, 0.2]}).decided == (0.1, 0.2)
 
 
 def test_the_cap_is_what_might_have_been_drawn():
