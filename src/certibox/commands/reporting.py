@@ -71,8 +71,8 @@ def run_report(options: Report) -> None:
     validation = [_rows(file, options.alpha) for file in options.validation or ()]
     radii = list(options.radii) if options.radii is not None else _decided(held)
     notes = _envelope(validation, held, radii) if validation else []
-    notes += [note for run, rows in zip(runs, held, strict=True) if (note := _undecided(run.name, rows, radii))]
-    notes += [note for run, rows in zip(runs, held, strict=True) if (note := _ended_early(run.name, rows))]
+    for run, rows in zip(runs, held, strict=True):
+        notes += filter(None, (_undecided(run.name, rows, radii), _ended_early(run.name, rows)))
     facts = _shared_facts([row for rows in held for row in rows])
     page = report.write_report(out, runs, radii, title=options.title, facts=facts, notes=notes)
     for run in runs:
