@@ -1165,12 +1165,17 @@ class Answers:
         return self.make(self.box(x))
 
 
-ANSWERS: dict[str, Callable[[], Answers]] = {
-    "soft targets": lambda: Answers("probabilities", lambda logits: logits.double().softmax(1)),
-    "double values": lambda: Answers("values", Tensor.double),
-    "one value an image": lambda: Answers("values", lambda logits: logits[:, 0]),
-    "images": lambda: Answers("values", lambda logits: logits.reshape(-1, K, 1, 1)),
-    "large images": lambda: Answers("values", lambda logits: 1e5 * (1 + logits.reshape(-1, K, 1, 1))),
+# Kind of outputs, a form in which a box may answer, and the plain form of the same.
+ANSWERS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "soft targets": ("probabilities", lambda logits: logits.double().softmax(1), lambda logits: logits.softmax(1)),
+    "double values": ("values", Tensor.double, lambda logits: logits),
+    "one value an image": ("values", lambda logits: logits[:, 0], lambda logits: logits[:, :1]),
+    "images": ("values", lambda logits: logits.reshape(-1, K, 1, 1), lambda logits: logits),
+    "large images": (
+        "values",
+        lambda logits: 1e5 * (1 + logits.reshape(-1, K, 1, 1)),
+        lambda logits: 1e5 * (1 + logits),
+    ),
 }
 
 
@@ -1179,18 +1184,12 @@ ANSWERS: dict[str, Callable[[], Answers]] = {
 @pytest.mark.parametrize("answers", ANSWERS)
 def test_a_surrogate_learns_whatever_a_box_may_answer(answers: str, surrogate: str, q: int) -> None:
     """In double precision as in single, with one axis, two or four: the same weights as for the plain form."""
+    outputs, form, plain = ANSWERS[answers]
     targets = {"targets": "soft"} if answers == "soft targets" else {}
-    plain = {
-        "soft targets": Answers("probabilities", lambda logits: logits.softmax(1)),
-        "double values": Answers("values", lambda logits: logits),
-        "one value an image": Answers("values", lambda logits: logits[:, :1]),
-        "images": Answers("values", lambda logits: logits),
-        "large images": Answers("values", lambda logits: 1e5 * (1 + logits)),
-    }[answers]
     gamma = 1e-10 if answers == "large images" else 0.7
     made = [
         fit(box, "ZO-AE-DS", estimator=guided(q, surrogate=surrogate), gamma=gamma, **targets)
-        for box in (ANSWERS[answers](), plain)
+        for box in (Answers(outputs, form), Answers(outputs, plain))
     ]
     for name, value in made[0].pipeline.state_dict().items():
         torch.testing.assert_close(value, made[1].pipeline.state_dict()[name], rtol=1e-3, atol=1e-3)

@@ -90,8 +90,7 @@ def train_box(shown: Images, validation: Images):
 
 def train_stage1(s: Settings, shown: Images, validation: Images, seed: int, out: Path | None = None) -> Autoencoder:
     """The autoencoder, pre-trained on clean images without queries."""
-    with seeds.initialisation(seed, "autoencoder"):
-        fresh = fitting_autoencoder(shown.shape, s.d_z)
+    fresh = fitting_autoencoder(shown.shape, s.d_z, seed=seed)
     with bar("autoencoder") as progress:
         schedule = one_cycle(s.autoencoder_epochs, 3e-3, 64)
         return pretrain_autoencoder(
