@@ -36,9 +36,9 @@ import scipy
 import torch
 from torch import Tensor
 
+from certibox.files import write_json_atomic
 from certibox.networks import mnist_cnn
 from certibox.noise import noisy_batches
-from certibox.records import write_json_atomic
 from certibox.smoothing import SmoothedClassifier
 from certibox.version import VERSION
 

@@ -37,16 +37,16 @@ import gpu_checks
 import torch
 from gpu_pack import pack, publish, unpack
 
-from certibox.config import Phase
 from certibox.errors import CertiboxError, InvalidInput
 from certibox.estimators import Guided
-from certibox.loop import Progress
 from certibox.paper import runner
 from certibox.paper.gpu import LIVE, RELEASED, Check, append_check, read_checks
 from certibox.paper.measured import Results
 from certibox.paper.plans import Estimator, Plan
 from certibox.paper.stages import Workshop, estimator_of
 from certibox.paper.suite import NAMES, Suite, Table
+from certibox.schedules import Phase
+from certibox.steps import Progress
 
 QUERIES = "queries"  # rows that are not the paper's
 SCALE, SMALL = "gpu", "cpu-cifar10"  # SMALL: where the first check finds a box that trains in seconds

@@ -41,8 +41,9 @@ from torch.nn import functional as F
 
 import certibox as cb
 from certibox import losses, networks, seeds
-from certibox.pipeline import RobustPipeline, StabilityObjective
-from certibox.records import write_json_atomic
+from certibox.files import write_json_atomic
+from certibox.pipeline import RobustPipeline
+from certibox.stability import StabilityObjective
 from certibox.version import VERSION
 
 SIGMA, POINTS, THREADS = 0.25, 12, 1

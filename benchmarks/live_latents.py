@@ -31,8 +31,8 @@ import certibox as cb
 from certibox import demo, networks, report, seeds
 from certibox.blackbox import BlackBox
 from certibox.data import Images
+from certibox.files import append_line, whole_lines
 from certibox.networks import Autoencoder
-from certibox.records import append_line, whole_lines
 
 RESULTS = Path(__file__).parent / "results" / "live_latents.jsonl"
 LATENTS, METHODS = ("relu", "leaky", "linear"), ("CGE", "first order")

@@ -38,8 +38,8 @@ import scipy
 from scipy.stats import beta, binom, binomtest, norm
 
 from certibox import confidence, sequential
+from certibox.files import write_json_atomic
 from certibox.forecast import forecast
-from certibox.records import write_json_atomic
 from certibox.report.tables import markdown
 from certibox.sequential import AlphaSpending, EProcess, Rule
 from certibox.version import VERSION
@@ -67,7 +67,7 @@ def votes(path: Path, sigma: float) -> tuple[np.ndarray, np.ndarray]:
 
 def fixed(n: int, sigma: float, radii: tuple[float, ...], p: float) -> Chances:
     """The certificate at a fixed n."""
-    p0s = [sequential.threshold(radius, sigma) for radius in radii]
+    p0s = [confidence.threshold(radius, sigma) for radius in radii]
     return float(n), tuple(float(binom.sf(fewest(n, p0) - 1, n, p)) for p0 in p0s)
 
 
@@ -79,7 +79,7 @@ def fewest(n: int, p0: float) -> int:
 
 def by_rule(rule: Rule, n: int, sigma: float, radii: tuple[float, ...], p: float) -> Chances:
     """The certificate of a rule with cap n."""
-    found = forecast(rule, p, n, ALPHA, sigma, proven=[sequential.threshold(radius, sigma) for radius in radii])
+    found = forecast(rule, p, n, ALPHA, sigma, proven=[confidence.threshold(radius, sigma) for radius in radii])
     return found.samples, found.proven
 
 
@@ -147,7 +147,7 @@ def false_row(name: str, mode: dict[str, Any], cap: int, sigma: float) -> dict[s
     rule = RULES[name](**mode, futility=None)  # futility can only lower these
     usual = RULES[name](**mode)
     one = len(mode.get("radii", ())) == 1
-    p0s = [sequential.threshold(radius, sigma) for radius in mode.get("radii", ())]
+    p0s = [confidence.threshold(radius, sigma) for radius in mode.get("radii", ())]
     below = [float(np.nextafter(p0, 0.0)) for p0 in p0s]
     highest = p0s[0] if one else 0.9999
     near_one = () if one else (0.99, 0.999, 0.9999, 0.99999)

@@ -46,16 +46,17 @@ from sequential_certification import processor
 import certibox as cb
 from certibox import certification, demo
 from certibox.blackbox import as_blackbox
-from certibox.config import require_same
 from certibox.data import Images
+from certibox.files import append_line, whole_lines
 from certibox.paper.stages import spread
 from certibox.paper.suite import Suite
-from certibox.pipeline import Defense, load_defense
 from certibox.progress import bar
 from certibox.query_cost import expected_samples
-from certibox.records import CertificateRow, append_line, whole_lines
+from certibox.records.certificates import CertificateRow
 from certibox.report import markdown
+from certibox.saved import Defense, load_defense
 from certibox.sequential import AlphaSpending, EProcess, Rule
+from certibox.settings import require_same
 from certibox.version import VERSION
 
 RESULTS = Path(__file__).parent / "results" / "sequential_pipelines.jsonl"

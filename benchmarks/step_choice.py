@@ -42,8 +42,9 @@ from torch.nn import functional as F
 
 import certibox as cb
 from certibox import demo, losses, seeds
-from certibox.pipeline import RobustPipeline, StabilityObjective
-from certibox.records import write_json_atomic
+from certibox.files import write_json_atomic
+from certibox.pipeline import RobustPipeline
+from certibox.stability import StabilityObjective
 from certibox.stepsize import StepChoice, choose_step, precision_is_safe
 from certibox.version import VERSION
 

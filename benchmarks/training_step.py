@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 
 import certibox as cb
-from certibox import networks, objective, training
-from certibox.config import Schedule
+from certibox import methods, networks, objective, training
 from certibox.data import Images
-from certibox.loop import steps
-from certibox.records import write_json_atomic
+from certibox.files import write_json_atomic
+from certibox.schedules import Schedule
+from certibox.steps import steps
 
 BATCH, THREADS = 32, 2
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 def measure(client: cb.QueryClient, images: Images, autoencoder: cb.Autoencoder, repetitions: int) -> dict:
     schedule = cb.one_cycle(epochs=1, batch_size=BATCH)
-    settings = objective.Settings(
+    settings = methods.Settings(
         method="ZO-AE-DS",
         sigma=0.25,
         schedule=schedule,

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from certibox import checkpoints
-from certibox.authors import import_authors, load_autoencoder, reconstruction_mse, save_autoencoder
+from certibox.autoencoders import load_autoencoder, reconstruction_mse, save_autoencoder
 from certibox.cli import main
 from certibox.data import Images, load_images
 from certibox.errors import InvalidInput, UnreadableFile
+from certibox.files import read_json
 from certibox.networks import AUTOENCODERS, Autoencoder, dncnn, fitting_autoencoder
-from certibox.records import read_json
+from certibox.released import import_authors
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 ENCODER, DECODER = (DATA / "authors" / f"cifar10_ae192_{role}.pth.tar" for role in ("encoder", "decoder"))

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from certibox.blackbox import as_blackbox
-from certibox.certification import at_alpha, certify_dataset, choose_sigma, envelope, merge, replay
+from certibox.certification.dataset import certify_dataset
+from certibox.certification.replay import at_alpha, merge, replay
+from certibox.certification.sigma import choose_sigma, envelope
 from certibox.data import Images, load_images
 from certibox.errors import BudgetExceeded, ConfigMismatch, InvalidInput, UnreadableFile
-from certibox.query import QueryClient
-from certibox.records import CertificateRow, append_row, read_rows
+from certibox.queries.client import QueryClient
+from certibox.records.certificates import CertificateRow, append_row, read_rows
 from certibox.report import certified_accuracy
 from certibox.sequential import AlphaSpending, EProcess, Rule
 from certibox.smoothing import SmoothedClassifier

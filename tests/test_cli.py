@@ -23,18 +23,21 @@ import yaml
 
 from certibox import certification, checkpoints
 from certibox.arguments import parse
-from certibox.authors import save_autoencoder
+from certibox.autoencoders import save_autoencoder
 from certibox.cli import COMMANDS, GROUPS, main
 from certibox.commands.certifying import Certify
 from certibox.commands.training import Train
 from certibox.data import load_images
 from certibox.errors import InvalidInput
 from certibox.estimators import CGE, RGE, Guided
+from certibox.files import read_json
 from certibox.ledger import Ledger
+from certibox.models import load_model
 from certibox.networks import fitting_autoencoder
-from certibox.options import EstimatorOptions, load_model, require_effect
+from certibox.options import EstimatorOptions, require_effect
 from certibox.query_cost import QueryCost, plan
-from certibox.records import CertificateRow, read_json, read_rows, read_tsv
+from certibox.records.certificates import CertificateRow, read_rows
+from certibox.records.tsv import read_tsv
 from certibox.report import certified_accuracy
 from certibox.smoothing import SmoothedClassifier
 

@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certibox.config import (
-    SCHEDULES,
-    Phase,
-    Schedule,
-    digest,
-    one_cycle,
-    paper_finetune,
-    paper_scratch,
-    require_same,
-)
 from certibox.errors import ConfigMismatch, InvalidInput
+from certibox.schedules import SCHEDULES, Phase, Schedule, one_cycle, paper_finetune, paper_scratch
+from certibox.settings import digest, require_same
 
 STEPS = 7  # an epoch
 

@@ -15,11 +15,11 @@ import pytest
 
 from certibox import checkpoints, seeds
 from certibox.blackbox import as_blackbox
-from certibox.config import Phase, Schedule
 from certibox.data import load_images
 from certibox.estimators import CGE, Guided
 from certibox.networks import dncnn, fitting_autoencoder
-from certibox.query import QueryClient
+from certibox.queries.client import QueryClient
+from certibox.schedules import Phase, Schedule
 from certibox.training import train
 
 KILLS, BATCH = 4, 8

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from certibox import checkpoints, seeds
-from certibox.config import Phase, Schedule
 from certibox.errors import CertiboxError, ConfigMismatch, InvalidInput, UnreadableFile
-from certibox.loop import RunDirectory, Step, Task, run, steps
-from certibox.query import QueryClient
+from certibox.loop import Task, run
+from certibox.queries.client import QueryClient
+from certibox.run_directory import RunDirectory
+from certibox.schedules import Phase, Schedule
+from certibox.steps import Step, steps
 from doubles import CountingBox, LinearBox
 
 IMAGES, SEED = 11, 5

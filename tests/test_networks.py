@@ -13,6 +13,7 @@ from torch import nn
 
 from certibox.checkpoints import module_digest
 from certibox.errors import InvalidImages, InvalidInput
+from certibox.models import untrained_autoencoder
 from certibox.networks import (
     AUTOENCODERS,
     CLASSIFIERS,
@@ -30,7 +31,6 @@ from certibox.networks import (
     unet,
 )
 from certibox.networks.autoencoder import Latent
-from certibox.options import untrained_autoencoder
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -20,21 +20,21 @@ import yaml
 from PIL import Image
 
 from certibox.cli import main
-from certibox.config import Phase
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.loop import Progress
 from certibox.paper import runner
 from certibox.paper.measured import Measured, Results
 from certibox.paper.plans import Certify, Data, Defense, Estimator, Method, Network, Plan
 from certibox.paper.runner import Job, headline, jobs, measure, rounded_down
 from certibox.paper.stages import Workshop, measurement_of, spread
 from certibox.paper.suite import NAMES, Row, Suite, Table
-from certibox.pipeline import Defense as TrainedDefense
-from certibox.query import QueryClient
-from certibox.reconstruction import measured as as_measured
-from certibox.reconstruction import rmse
+from certibox.queries.client import QueryClient
+from certibox.reconstruction.measurements import measured as as_measured
+from certibox.reconstruction.metrics import rmse
+from certibox.saved import Defense as TrainedDefense
+from certibox.schedules import Phase
 from certibox.smoothing import SmoothedClassifier
+from certibox.steps import Progress
 from paper_rows import attacked_row, certified_row
 
 TRAIN, HELD, TEST, BATCH, EPOCHS, VOTES, D_Z = 11, 4, 5, 5, 2, 2, 192

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from certibox.estimators import CGE, RGE, estimated_loss
 from certibox.losses import LOSSES, targets
 from certibox.networks import Autoencoder
-from certibox.pipeline import Defense, RobustPipeline, StabilityObjective, full_precision, surviving_share
-from certibox.query import QueryClient
+from certibox.pipeline import RobustPipeline
+from certibox.queries.client import QueryClient
+from certibox.saved import Defense
+from certibox.stability import StabilityObjective, full_precision, surviving_share
 from doubles import CountingBox, LinearBox, QuadraticBox
 
 SHAPE = (2, 4, 4)

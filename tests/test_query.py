@@ -29,7 +29,8 @@ from certibox.errors import (
     InvalidInput,
     NotDifferentiable,
 )
-from certibox.query import Fingerprint, QueryClient, canary_images
+from certibox.queries.client import QueryClient
+from certibox.queries.fingerprint import Fingerprint, canary_images
 from doubles import CountingBox, LinearBox
 
 SHAPE = (1, 2, 2)

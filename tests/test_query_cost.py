@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 from certibox import networks
-from certibox.certification import certify_dataset
-from certibox.config import one_cycle
+from certibox.certification.dataset import certify_dataset
 from certibox.data import Images
 from certibox.errors import InvalidInput
 from certibox.forecast import forecast
 from certibox.options import EstimatorOptions, RuleOptions
-from certibox.query import QueryClient
+from certibox.queries.client import QueryClient
 from certibox.query_cost import Cost, QueryCost, expected_samples, plan, run, unseen
-from certibox.records import CertificateRow
+from certibox.records.certificates import CertificateRow
+from certibox.schedules import one_cycle
 from certibox.sequential import AlphaSpending, EProcess, Rule
 from certibox.smoothing import SmoothedClassifier
 from certibox.training import METHODS, train

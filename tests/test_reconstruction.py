@@ -16,24 +16,18 @@ from torch import Tensor, nn
 
 from certibox import checkpoints, reconstruction
 from certibox.blackbox import as_blackbox
-from certibox.config import Phase, Schedule
 from certibox.data import Images
 from certibox.errors import BadOutput, ConfigMismatch, InvalidImages, InvalidInput, NotDifferentiable
 from certibox.estimators import CGE
 from certibox.networks import Autoencoder, dncnn
-from certibox.pipeline import Defense, RobustPipeline
-from certibox.query import QueryClient
-from certibox.reconstruction import (
-    Attack,
-    Measurement,
-    defended_output,
-    evaluate,
-    l2_pgd,
-    measured,
-    rmse,
-    ssim,
-    train_reconstructor,
-)
+from certibox.pipeline import RobustPipeline
+from certibox.queries.client import QueryClient
+from certibox.reconstruction.attacks import Attack, l2_pgd
+from certibox.reconstruction.evaluation import defended_output, evaluate
+from certibox.reconstruction.measurements import Measurement, measured, train_reconstructor
+from certibox.reconstruction.metrics import rmse, ssim
+from certibox.saved import Defense
+from certibox.schedules import Phase, Schedule
 from certibox.supervised import pretrain_autoencoder
 from certibox.training import train
 from doubles import CountingBox, LinearBox

@@ -14,20 +14,9 @@ from hypothesis import strategies as st
 
 from certibox import confidence
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.records import (
-    TSV_HEADER,
-    CertificateRow,
-    PublishedRow,
-    append_row,
-    read_json,
-    read_rows,
-    read_tsv,
-    truncate_partial_line,
-    write_bytes_atomic,
-    write_json_atomic,
-    write_text_atomic,
-    write_tsv,
-)
+from certibox.files import read_json, truncate_partial_line, write_bytes_atomic, write_json_atomic, write_text_atomic
+from certibox.records.certificates import CertificateRow, append_row, read_rows
+from certibox.records.tsv import TSV_HEADER, PublishedRow, read_tsv, write_tsv
 
 ROW = CertificateRow(
     idx=0,

@@ -20,7 +20,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from certibox.errors import InvalidImages, InvalidInput
-from certibox.records import PublishedRow
+from certibox.records.tsv import PublishedRow
 from certibox.report import (
     Run,
     abstention_rate,

@@ -87,7 +87,7 @@ def test_the_bound_of_the_wealth_is_its_largest_refuted_p0(samples: int) -> None
 @pytest.mark.parametrize("rule", RULES)
 def test_a_bound_is_false_with_probability_at_most_alpha_at_every_p(rule: Rule) -> None:
     n, alpha = 600, 0.05
-    asked = [sequential.threshold(radius, SIGMA) for radius in rule.radii or (0.0,)]
+    asked = [confidence.threshold(radius, SIGMA) for radius in rule.radii or (0.0,)]
     grid = [*np.linspace(0.02, 0.98, 13), *asked, *(float(np.nextafter(p0, 0)) for p0 in asked)]
     false = [forecast(rule, p, n, alpha, SIGMA, proven=(p,)).proven[0] for p in grid]
     assert alpha / 10 < max(false) <= alpha
@@ -134,7 +134,7 @@ def _paths(rule: Rule, n: int, alpha: float, p: float, before: tuple = ((0, 0),)
 @pytest.mark.parametrize("rule", [EProcess(radii=(0.25,)), AlphaSpending(radii=(0.25,))], ids=["e", "spending"])
 def test_simulated_certificates_are_false_no_more_often_than_alpha(rule: Rule) -> None:
     n, runs = 1000, 100_000
-    p = float(np.nextafter(sequential.threshold(0.25, SIGMA), 0))
+    p = float(np.nextafter(confidence.threshold(0.25, SIGMA), 0))
     sizes = rule.sizes(n, ALPHA, SIGMA)
 
     @cache
@@ -169,7 +169,7 @@ def test_one_look_of_alpha_spending_is_the_fixed_certificate() -> None:
 @given(st.floats(0.0, 6.0), st.floats(0.05, 2.0))
 def test_a_decided_radius_is_reached_despite_rounding(ratio: float, sigma: float) -> None:
     radius = ratio * sigma
-    p0 = sequential.threshold(radius, sigma)
+    p0 = confidence.threshold(radius, sigma)
     assert confidence.radius(p0, sigma) >= radius
     assert confidence.radius(p0, sigma) > 0
     assert p0 == pytest.approx(norm.cdf(ratio), rel=1e-12)
@@ -177,7 +177,7 @@ def test_a_decided_radius_is_reached_despite_rounding(ratio: float, sigma: float
 
 @pytest.mark.parametrize("rule", [EProcess(radii=(0.25, 0.5)), AlphaSpending(radii=(0.25, 0.5))], ids=["e", "spending"])
 def test_the_fewest_successes_that_prove_a_radius_reach_it(rule: Rule) -> None:
-    n, p0 = 5000, sequential.threshold(0.5, SIGMA)
+    n, p0 = 5000, confidence.threshold(0.5, SIGMA)
     sizes = rule.sizes(n, ALPHA, SIGMA)
     level = rule.level(ALPHA, len(sizes))
     for k, size in enumerate(sizes):
@@ -200,7 +200,7 @@ def test_looks_begin_where_unanimous_votes_decide_and_end_at_the_cap(kind: type[
     assert ratios.max() <= math.log(rule.growth) * 1.01
     level = rule.level(ALPHA, len(sizes))
     assert level * len(sizes) <= ALPHA or kind is EProcess
-    p0 = sequential.threshold(0.5, SIGMA)
+    p0 = confidence.threshold(0.5, SIGMA)
     first = sizes[0]
     assert rule.rejects(first, first, p0, level).all()
     assert rule.level(ALPHA, len(sizes) + 1) < level or not rule.rejects(first - 1, first - 1, p0, level).any()
@@ -222,7 +222,7 @@ def test_a_cap_that_can_only_abstain_is_refused_with_the_smallest_one(kind: type
 @pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
 def test_futility_saves_samples_and_makes_no_certificate(kind: type[Rule]) -> None:
     patient, hasty = (kind(radii=(0.25,), futility=level) for level in (None, 0.05))
-    p0 = sequential.threshold(0.25, SIGMA)
+    p0 = confidence.threshold(0.25, SIGMA)
     for p in (0.5, 0.8, 0.85, 0.9):
         slow, fast = (forecast(rule, p, 2000, ALPHA, SIGMA, proven=(p0,)) for rule in (patient, hasty))
         assert fast.proven[0] <= slow.proven[0]
@@ -360,7 +360,7 @@ def test_a_radius_that_the_cap_cannot_prove_takes_no_samples(kind: type[Rule]) -
 
 def test_a_radius_beyond_what_samples_can_prove_is_named() -> None:
     with pytest.raises(InvalidInput, match=r"10\.0 sigma"):
-        sequential.threshold(2.5, 0.25)
+        confidence.threshold(2.5, 0.25)
 
 
 def test_the_benchmark_reads_votes_back_from_published_radii(tmp_path: Path) -> None:

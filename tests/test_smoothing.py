@@ -17,10 +17,11 @@ from scipy.stats import binom, kstest, norm
 from torch import Tensor
 
 from certibox import confidence, seeds, sequential
+from certibox.certificate import Certificate, out_of_reach
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
 from certibox.noise import BLOCK, noisy_batches
 from certibox.sequential import AlphaSpending, EProcess, Rule
-from certibox.smoothing import BaseClassifier, Certificate, SmoothedClassifier, image_digest, out_of_reach
+from certibox.smoothing import BaseClassifier, SmoothedClassifier, image_digest
 from doubles import CountingBox, LinearBox
 
 PATH = (7, "image", "stream")

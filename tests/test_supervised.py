@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from certibox import checkpoints, seeds
 from certibox.blackbox import BoxSpec, as_blackbox
-from certibox.config import Phase, Schedule
 from certibox.data import Images, augment
+from certibox.data.holding import held_out, mean_over
 from certibox.errors import ConfigMismatch, InvalidInput
 from certibox.networks import Autoencoder
-from certibox.supervised import fit, held_out, mean_over, pretrain_autoencoder, train_classifier
+from certibox.schedules import Phase, Schedule
+from certibox.supervised import fit, pretrain_autoencoder, train_classifier
 
 SHAPE, D, K, D_Z, SEED = (2, 2, 3), 12, 3, 4, 5
 LR, MOMENTUM = 0.01, 0.9

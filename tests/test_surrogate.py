@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certibox import losses, surrogate
+from certibox import losses, replay_memory, surrogate
 from certibox.errors import InvalidInput
 from certibox.estimators import Alignment, Guided, guessed_gradient
 from certibox.networks.surrogate import surrogate_cnn, surrogate_mlp
-from certibox.pipeline import RobustPipeline, StabilityObjective
-from certibox.query import QueryClient
-from certibox.surrogate import GuidedStability, Memory, Surrogate, probe, resolved, surrogate_for
+from certibox.pipeline import RobustPipeline
+from certibox.queries.client import QueryClient
+from certibox.replay_memory import Memory
+from certibox.stability import StabilityObjective
+from certibox.surrogate import GuidedStability, Surrogate, probe, resolved, surrogate_for
 from doubles import CountingBox, LinearBox
 
 SHAPE, D, K = (1, 2, 5), 10, 3
@@ -45,8 +47,8 @@ def numbered(first: int, last: int, *shape: int) -> Tensor:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for 8 answers, 4 of which are new."""
-    monkeypatch.setattr(surrogate, "MEMORY_ANSWERS", 8)
-    monkeypatch.setattr(surrogate, "NEWEST", 4)
+    monkeypatch.setattr(replay_memory, "MEMORY_ANSWERS", 8)
+    monkeypatch.setattr(replay_memory, "NEWEST", 4)
 
 
 def held(memory: Memory) -> list[float]:
@@ -76,8 +78,8 @@ def test_the_oldest_give_way(parts: tuple[int, ...]) -> None:
 
 
 def test_room_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surrogate, "NEWEST", 2)
-    monkeypatch.setattr(surrogate, "MEMORY_BYTES", 2 * D * 6)
+    monkeypatch.setattr(replay_memory, "NEWEST", 2)
+    monkeypatch.setattr(replay_memory, "MEMORY_BYTES", 2 * D * 6)
     memory = Memory()
     memory.add(numbered(0, 6, *SHAPE), numbered(0, 6, K))
     memory.add(numbered(6, 7, *SHAPE), numbered(6, 7, K))
@@ -464,9 +466,9 @@ def test_probes_are_averaged_and_decide_the_corrections() -> None:
 
 
 def test_a_batch_above_the_capacity_leaves_its_last_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surrogate, "NEWEST", 4)
-    monkeypatch.setattr(surrogate, "MEMORY_ANSWERS", 4)
-    memory = surrogate.Memory()
+    monkeypatch.setattr(replay_memory, "NEWEST", 4)
+    monkeypatch.setattr(replay_memory, "MEMORY_ANSWERS", 4)
+    memory = replay_memory.Memory()
     memory.add(torch.arange(3.0).unsqueeze(1), torch.arange(3.0).unsqueeze(1))
     memory.add(torch.arange(10.0, 20.0).unsqueeze(1), torch.arange(10.0, 20.0).unsqueeze(1))
     assert (len(memory), memory.seen) == (4, 13)

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from certibox import checkpoints, query_cost, training
 from certibox.blackbox import BlackBox, BoxSpec, TorchBox, as_blackbox
-from certibox.config import Phase, Schedule
 from certibox.data import Images, load_images
 from certibox.errors import (
     BoxFailed,
@@ -33,8 +32,10 @@ from certibox.errors import (
 )
 from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal, Subset
 from certibox.networks import Autoencoder, dncnn, fitting_autoencoder
-from certibox.pipeline import Defense, RobustPipeline, load_defense
-from certibox.query import QueryClient
+from certibox.pipeline import RobustPipeline
+from certibox.queries.client import QueryClient
+from certibox.saved import Defense, load_defense
+from certibox.schedules import Phase, Schedule
 from certibox.smoothing import SmoothedClassifier
 from certibox.supervised import pretrain_autoencoder
 from certibox.training import METHODS, train

@@ -4,18 +4,22 @@ A black box and unlabelled images go in; a defended, certified model comes out; 
 """
 
 from certibox import confidence, errors, networks, reconstruction, report
-from certibox.authors import import_authors, load_autoencoder, save_autoencoder
+from certibox.autoencoders import load_autoencoder, save_autoencoder
 from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
-from certibox.certification import at_alpha, certify_dataset, merge
-from certibox.config import SCHEDULES, Phase, Schedule, one_cycle, paper_finetune, paper_scratch
+from certibox.certificate import Certificate, Prediction
+from certibox.certification.dataset import certify_dataset
+from certibox.certification.replay import at_alpha, merge
 from certibox.data import Images, images_from_arrays, load_images, load_restricted_imagenet
 from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal, Subset
 from certibox.networks import Autoencoder, fitting_autoencoder
-from certibox.pipeline import Defense, load_defense
-from certibox.query import Fingerprint, QueryClient
+from certibox.queries.client import QueryClient
+from certibox.queries.fingerprint import Fingerprint
+from certibox.released import import_authors
 from certibox.report import certified_accuracy, certified_accuracy_interval
+from certibox.saved import Defense, load_defense
+from certibox.schedules import SCHEDULES, Phase, Schedule, one_cycle, paper_finetune, paper_scratch
 from certibox.sequential import AlphaSpending, EProcess
-from certibox.smoothing import Certificate, Prediction, SmoothedClassifier
+from certibox.smoothing import SmoothedClassifier
 from certibox.supervised import pretrain_autoencoder, train_classifier
 from certibox.training import train
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.records import write_bytes_atomic
+from certibox.files import write_bytes_atomic
 
 Tensors = dict[str, Tensor]
 

@@ -18,17 +18,18 @@ from torch import nn
 
 from certibox import networks, report, seeds
 from certibox.blackbox import as_blackbox
-from certibox.certification import certify_dataset
-from certibox.config import Schedule, one_cycle
+from certibox.certification.dataset import certify_dataset
 from certibox.data import Images, load_images
 from certibox.errors import InvalidInput
 from certibox.estimators import CGE, RGE, GradientEstimator, Guided
+from certibox.files import write_json_atomic
 from certibox.networks import Autoencoder, fitting_autoencoder
 from certibox.options import option
-from certibox.pipeline import Defense
 from certibox.progress import bar
-from certibox.query import QueryClient
-from certibox.records import write_json_atomic, write_tsv
+from certibox.queries.client import QueryClient
+from certibox.records.tsv import write_tsv
+from certibox.saved import Defense
+from certibox.schedules import Schedule, one_cycle
 from certibox.smoothing import SmoothedClassifier
 from certibox.supervised import pretrain_autoencoder
 from certibox.training import train

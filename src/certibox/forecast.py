@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
-from certibox.sequential import Rule, hopeless, needed, threshold, thresholds, within
+from certibox.confidence.gaussian import threshold
+from certibox.sequential import Rule, hopeless, needed, thresholds, within
 
 ENDS: tuple[str, ...] = ("certified", "tolerance", "futile", "cap")
 DROPPED = 1e-20  # probability below which a state is forgotten

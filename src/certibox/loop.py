@@ -8,105 +8,23 @@ journal of the query client replaying the answers that were already paid for.
 from __future__ import annotations
 
 import copy
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from certibox import checkpoints, seeds
-from certibox.config import Phase, Schedule, digest, require_same
+from certibox import checkpoints
 from certibox.errors import CertiboxError, InvalidInput
-from certibox.query import Journal, QueryClient
-from certibox.records import exclusive, read_json, write_json_atomic
-
-Progress = Callable[[int, int, str], None]  # done, total, what is going on
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: which images it takes, and where it stands. number, epoch: counted over all phases, from 0.
-
-    phase_epoch: counted in its own phase. ends_phase: the last step of the phase's last epoch.
-    """
-
-    number: int
-    epoch: int
-    phase: Phase
-    index: Tensor
-    lr: float
-    starts_phase: bool
-    ends_epoch: bool
-    phase_epoch: int = 0
-    ends_phase: bool = False
-
-
-def steps(schedule: Schedule, images: int, seed: int, start: int) -> Iterator[Step]:
-    """The steps of `schedule` over `images` from number `start` on; each epoch is a permutation of its own seed."""
-    per_epoch, number, epoch = schedule.steps_per_epoch(images), 0, 0
-    for phase in schedule.phases:
-        for phase_epoch in range(phase.epochs):
-            if number + per_epoch > start:
-                order = torch.randperm(images, generator=seeds.generator(seed, "order", epoch))
-                for i in range(max(0, start - number), per_epoch):
-                    index = order[i * schedule.batch_size : (i + 1) * schedule.batch_size]
-                    lr = phase.learning_rate(phase_epoch * per_epoch + i, per_epoch)
-                    first, last = phase_epoch == 0 and i == 0, i == per_epoch - 1
-                    done = last and phase_epoch == phase.epochs - 1
-                    yield Step(number + i, epoch, phase, index, lr, first, last, phase_epoch, done)
-            number, epoch = number + per_epoch, epoch + 1
-
-
-class RunDirectory:
-    """Where a training run keeps `config.json`, `rows.jsonl`, `checkpoint.safetensors` and TensorBoard's files.
-
-    Opening it with another configuration raises `ConfigMismatch` and touches nothing.
-    """
-
-    def __init__(self, directory: str | Path, config: dict[str, Any]) -> None:
-        self.path = Path(directory)
-        self.checkpoint, self._rows, self._config = (
-            self.path / name for name in ("checkpoint.safetensors", "rows.jsonl", "config.json")
-        )
-        plain = json.loads(json.dumps(config))
-        if self._config.exists():
-            require_same(read_json(self._config), plain, str(self.path))
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json_atomic(self._config, plain)
-        self.scope = f"train/{digest(read_json(self._config))}"  # as stored: 1 and 1.0 are the same setting
-        self._board = _summary_writer(self.path / "tensorboard")
-
-    def rewind(self, offset: int) -> None:
-        """Forget rows that were written after the checkpoint: they will be written again."""
-        if self._rows.exists():
-            with self._rows.open("r+b") as file:
-                file.truncate(offset)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Write one row and flush it."""
-        with self._rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._board:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, row["step"])
-            self._board.flush()
-
-    def close(self) -> None:
-        """End TensorBoard's writer, which runs in a thread of its own."""
-        if self._board:
-            self._board.close()
-
-    @property
-    def offset(self) -> int:
-        """Bytes of rows so far."""
-        return self._rows.stat().st_size if self._rows.exists() else 0
+from certibox.files import exclusive
+from certibox.queries.client import QueryClient
+from certibox.queries.journal import Journal
+from certibox.run_directory import RunDirectory
+from certibox.schedules import Phase, Schedule
+from certibox.steps import Progress, Step, steps
 
 
 @dataclass
@@ -329,11 +247,3 @@ def _restore(directory: RunDirectory | None) -> tuple[dict[str, checkpoints.Tens
     state = State(**facts)
     directory.rewind(state.offset)
     return {name: checkpoints.under(name, flat) for name in names}, state
-
-
-def _summary_writer(directory: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory))

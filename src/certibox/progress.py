@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from certibox.query import QueryClient
+from certibox.queries.client import QueryClient
 
 Report = Callable[[int, int, str], None]
 

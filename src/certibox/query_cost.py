@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import beta
 
+from certibox.certificate import out_of_reach, require_certifiable, rule_record
 from certibox.errors import InvalidInput
 from certibox.estimators import RGE, GradientEstimator, Guided
 from certibox.forecast import forecast
-from certibox.objective import METHODS
+from certibox.methods import METHODS
 from certibox.options import ALPHA, EstimatorOptions, Needs, RuleOptions, option
-from certibox.records import CertificateRow, read_rows
+from certibox.records.certificates import CertificateRow, read_rows
 from certibox.sequential import Rule
-from certibox.smoothing import out_of_reach, require_certifiable, rule_record
 from certibox.stepsize import DIRECTIONS, STEPS
 from certibox.surrogate import PROBE_DIRECTIONS, PROBED
 

@@ -18,9 +18,10 @@ from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betainc, betaincinv, betaln, ndtr, ndtri
+from scipy.special import betainc, betaincinv, betaln, ndtri
 
 from certibox import confidence
+from certibox.confidence.gaussian import threshold
 from certibox.errors import InvalidInput
 
 SLACK = 1e-8  # log of wealth asked for beyond log(1/alpha): far above the rounding of log Γ at a million samples
@@ -244,24 +245,6 @@ def p_lower_at(rule: Mapping[str, Any], looks: Looks, alpha: float, sigma: float
     due = known.sizes(n, alpha, sigma)
     _check_looks(looks, due)
     return _running_bound(known, looks, known.level(confidence.check_alpha(at), len(due)), sigma)
-
-
-@lru_cache(maxsize=4096)
-def threshold(radius: float, sigma: float) -> float:
-    """The smallest p that is sure to give `confidence.radius(p, sigma) >= radius`, and > 0: Φ(radius / σ), rounded up.
-
-    Errors: `InvalidInput` where radius / σ is so large that no float below 1 gives it, or σ is not positive.
-    """
-    if not 0.0 < sigma < math.inf:
-        raise InvalidInput(f"sigma is {sigma}; wanted a positive standard deviation in pixels, such as 0.25")
-    p = max(0.5, float(ndtr(radius / sigma)))
-    while p < 1.0 and not (confidence.radius(p, sigma) >= radius and confidence.radius(p, sigma) > 0.0):
-        p = float(np.nextafter(p, 1.0))
-    if p >= 1.0:
-        raise InvalidInput(
-            f"radius {radius:g} is {radius / sigma:.1f} sigma; no sample proves more than 8: ask for less"
-        )
-    return p
 
 
 def _check(rule: Rule) -> None:

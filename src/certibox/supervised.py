@@ -15,11 +15,14 @@ from torch.nn import functional as F
 from certibox import seeds
 from certibox.blackbox import BoxSpec
 from certibox.checkpoints import module_digest
-from certibox.config import Schedule
 from certibox.data import Images, augment
+from certibox.data.holding import held_out, mean_over
 from certibox.errors import InvalidInput
-from certibox.loop import Progress, RunDirectory, Step, Task, run
+from certibox.loop import Task, run
 from certibox.networks import Autoencoder
+from certibox.run_directory import RunDirectory
+from certibox.schedules import Schedule
+from certibox.steps import Progress, Step
 
 _M = TypeVar("_M", bound=nn.Module)
 Loss = Callable[[Tensor, Images, Tensor], Tensor]  # x (b, c, h, w), the images it comes from, their places (b,) -> (b,)
@@ -136,20 +139,3 @@ def train_classifier(
         device=device,
         progress=progress,
     )
-
-
-def held_out(images: Images, validation: Images | float, seed: int) -> tuple[Images, Images]:
-    """The images to train on and those to select on: given apart, or a share of the first."""
-    if not isinstance(validation, Images):
-        return images.split(validation, seed)
-    if validation.shape != images.shape:
-        raise InvalidInput(
-            f"validation images have shape {validation.shape}, training images {images.shape}; wanted the same"
-        )
-    return images, validation
-
-
-def mean_over(images: Images, measure: Callable[[Tensor, Tensor], Tensor], batch: int = 256) -> float:
-    """Mean of measure(x, places) over all images, in batches; measure: (b, c, h, w), (b,) -> (b,)."""
-    parts = torch.arange(len(images)).split(batch)
-    return sum(float(measure(images.floats(index), index).sum()) for index in parts) / len(images)

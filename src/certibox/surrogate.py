@@ -17,72 +17,16 @@ from torch.nn import functional as F
 from certibox import checkpoints, losses, seeds
 from certibox.estimators import Alignment, Guided, alignment, corrections
 from certibox.networks.surrogate import surrogate_cnn, surrogate_mlp
-from certibox.pipeline import StabilityObjective
+from certibox.replay_memory import Memory, as_float
+from certibox.stability import StabilityObjective
 
-MEMORY_BYTES = 1 << 28  # of remembered inputs; older ones give way
-MEMORY_ANSWERS = 1 << 16
 BATCH = 128  # answers an update, half of them among the newest
-NEWEST = 1024
 LEARNING_RATE = 2e-3
 PROBED, PROBE_DIRECTIONS = 8, 8  # images and directions of a probe
 SLOPED = ("logits", "values")  # answers whose differences teach
 KEEP, TRIED = 0.5, 3  # of the running alignment at each probe; probes before corrections are bought: it learns fast
-
 # What a surrogate counts: steps of its optimizer, steps of training, probes, and whether it was taught beforehand.
 COUNTS = ("updates", "steps", "probes", "distilled")
-
-
-class Memory:
-    """A ring of answers: inputs (n, ...), answers (n, ...), and steps and changes where a query was a perturbed one."""
-
-    def __init__(self) -> None:
-        self.seen = 0
-        self._held: dict[str, Tensor] = {}
-
-    def __len__(self) -> int:
-        return min(self.seen, len(self._held["inputs"])) if self._held else 0
-
-    def add(self, inputs: Tensor, answers: Tensor, steps: Tensor | None = None, changes: Tensor | None = None) -> None:
-        """Remember answers at `inputs`; with steps and changes, also that inputs + steps answers + changes."""
-        parts = {"inputs": inputs, "answers": answers}
-        if steps is not None and changes is not None:
-            parts |= {"steps": steps, "changes": changes}
-        with torch.inference_mode(False):  # what comes from queries may not be trained on, what is kept may
-            for name, values in parts.items():
-                if name not in self._held:
-                    self._held[name] = self._room(name, inputs, values)
-        capacity, count = len(self._held["inputs"]), len(inputs)
-        rows = torch.arange(self.seen, self.seen + count, device=inputs.device)[-capacity:] % capacity  # each row once
-        for name, room in self._held.items():
-            room[rows] = parts[name][-capacity:].to(room.dtype) if name in parts else torch.zeros_like(room[:1])
-        self.seen += count
-
-    def sample(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """`count` remembered answers, half of them among the newest."""
-        newest = min(NEWEST, len(self))
-        back = torch.randint(0, newest, (count // 2,), generator=generator)
-        any_ = torch.randint(0, len(self), (count - count // 2,), generator=generator)
-        rows = torch.cat([(self.seen - 1 - back) % len(self._held["inputs"]), any_])
-        return {name: _float(room[rows.to(room.device)]) for name, room in self._held.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is remembered, for a checkpoint."""
-        return {name: room[: len(self)] for name, room in self._held.items()} | {"seen": torch.tensor(self.seen)}
-
-    def load(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """The inverse of `tensors`."""
-        self.seen = int(tensors["seen"])
-        for name, values in tensors.items():
-            if name != "seen":
-                self._held[name] = self._room(name, tensors["inputs"], values).to(device)
-                self._held[name][: len(values)] = values.to(device)
-
-    def _room(self, name: str, inputs: Tensor, values: Tensor) -> Tensor:
-        """Zeros for as many rows of `values` as the memory holds inputs; images in half precision, 2^-11 of a pixel."""
-        capacity = max(NEWEST, min(MEMORY_ANSWERS, MEMORY_BYTES // (2 * max(1, inputs[0].numel()))))
-        image = name in ("inputs", "steps") and values.ndim == 4  # an answer may be an image too, in units of its own
-        dtype = torch.float16 if image and values.is_floating_point() else values.dtype
-        return torch.zeros((capacity, *values.shape[1:]), dtype=dtype, device=values.device)
 
 
 class Surrogate:
@@ -99,7 +43,7 @@ class Surrogate:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """The network's guess of the box's outputs: as logits for a box that classifies, else as its values (n, K)."""
-        return self.network(_float(inputs))
+        return self.network(as_float(inputs))
 
     def learn(self, updates: int) -> float:
         """Fit the memory for so many optimizer steps; the last loss."""
@@ -187,7 +131,7 @@ class GuidedStability:
         """(k, b, d) -> (k, b), by the surrogate; differentiable."""
         k, b, _ = points.shape
         outputs = self.surrogate.outputs(self._inputs(points.flatten(0, 1)))
-        target = _float(self.stability.target).repeat(k, *(1,) * (self.stability.target.ndim - 1))
+        target = as_float(self.stability.target).repeat(k, *(1,) * (self.stability.target.ndim - 1))
         if self.surrogate.kind == "values":
             return losses.values_loss(outputs, _rows(target)).reshape(k, b)
         return F.cross_entropy(outputs, target, reduction="none").reshape(k, b)
@@ -261,8 +205,3 @@ def _centred(outputs: Tensor, kind: str) -> Tensor:
 def _rows(values: Tensor) -> Tensor:
     """Values (n, ...) or (n,) as rows (n, K)."""
     return values.reshape(len(values), -1)
-
-
-def _float(values: Tensor) -> Tensor:
-    """Values as the network takes them: remembered images are in half precision, a box may answer in double."""
-    return values.float() if values.is_floating_point() else values

@@ -14,18 +14,26 @@ import torch
 from torch import nn
 
 from certibox import networks, seeds
+from certibox.blackbox import differentiable
 from certibox.checkpoints import module_digest
-from certibox.config import Schedule, one_cycle
 from certibox.data import Images
+from certibox.data.holding import held_out
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided, Orthogonal, Subset
-from certibox.loop import Progress, RunDirectory, run
+from certibox.files import read_json, write_json_atomic
+from certibox.loop import run
+from certibox.methods import METHODS, Scheme, Settings
 from certibox.networks import Autoencoder
-from certibox.objective import METHODS, Objective, Scheme, Settings
-from certibox.pipeline import Defense, RobustPipeline, surviving_share
-from certibox.query import Fingerprint, QueryClient, differentiable
-from certibox.records import read_json, write_json_atomic
-from certibox.supervised import held_out, pretrain_autoencoder
+from certibox.objective import Objective
+from certibox.pipeline import RobustPipeline
+from certibox.queries.client import QueryClient
+from certibox.queries.fingerprint import Fingerprint
+from certibox.run_directory import RunDirectory
+from certibox.saved import Defense
+from certibox.schedules import Schedule, one_cycle
+from certibox.stability import surviving_share
+from certibox.steps import Progress
+from certibox.supervised import pretrain_autoencoder
 from certibox.surrogate import PROBE_DIRECTIONS
 
 STAGE1_STEPS = 2000  # pre-training of an autoencoder that the user did not bring

@@ -11,15 +11,16 @@ from typing import ClassVar
 from torch import Tensor
 
 from certibox import certification, report
+from certibox.certificate import out_of_reach, require_certifiable
 from certibox.commands.printing import OUT, spent
 from certibox.data import Images
 from certibox.errors import InvalidInput
 from certibox.options import ALPHA, BoxOptions, DataOptions, Needs, RuleOptions, option
-from certibox.pipeline import Defense, load_defense
 from certibox.progress import bar
-from certibox.query import QueryClient
-from certibox.records import write_tsv
-from certibox.smoothing import SmoothedClassifier, out_of_reach, require_certifiable
+from certibox.queries.client import QueryClient
+from certibox.records.tsv import write_tsv
+from certibox.saved import Defense, load_defense
+from certibox.smoothing import SmoothedClassifier
 
 
 @dataclass(frozen=True)

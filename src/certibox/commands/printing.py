@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from certibox.query import QueryClient
+from certibox.queries.client import QueryClient
 
 OUT = Console(soft_wrap=True, highlight=False)
 

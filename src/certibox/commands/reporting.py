@@ -11,7 +11,8 @@ from certibox import certification, report
 from certibox.commands.printing import OUT
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.options import option
-from certibox.records import CertificateRow, read_rows, write_tsv
+from certibox.records.certificates import CertificateRow, read_rows
+from certibox.records.tsv import write_tsv
 
 
 @dataclass(frozen=True)

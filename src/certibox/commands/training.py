@@ -8,23 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from certibox.commands.printing import OUT, spent
-from certibox.config import Schedule, one_cycle
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided
+from certibox.methods import METHODS
+from certibox.models import is_saved, saved_autoencoder, untrained_autoencoder
 from certibox.networks import Autoencoder
-from certibox.objective import METHODS
-from certibox.options import (
-    BoxOptions,
-    DataOptions,
-    EstimatorOptions,
-    Needs,
-    ScheduleOptions,
-    is_saved,
-    option,
-    saved_autoencoder,
-    untrained_autoencoder,
-)
+from certibox.options import BoxOptions, DataOptions, EstimatorOptions, Needs, ScheduleOptions, option
 from certibox.progress import bar
+from certibox.schedules import Schedule, one_cycle
 from certibox.surrogate import TRIED
 from certibox.training import train
 

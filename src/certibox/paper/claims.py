@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from certibox.confidence import paired_bootstrap
+from certibox.confidence.bootstrap import paired_bootstrap
 from certibox.errors import InvalidInput
 from certibox.paper.measured import Measured
 from certibox.paper.suite import Claim

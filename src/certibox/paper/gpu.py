@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from certibox.errors import UnreadableFile
-from certibox.records import append_line
+from certibox.files import append_line
 from certibox.report import markdown
 
 PAPER_MINUTES = 29  # of one epoch of ZO-AE-DS (CGE, q = 192) on an RTX A6000: Zhang et al. 2022, section 5

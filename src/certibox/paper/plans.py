@@ -11,9 +11,10 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from certibox.confidence import smallest_n
-from certibox.config import Phase, Schedule, digest
+from certibox.confidence.gaussian import smallest_n
 from certibox.errors import InvalidInput
+from certibox.schedules import Phase, Schedule
+from certibox.settings import digest
 
 _T = TypeVar("_T")
 Method = Literal["none", "identity", "RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"]

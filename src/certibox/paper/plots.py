@@ -10,7 +10,7 @@ import numpy as np
 
 from certibox.paper.blocks import Block
 from certibox.paper.measured import Measured
-from certibox.records import PublishedRow
+from certibox.records.tsv import PublishedRow
 from certibox.report import Run, plot_ca_curves, plot_images
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from certibox.confidence import paired_bootstrap, smallest_n
+from certibox.confidence.bootstrap import paired_bootstrap
+from certibox.confidence.gaussian import smallest_n
+from certibox.files import write_text_atomic
 from certibox.paper import gpu
 from certibox.paper.blocks import Block, blocks_of
 from certibox.paper.claims import Finding, certified
 from certibox.paper.measured import Measured, Results
 from certibox.paper.plots import draw
 from certibox.paper.suite import Claim, Row, Suite, Table
-from certibox.records import write_text_atomic
 from certibox.report import markdown
 
 NONE = "–"

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from certibox.certification import certify_dataset
-from certibox.config import digest
+from certibox.certification.dataset import certify_dataset
 from certibox.data import Images
 from certibox.errors import InvalidInput
 from certibox.losses import predictions
@@ -24,8 +23,10 @@ from certibox.paper.measured import DECIMALS, Measured, Results
 from certibox.paper.plans import Plan
 from certibox.paper.stages import Workshop, measurement_of, spent, timed
 from certibox.paper.suite import Row, Table
-from certibox.query import QueryClient
-from certibox.reconstruction import THREATS, Attack, Model, evaluate, reconstruct
+from certibox.queries.client import QueryClient
+from certibox.reconstruction.attacks import THREATS, Attack, Model
+from certibox.reconstruction.evaluation import evaluate, reconstruct
+from certibox.settings import digest
 from certibox.smoothing import SmoothedClassifier
 from certibox.version import VERSION
 

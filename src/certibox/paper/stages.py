@@ -17,21 +17,22 @@ import torch
 from torch import nn
 
 from certibox import checkpoints, networks, seeds
-from certibox.authors import load_autoencoder, save_autoencoder
+from certibox.autoencoders import load_autoencoder, save_autoencoder
 from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
-from certibox.config import digest
 from certibox.data import Images, load_images, load_restricted_imagenet
 from certibox.errors import InvalidInput
 from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal, Subset
-from certibox.loop import Progress
+from certibox.files import read_json, write_json_atomic
 from certibox.networks import Autoencoder
 from certibox.paper.plans import Attack, Data, Defense, Estimator, Plan, stated
 from certibox.paper.suite import Suite
-from certibox.pipeline import Defense as TrainedDefense
-from certibox.pipeline import RobustPipeline, load_defense
-from certibox.query import QueryClient
-from certibox.reconstruction import Measurement, measured, train_reconstructor
-from certibox.records import read_json, write_json_atomic
+from certibox.pipeline import RobustPipeline
+from certibox.queries.client import QueryClient
+from certibox.reconstruction.measurements import Measurement, measured, train_reconstructor
+from certibox.saved import Defense as TrainedDefense
+from certibox.saved import load_defense
+from certibox.settings import digest
+from certibox.steps import Progress
 from certibox.supervised import pretrain_autoencoder, train_classifier
 from certibox.training import train
 

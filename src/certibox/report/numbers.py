@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from certibox import confidence as bounds
 from certibox.errors import InvalidInput
-from certibox.records import Outcome
+from certibox.records.certificates import Outcome
 
 _CONFIDENCE = 0.95
 _NEVER = -np.inf  # the radius of a row that counts at no radius at all

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from certibox import confidence as bounds
 from certibox.errors import InvalidInput
-from certibox.records import PathLike, write_text_atomic
+from certibox.files import PathLike, write_text_atomic
 from certibox.report.numbers import Run, checked_radii, joined, measure_of
 from certibox.report.pictures import plot_ca_curves
 from certibox.report.tables import cells, count_cell

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from certibox.errors import InvalidImages
-from certibox.records import PathLike, write_bytes_atomic
+from certibox.files import PathLike, write_bytes_atomic
 from certibox.report.numbers import Run, intervals, measure_of, shares
 
 if TYPE_CHECKING:

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from certibox import seeds
 from certibox.blackbox import BlackBox, BoxSpec, check_outputs, differentiable
-from certibox.errors import BadOutput, BoxChanged, BoxFailed, BudgetExceeded, CertiboxError, InvalidImages, InvalidInput
+from certibox.errors import BadOutput, BoxFailed, BudgetExceeded, CertiboxError, InvalidImages, InvalidInput
 from certibox.ledger import Ledger
-
-
-class Journal:
-    """Answers kept between two checkpoints of one piece of work, in the order in which they were asked for."""
-
-    def __init__(self, ledger: Ledger, scope: str, position: int) -> None:
-        self._ledger, self.scope, self.position = ledger, scope, position
-
-    def recall(self, inputs: str) -> np.ndarray | None:
-        """The answers already paid for at this position, moving on; None when they must be asked for."""
-        answers = self._ledger.recall(self.scope, self.position, inputs)
-        if answers is not None:
-            self.position += 1
-        return answers
-
-    def entry(self, inputs: str, answers: np.ndarray) -> tuple[str, int, str, np.ndarray]:
-        """What the ledger stores for answers just bought, moving on."""
-        self.position += 1
-        return self.scope, self.position - 1, inputs, answers
-
-    def trim(self) -> None:
-        """Forget what a checkpoint now covers."""
-        self._ledger.forget(self.scope, self.position)
+from certibox.queries.journal import Journal, inputs_digest
 
 
 class QueryClient:
@@ -151,7 +125,7 @@ class QueryClient:
 
     def _answer(self, batch: Tensor, wanted: int) -> Tensor:
         """One batch at the transport: replay it, or book, ask and settle it."""
-        digest = _digest(batch) if self._journal else ""
+        digest = inputs_digest(batch) if self._journal else ""
         if self._journal and (stored := self._journal.recall(digest)) is not None:
             self._answer_shape = stored.shape[1:]  # a resumed run knows K just as an uninterrupted one does
             return torch.from_numpy(stored).to(batch.device)
@@ -197,73 +171,3 @@ class QueryClient:
         self.queries += answered
         if answered:
             self._spent[self._phase] = self._spent.get(self._phase, 0) + answered
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """A box's answers to a few fixed canary images, to tell later whether it is still the same box.
-
-    image_shape: (c, h, w). answers: one flat list a canary.
-    """
-
-    image_shape: tuple[int, int, int]
-    answers: tuple[tuple[float, ...], ...]
-
-    @classmethod
-    def take(cls, client: QueryClient, image_shape: tuple[int, int, int], canaries: int = 8) -> Fingerprint:
-        """Ask the box about `canaries` fixed images, which costs that many queries (phase `fingerprint`)."""
-        with client.phase("fingerprint"):
-            answers = client(canary_images(image_shape, canaries)).double().reshape(canaries, -1)
-        c, h, w = image_shape
-        return cls((c, h, w), tuple(tuple(row) for row in answers.tolist()))
-
-    def check(self, client: QueryClient, tolerance: float = 1e-3) -> None:
-        """Ask again, and raise `BoxChanged` if an answer moved by more than `tolerance` of the answers' range.
-
-        Labels must be identical. The tolerance forgives rounding of another machine or batch size.
-        """
-        now = Fingerprint.take(client, self.image_shape, len(self.answers))
-        then, here = np.array(self.answers), np.array(now.answers)
-        if then.shape != here.shape:
-            raise BoxChanged(
-                f"the box has changed: it answers the canaries with shape {here.shape}, where it gave {then.shape}; "
-                "its certificates no longer hold: certify again"
-            )
-        allowed = 0.0 if client.spec.outputs == "labels" else tolerance * float(np.ptp(then))
-        moved = np.abs(here - then).max(axis=1)
-        if (moved > allowed).any():
-            worst = int(moved.argmax())
-            raise BoxChanged(
-                f"the box has changed: {int((moved > allowed).sum())} of {len(moved)} canaries moved, canary {worst} "
-                f"by {moved[worst]:.3g} (at most {allowed:.3g} allowed); its certificates no longer hold: certify again"
-            )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {"image_shape": list(self.image_shape), "answers": [list(row) for row in self.answers]}
-
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> Fingerprint:
-        """The inverse of `as_dict`."""
-        c, h, w = stored["image_shape"]
-        return cls((c, h, w), tuple(tuple(row) for row in stored["answers"]))
-
-
-def canary_images(image_shape: tuple[int, int, int], count: int) -> Tensor:
-    """Fixed images (count, c, h, w) on [0, 1], half of them white noise and half smooth, the same on every machine."""
-    c, h, w = image_shape
-    noise = torch.rand((count, c, h, w), generator=seeds.generator(0, "canary", c, h, w))
-    coarse = torch.rand((count, c, 3, 3), generator=seeds.generator(1, "canary", c, h, w))
-    smooth = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear", align_corners=True)
-    odd = torch.arange(count).reshape(-1, 1, 1, 1) % 2 == 1
-    # Interpolation may round differently elsewhere; an 8-bit grid makes the canaries identical.
-    return (torch.where(odd, smooth, noise) * 255).round() / 255
-
-
-def _digest(batch: Tensor) -> str:
-    """128 bits of SHA-256 over type, shape and pixels; processors have instructions for it, so it beats BLAKE2."""
-    total = hashlib.sha256(f"{batch.dtype}/{tuple(batch.shape)}".encode())
-    flat = batch.detach().cpu().reshape(-1)
-    flat = flat if flat.stride(0) == 1 else flat.clone()  # a single pixel may keep an odd stride
-    total.update(flat.view(torch.uint8).numpy().data)
-    return total.hexdigest()[:32]

@@ -1,20 +1,13 @@
-"""Schedules: how long, how fast and towards what a network trains. Frozen values that a YAML file can spell.
-
-Also the one rule for comparing configurations, so that work is only ever resumed under the settings it began with.
-"""
+"""Schedules: how long, how fast and towards what a network trains. Frozen values that a YAML file can spell."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from certibox.errors import ConfigMismatch, InvalidInput
+from certibox.errors import InvalidInput
 
-SHOWN, LONGEST = 3, 80  # settings that a message names, and the characters of a value in it
 OPTIMIZERS, OBJECTIVES, SHAPES = ("adam", "sgd"), ("full", "denoise"), ("step", "one-cycle")
 
 
@@ -104,44 +97,3 @@ def one_cycle(epochs: int, lr: float = 1e-3, batch_size: int = 64, denoise_epoch
 
 
 SCHEDULES = {"paper-scratch": paper_scratch, "paper-finetune": paper_finetune, "one-cycle": one_cycle}
-
-
-def digest(config: dict[str, Any]) -> str:
-    """A short stable name of a configuration of plain values."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
-
-
-def require_same(there: dict[str, Any], here: dict[str, Any], place: str) -> None:
-    """Raise `ConfigMismatch`, naming `SHOWN` of the settings that differ, unless both configurations are equal.
-
-    A setting inside another is named by its path: `schedule.phases.0.lr`.
-    """
-    differing = list(_differences(there, here))
-    if differing:
-        changes = [f"{key} is {_spelt(a)} there and {_spelt(b)} here" for key, a, b in differing[:SHOWN]]
-        more = [f"and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
-        advice = "use the same settings or another directory"
-        if any(key == "start" for key, _, _ in differing):
-            advice += ". start is the weights that training begins from: draw them from a seed to go on after a stop"
-        raise ConfigMismatch(f"{place} holds work of another configuration: {'; '.join([*changes, *more, advice])}")
-
-
-def _differences(there: Any, here: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(path, there, here) of each value that differs; what one side lacks is None there."""
-    both = (there, here)
-    if there == here:
-        return
-    if all(isinstance(side, dict) for side in both):
-        for key in sorted({*there, *here}):
-            yield from _differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
-    elif all(isinstance(side, list | tuple) and any(isinstance(part, dict) for part in side) for side in both):
-        numbered = [{f"{i}": part for i, part in enumerate(side)} for side in both]
-        yield from _differences(*numbered, path=path)
-    else:
-        yield path, there, here
-
-
-def _spelt(value: Any) -> str:
-    """A value in a message: settings by their name where they have one, and nothing long in full."""
-    text = str(value.get("name", "{…}")) if isinstance(value, dict) else repr(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -1,4 +1,4 @@
-"""Autoencoders on disk: saved and loaded here, and imported from the files that the paper's authors released.
+"""Autoencoders that the paper's authors released, imported without running what a pickle may hold.
 
 Released: `.pth.tar` files, one an encoder and one a decoder, each a dict with `epoch`, `arch`, `state_dict` and
 `optimizer`. Source: https://github.com/damon-demon/Black-Box-Defense
@@ -10,7 +10,6 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,44 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certibox import checkpoints, networks
+from certibox import checkpoints
+from certibox.autoencoders import rebuilt
 from certibox.checkpoints import Tensors
-from certibox.data import Images
 from certibox.errors import InvalidInput, UnreadableFile
+from certibox.files import read_bytes
 from certibox.networks import AUTOENCODERS, Autoencoder
-from certibox.records import write_json_atomic
-from certibox.supervised import mean_over
-
-FILE = "autoencoder.safetensors"
-
-
-def save_autoencoder(autoencoder: Autoencoder, directory: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
-    """Write `autoencoder.safetensors` (everything) and `autoencoder.json` (the same facts, to read) into `directory`.
-
-    facts: plain values that say where the autoencoder comes from; its `spec` joins them. Raises `InvalidInput` for an
-    autoencoder of modules of your own: only weights are stored, and nothing here could rebuild it.
-    """
-    spec = getattr(autoencoder, "spec", None)
-    if spec is None:
-        raise InvalidInput(
-            "the autoencoder is made of modules of your own; wanted one that certibox can rebuild, "
-            "such as fitting_autoencoder(...): keep the state_dict of yours"
-        )
-    directory, stored = Path(directory), {**(facts or {}), "spec": spec}
-    checkpoints.write(directory / FILE, autoencoder.state_dict(), stored)
-    write_json_atomic(directory / "autoencoder.json", stored)
-    return directory
-
-
-def load_autoencoder(directory: str | Path) -> Autoencoder:
-    """The autoencoder that `save_autoencoder` wrote, in evaluation mode, its weights fixed until training frees them.
-
-    Errors: `UnreadableFile` if there is none or it is damaged; `InvalidInput` if its network is not known here.
-    """
-    tensors, facts = checkpoints.read(Path(directory) / FILE)
-    if "spec" not in facts:
-        raise UnreadableFile(f"{Path(directory) / FILE} holds no autoencoder; wanted what save_autoencoder wrote")
-    return _rebuilt(facts["spec"], tensors)
 
 
 def import_authors(encoder: str | Path, decoder: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
@@ -75,21 +42,11 @@ def import_authors(encoder: str | Path, decoder: str | Path) -> tuple[Autoencode
             "wanted two halves of one network"
         )
     spec = {"name": names["encoder"], "arguments": {}}
-    autoencoder = _rebuilt(spec, halves["encoder"].weights | halves["decoder"].weights)
+    autoencoder = rebuilt(spec, halves["encoder"].weights | halves["decoder"].weights)
     for name, weights in autoencoder.state_dict().items():
         if not weights.isfinite().all():
             raise InvalidInput(f"{name} of the released {spec['name']} is not finite; wanted trained weights")
     return autoencoder, {"source": {role: half.source for role, half in halves.items()}}
-
-
-def reconstruction_mse(autoencoder: Autoencoder, images: Images, batch: int = 256) -> float:
-    """Mean of (ψ_dec(ψ_enc(x)) − x)² over images and pixels, pixels on [0, 1]; no query."""
-
-    def error(x: Tensor, _index: Tensor) -> Tensor:  # (b, c, h, w) -> (b,)
-        return (autoencoder(x) - x).square().flatten(1).mean(1)
-
-    with torch.inference_mode():
-        return mean_over(images, error, batch)
 
 
 @dataclass(frozen=True)
@@ -102,7 +59,7 @@ class _Half:
 
 
 def _read_half(path: str | Path, role: str) -> _Half:
-    content = _read_bytes(path)
+    content = read_bytes(path)
     stored = _unpickled(content, path)
     state = stored.get("state_dict") if isinstance(stored, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and _is_weight(v) for k, v in state.items()):
@@ -122,13 +79,6 @@ def _read_half(path: str | Path, role: str) -> _Half:
     told = {"epoch": stored.get("epoch"), "arch": stored.get("arch")}
     source = {"file": Path(path).name, "sha256": hashlib.sha256(content).hexdigest()}
     return _Half(name, state, source | {key: value for key, value in told.items() if isinstance(value, int | str)})
-
-
-def _read_bytes(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror or error}; check the path") from error
 
 
 def _unpickled(content: bytes, path: str | Path) -> Any:
@@ -166,13 +116,3 @@ def _recognised(weights: Tensors) -> tuple[str, str] | None:
             if shapes == {key: weight.shape for key, weight in whole.items() if key.startswith(f"{role}.")}:
                 return name, role
     return None
-
-
-def _rebuilt(spec: dict[str, Any], weights: Tensors) -> Autoencoder:
-    with torch.device("meta"):  # the weights it starts with would be drawn only to be replaced
-        autoencoder = networks.build(spec)
-    if not isinstance(autoencoder, Autoencoder):
-        raise InvalidInput(f"the saved network is a {type(autoencoder).__name__}; wanted an autoencoder")
-    autoencoder.to_empty(device="cpu")
-    checkpoints.load_module(autoencoder, weights, "autoencoder")
-    return autoencoder.eval().requires_grad_(False)

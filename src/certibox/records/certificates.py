@@ -1,4 +1,4 @@
-"""Result rows on disk: certificates as JSON lines with their provenance, the field's TSV, and small atomic files.
+"""Certificates on disk: JSON lines with their provenance.
 
 A row is appended as soon as its queries are paid for. A crash can therefore cut only the last line of a file;
 `read_rows` ignores such a line and `truncate_partial_line` removes it before work resumes.
@@ -8,25 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
-from decimal import ROUND_FLOOR, Decimal
-from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
 from certibox import confidence
 from certibox.errors import InvalidInput, UnreadableFile
-
-PathLike = str | os.PathLike[str]
-
-TSV_HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
-_TSV_ABSTAIN = -1
-_TSV_RADIUS_STEP = Decimal("1e-6")
-_CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+from certibox.files import PathLike, whole_lines
 
 
 class Outcome(Protocol):
@@ -90,7 +78,7 @@ class CertificateRow:
         return None if radii is None else tuple(float(radius) for radius in radii)
 
     def __post_init__(self) -> None:
-        _check_outcome(self)
+        check_outcome(self)
         _require(sum(self.counts) == self.n, self.idx, f"{sum(self.counts)} votes for n = {self.n}")
         _require(0 <= self.selected < len(self.counts), self.idx, f"no votes for the selected class {self.selected}")
         _require(
@@ -101,24 +89,6 @@ class CertificateRow:
         _require((self.rule is None) == (self.looks is None), self.idx, "a rule and its looks go together")
         if self.rule is not None and self.looks is not None:
             _check_looks(self, self.rule, self.looks)
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """One row of a published TSV: an outcome without its provenance.
-
-    Raises `InvalidInput` when the fields contradict each other.
-    """
-
-    idx: int
-    label: int
-    predict: int | None  # None on abstention
-    radius: float  # l2, in pixels in [0, 1]
-    correct: bool
-    seconds: float
-
-    def __post_init__(self) -> None:
-        _check_outcome(self)
 
 
 def _check_looks(row: CertificateRow, rule: dict[str, Any], looks: tuple[tuple[int, int], ...]) -> None:
@@ -144,16 +114,13 @@ def _require(holds: bool, idx: int, contradiction: str) -> None:
         raise InvalidInput(f"row of image {idx}: {contradiction}; fix what wrote the row")
 
 
-def _check_outcome(row: Outcome) -> None:
+def check_outcome(row: Outcome) -> None:
     _require(math.isfinite(row.radius) and row.radius >= 0, row.idx, f"radius {row.radius}, wanted finite and >= 0")
     _require(row.predict is not None or row.radius == 0, row.idx, f"radius {row.radius} on an abstention, wanted 0")
     correct = None if row.label is None else row.predict == row.label
     _require(
         row.correct is correct, row.idx, f"correct is {row.correct} for label {row.label} and predict {row.predict}"
     )
-
-
-# --- certificates as JSON lines -------------------------------------------------------------------------------------
 
 
 def append_row(file_handle: TextIO, row: CertificateRow) -> None:
@@ -172,48 +139,7 @@ def read_rows(path: PathLike) -> list[CertificateRow]:
     A last line cut short by a crash is ignored. Raises `UnreadableFile` when the file is missing, a line is corrupt or
     an image appears twice.
     """
-    return _collect(path, whole_lines(path), _parse_json_row, first_line=1)
-
-
-def whole_lines(path: PathLike) -> list[bytes]:
-    """The lines of a JSON-lines file without a last one that a crash cut short; `UnreadableFile` if it is missing."""
-    *lines, tail = _read_bytes(path).split(b"\n")
-    return [*lines, tail] if _is_json(tail) else lines
-
-
-def append_line(path: PathLike, values: Mapping[str, Any]) -> None:
-    """Write one JSON line and flush it, making the folder if needed and cutting off what a crash left of the last."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    truncate_partial_line(path)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def truncate_partial_line(path: PathLike) -> None:
-    """Make appending safe after a crash: cut a torn last line off, or end a whole one that lacks only its newline.
-
-    A missing file has nothing to cut and is left missing.
-    """
-    if not Path(path).exists():
-        return
-    content = _read_bytes(path)
-    whole, tail = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
-    with open(path, "r+b") as file:
-        if _is_json(tail):
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")
-        else:
-            file.truncate(len(whole))
-
-
-def _is_json(line: bytes) -> bool:
-    # No proper prefix of a JSON object is JSON, so a line that parses was not cut.
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    return collect(path, whole_lines(path), _parse_json_row, first_line=1)
 
 
 _OPTIONAL = {field.name: field.default for field in fields(CertificateRow) if field.default is not MISSING}
@@ -251,7 +177,7 @@ def _whole(counts: Any) -> bool:
     return isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
 
 
-def _collect(path: PathLike, lines: Iterable[bytes], parse: Callable[[bytes], _Row], first_line: int) -> list[_Row]:
+def collect(path: PathLike, lines: Iterable[bytes], parse: Callable[[bytes], _Row], first_line: int) -> list[_Row]:
     """Parse every line; any failure becomes an `UnreadableFile` that names the file and the line."""
     rows: list[_Row] = []
     line_of: dict[int, int] = {}
@@ -267,134 +193,3 @@ def _collect(path: PathLike, lines: Iterable[bytes], parse: Callable[[bytes], _R
         line_of[row.idx] = number
         rows.append(row)
     return rows
-
-
-# --- the field's TSV ------------------------------------------------------------------------------------------------
-
-
-def write_tsv(rows: Iterable[Outcome], path: PathLike) -> None:
-    """Write labelled rows in the format of Cohen et al. (2019), atomically.
-
-    `predict` is -1 on abstention and `time` is H:MM:SS.ffffff. Raises `InvalidInput` for a row without a label, which
-    the format cannot express.
-    """
-    write_text_atomic(path, "\n".join([TSV_HEADER, *(_tsv_line(row) for row in rows)]) + "\n")
-
-
-def _tsv_line(row: Outcome) -> str:
-    if row.label is None or row.correct is None:
-        raise InvalidInput(
-            f"row of image {row.idx} has no label, the TSV needs one; give labels or keep the JSON lines"
-        )
-    predict = _TSV_ABSTAIN if row.predict is None else row.predict
-    # Rounded down: printing may shrink a certificate, never grow it.
-    radius = Decimal(repr(float(row.radius))).quantize(_TSV_RADIUS_STEP, ROUND_FLOOR)
-    minutes, microseconds = divmod(round(row.seconds * 1e6), 60_000_000)
-    clock = f"{minutes // 60}:{minutes % 60:02d}:{microseconds // 1_000_000:02d}.{microseconds % 1_000_000:06d}"
-    return f"{row.idx}\t{row.label}\t{predict}\t{radius}\t{int(row.correct)}\t{clock}"
-
-
-def read_tsv(path: PathLike) -> list[PublishedRow]:
-    """Rows of a TSV in the format of Cohen et al. (2019); `time` may be a clock time or plain seconds.
-
-    Raises `UnreadableFile` when the file is missing, has another header, holds a corrupt line or an image twice.
-    """
-    header, *lines = _read_bytes(path).splitlines() or [b""]
-    if header != TSV_HEADER.encode():
-        raise UnreadableFile(
-            f"{path}, line 1: wanted the header {TSV_HEADER!r}, got {header[:80]!r}; is it a certify TSV?"
-        )
-    return _collect(path, lines, _parse_tsv_row, first_line=2)
-
-
-def _parse_tsv_row(line: bytes) -> PublishedRow:
-    cells = line.decode().split("\t")
-    if len(cells) != 6:
-        raise ValueError(f"{len(cells)} columns, wanted 6")
-    idx, label, predict, radius, correct, time = cells
-    if correct not in ("0", "1"):
-        raise ValueError(f"correct is {correct!r}, wanted 0 or 1")
-    return PublishedRow(
-        idx=int(idx),
-        label=int(label),
-        predict=None if int(predict) == _TSV_ABSTAIN else int(predict),
-        radius=float(radius),
-        correct=correct == "1",
-        seconds=_seconds(time),
-    )
-
-
-def _seconds(time: str) -> float:
-    """Seconds of "15.4", "0:00:15.4" or "1 day, 0:00:15.4"."""
-    clock = _CLOCK.fullmatch(time)
-    if clock is None:
-        return float(time)
-    days, hours, minutes, seconds = clock.groups()
-    return int(days or 0) * 86_400 + int(hours) * 3_600 + int(minutes) * 60 + float(seconds)
-
-
-# --- whole files ----------------------------------------------------------------------------------------------------
-
-
-def read_json(path: PathLike) -> Any:
-    """The value of a JSON file. Raises `UnreadableFile` when the file is missing or is not JSON."""
-    content = _read_bytes(path)
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise UnreadableFile(f"{path}: not JSON ({error}); restore the file or make it again") from error
-
-
-@contextmanager
-def exclusive(path: PathLike) -> Iterator[None]:
-    """Keep other processes from writing to `path` inside; `InvalidInput` at once if one already does.
-
-    The lock is the operating system's, on a file beside it, and ends with the process however that ends. Where the
-    system has no such locks (Windows), nothing is kept out.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    lock = Path(path).with_name(f".{Path(path).name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            text = f"another process is writing {path}; wait for it, or write to another place"
-            raise InvalidInput(text) from error
-        yield
-
-
-def write_json_atomic(path: PathLike, obj: Any) -> None:
-    """Write `obj` as indented JSON like `write_bytes_atomic`; NaN and infinity, which JSON lacks, raise ValueError."""
-    write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text_atomic(path: PathLike, text: str) -> None:
-    """Write `text` as UTF-8; see `write_bytes_atomic`."""
-    write_bytes_atomic(path, text.encode())
-
-
-def write_bytes_atomic(path: PathLike, content: bytes) -> None:
-    """Replace the file in one step, making its folder if needed: readers and crashes see the old file or the new."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # the same folder, so the same file system
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read_bytes(path: PathLike) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror or error}; check the path") from error

@@ -1,0 +1,141 @@
+"""Certify a data set: one row an image, appended as it is earned; resumable to the batch; shards that merge.
+
+Beside `certificates.jsonl` lies `certificates.jsonl.votes`, the votes of the image under way, written batch by batch.
+Rows and votes are flushed before the next query is sent, so a killed run pays again for the batch in flight only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from certibox.certificate import Certificate, rule_record
+from certibox.certification.replay import row_of, shared_settings
+from certibox.certification.votes import VoteFile
+from certibox.data import Images
+from certibox.errors import InvalidInput
+from certibox.files import exclusive, truncate_partial_line
+from certibox.records.certificates import CertificateRow, append_row, read_rows
+from certibox.sequential import StoppingRule
+from certibox.settings import require_same
+from certibox.smoothing import SmoothedClassifier, image_digest
+from certibox.version import VERSION
+
+Progress = Callable[[int, int, str], None]  # images done, images in all, what is going on
+Ask = Callable[..., Certificate]  # an image and `journal=` -> its certificate
+
+
+def certify_dataset(
+    smoothed: SmoothedClassifier,
+    images: Images,
+    *,
+    n0: int,
+    n: int,
+    alpha: float,
+    seed: int,
+    rule: StoppingRule | None = None,
+    second_class: bool = False,
+    out: str | Path | None = None,
+    model: str | None = None,
+    shard: tuple[int, int] = (0, 1),
+    batch_size: int = 1000,
+    progress: Progress | None = None,
+) -> list[CertificateRow]:
+    """Certify every image of a shard and return all its rows, those of earlier runs included.
+
+    Image i of `images` belongs to shard i % k of (index, k). out: a JSON-lines file to append to and resume from; it
+    must hold rows of the same n0, n, alpha, sigma, seed, model, rule and bound, or `ConfigMismatch` is raised and
+    nothing touched. rule, second_class: as in `SmoothedClassifier.certify`; with a rule, n is its cap.
+    model: a name for the base classifier; a `QueryClient` or `Defense` has its own, but two bare functions can only be
+    told apart by the names that you give them.
+    The noise of an image depends on its pixels and `seed` alone: not on shards, batches or interruptions. Errors
+    of the base classifier (`BudgetExceeded` among them) pass through; rows and votes so far are kept.
+    """
+    index, shards = shard
+    if not 0 <= index < shards:
+        raise InvalidInput(f"shard is {index} of {shards}; wanted an index from 0 to {shards - 1}")
+    n0, n, alpha, second_class = int(n0), int(n), float(alpha), bool(second_class)  # as JSON has them
+    smoothed.sizes(n, alpha, rule, second_class)
+    if images.num_classes is not None and images.num_classes > smoothed.num_classes:
+        came = f"labels go up to {images.num_classes - 1} but the classifier has {smoothed.num_classes} classes"
+        raise InvalidInput(f"{came}; wanted labels below {smoothed.num_classes}")
+    settings: dict[str, Any] = {
+        "n0": n0,
+        "n": n,
+        "alpha": alpha,
+        "sigma": smoothed.sigma,
+        "seed": seed,
+        "model": model or smoothed.model_id,
+        "second_class": second_class,
+        "rule": rule_record(rule, n, alpha) if rule else None,
+    }
+    ask = partial(
+        smoothed.certify,
+        n0=n0,
+        n=n,
+        alpha=alpha,
+        seed=seed,
+        rule=rule,
+        second_class=second_class,
+        batch_size=batch_size,
+    )
+    path = Path(out) if out is not None else None
+    with exclusive(path) if path else nullcontext():
+        return _certify(ask, images, settings, smoothed.num_classes, path, shard, progress)
+
+
+def _certify(
+    ask: Ask,
+    images: Images,
+    settings: dict[str, Any],
+    num_classes: int,
+    path: Path | None,
+    shard: tuple[int, int],
+    progress: Progress | None,
+) -> list[CertificateRow]:
+    """Rows of a shard, going on from what `path` holds."""
+    index, shards = shard
+    rows = _resume(path, settings, images, num_classes)
+    mine = range(index, len(images), shards)
+    todo = [i for i in mine if i not in rows]
+    votes = VoteFile(path, settings | {"num_classes": num_classes}) if path else None
+    for done, i in enumerate(todo, start=len(mine) - len(todo)):
+        if progress:
+            progress(done, len(mine), f"image {i}")
+        started = time.perf_counter()
+        x = images.floats([i])[0]
+        journal = votes.of(image_digest(x)) if votes else None
+        certificate = ask(x, journal=journal)
+        label = int(images.labels[i]) if images.labels is not None else None
+        rows[i] = row_of(certificate, i, label, time.perf_counter() - started, settings["model"], VERSION)
+        if path:
+            with path.open("a", encoding="utf-8") as file:
+                append_row(file, rows[i])
+    if votes:
+        votes.discard()
+    if progress:
+        progress(len(mine), len(mine), "done")
+    return [rows[i] for i in sorted(rows)]
+
+
+def _resume(path: Path | None, settings: dict[str, Any], images: Images, num_classes: int) -> dict[int, CertificateRow]:
+    """Rows of earlier runs by image, after checking that they are of this configuration and these images."""
+    if path is None:
+        return {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return {}
+    rows = {row.idx: row for row in read_rows(path)}
+    for row in rows.values():
+        require_same(shared_settings(row), settings, str(path))
+        require_same({"num_classes": len(row.counts)}, {"num_classes": num_classes}, str(path))
+        if row.idx >= len(images) or row.image != image_digest(images.floats([row.idx])[0]):
+            raise InvalidInput(
+                f"{path} holds a certificate of another image {row.idx}; wanted the same images or a new file"
+            )
+    truncate_partial_line(path)
+    return rows

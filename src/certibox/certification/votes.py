@@ -1,0 +1,55 @@
+"""Votes of the image under way, on disk batch by batch, so that a killed run pays for one batch again at most."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from certibox.errors import UnreadableFile
+from certibox.files import truncate_partial_line
+
+
+class VoteFile:
+    """Votes of the image under way: one JSON line a batch, kept only until the next image begins."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self._settings = path.with_name(path.name + ".votes"), settings
+        self._image = ""
+        self._streams: dict[str, tuple[int, np.ndarray]] = {}
+        if self.path.exists():
+            truncate_partial_line(self.path)  # the line that a kill cut short
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                self._take(line)
+
+    def of(self, image: str) -> VoteFile:
+        """The journal of one image: what an interrupted run left of it, else empty."""
+        if image != self._image:
+            self._image, self._streams = image, {}
+            self.discard()
+        return self
+
+    def recall(self, stream: str) -> tuple[int, np.ndarray | None]:
+        return self._streams.get(stream, (0, None))
+
+    def note(self, stream: str, done: int, votes: np.ndarray) -> None:
+        entry = {"image": self._image, "settings": self._settings, "stream": stream}
+        line = json.dumps({**entry, "done": done, "votes": votes.tolist()})
+        with self.path.open("a", encoding="utf-8") as file:  # closed, so flushed, before the next query
+            file.write(line + "\n")
+
+    def discard(self) -> None:
+        """Forget the file: its votes are in a row, or of no use here."""
+        self.path.unlink(missing_ok=True)
+
+    def _take(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+            settings, image, stream = entry["settings"], entry["image"], entry["stream"]
+            done, votes = entry["done"], np.array(entry["votes"], dtype=np.int64)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnreadableFile(f"{self.path}: {line[:60]!r} is no line of votes; delete the file") from error
+        if settings == self._settings:
+            self._image, self._streams[stream] = image, (done, votes)

@@ -1,0 +1,24 @@
+"""What votes prove: exact bounds, radii and stopping rules. NumPy and SciPy; no torch.
+
+- `binomial`: Clopper–Pearson bounds, intervals and p-values;
+- `gaussian`: the law of the noise, radius of a probability and back;
+- `bootstrap`: paired differences.
+"""
+
+from __future__ import annotations
+
+from certibox.confidence.binomial import check_alpha, interval, lower_confidence_bound, two_sided_p_value
+from certibox.confidence.bootstrap import paired_bootstrap
+from certibox.confidence.gaussian import radius, second_class_radius, smallest_n, threshold
+
+__all__ = [
+    "check_alpha",
+    "interval",
+    "lower_confidence_bound",
+    "paired_bootstrap",
+    "radius",
+    "second_class_radius",
+    "smallest_n",
+    "threshold",
+    "two_sided_p_value",
+]

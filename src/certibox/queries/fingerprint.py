@@ -1,0 +1,75 @@
+"""A box's answers to fixed canary images, to tell later whether it is still the same box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from certibox import seeds
+from certibox.errors import BoxChanged
+from certibox.queries.client import QueryClient
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A box's answers to a few fixed canary images, to tell later whether it is still the same box.
+
+    image_shape: (c, h, w). answers: one flat list a canary.
+    """
+
+    image_shape: tuple[int, int, int]
+    answers: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def take(cls, client: QueryClient, image_shape: tuple[int, int, int], canaries: int = 8) -> Fingerprint:
+        """Ask the box about `canaries` fixed images, which costs that many queries (phase `fingerprint`)."""
+        with client.phase("fingerprint"):
+            answers = client(canary_images(image_shape, canaries)).double().reshape(canaries, -1)
+        c, h, w = image_shape
+        return cls((c, h, w), tuple(tuple(row) for row in answers.tolist()))
+
+    def check(self, client: QueryClient, tolerance: float = 1e-3) -> None:
+        """Ask again, and raise `BoxChanged` if an answer moved by more than `tolerance` of the answers' range.
+
+        Labels must be identical. The tolerance forgives rounding of another machine or batch size.
+        """
+        now = Fingerprint.take(client, self.image_shape, len(self.answers))
+        then, here = np.array(self.answers), np.array(now.answers)
+        if then.shape != here.shape:
+            raise BoxChanged(
+                f"the box has changed: it answers the canaries with shape {here.shape}, where it gave {then.shape}; "
+                "its certificates no longer hold: certify again"
+            )
+        allowed = 0.0 if client.spec.outputs == "labels" else tolerance * float(np.ptp(then))
+        moved = np.abs(here - then).max(axis=1)
+        if (moved > allowed).any():
+            worst = int(moved.argmax())
+            raise BoxChanged(
+                f"the box has changed: {int((moved > allowed).sum())} of {len(moved)} canaries moved, canary {worst} "
+                f"by {moved[worst]:.3g} (at most {allowed:.3g} allowed); its certificates no longer hold: certify again"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"image_shape": list(self.image_shape), "answers": [list(row) for row in self.answers]}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Fingerprint:
+        """The inverse of `as_dict`."""
+        c, h, w = stored["image_shape"]
+        return cls((c, h, w), tuple(tuple(row) for row in stored["answers"]))
+
+
+def canary_images(image_shape: tuple[int, int, int], count: int) -> Tensor:
+    """Fixed images (count, c, h, w) on [0, 1], half of them white noise and half smooth, the same on every machine."""
+    c, h, w = image_shape
+    noise = torch.rand((count, c, h, w), generator=seeds.generator(0, "canary", c, h, w))
+    coarse = torch.rand((count, c, 3, 3), generator=seeds.generator(1, "canary", c, h, w))
+    smooth = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear", align_corners=True)
+    odd = torch.arange(count).reshape(-1, 1, 1, 1) % 2 == 1
+    # Interpolation may round differently elsewhere; an 8-bit grid makes the canaries identical.
+    return (torch.where(odd, smooth, noise) * 255).round() / 255

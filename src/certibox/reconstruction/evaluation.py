@@ -1,0 +1,127 @@
+"""How well attacked images are reconstructed, by the bare box or a defense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from certibox import seeds
+from certibox.blackbox import differentiable
+from certibox.data import Images
+from certibox.errors import BadOutput, InvalidInput
+from certibox.queries.client import QueryClient
+from certibox.reconstruction.attacks import Attack, Model, bare_client, mean_of_copies, noisy_copies
+from certibox.reconstruction.measurements import Measurement, measured
+from certibox.reconstruction.metrics import WINDOW, rmse, ssim
+from certibox.steps import Progress
+
+
+def defended_output(model: Model, x: Tensor, *, copies: int = 10, generators: Sequence[torch.Generator]) -> Tensor:
+    """What a model answers to x (b, c, h, w): the mean of R(f)(x + δ) over `copies` of noise δ, b · copies queries.
+
+    The bare box gets no noise: f(x), b queries. generators: one for each image, on the CPU.
+    """
+    if isinstance(model, QueryClient):
+        return model(x)
+    return mean_of_copies(model.outputs(noisy_copies(x, model.sigma, copies, generators)), copies)
+
+
+@dataclass(frozen=True)
+class ReconstructionRow:
+    """How well one image was reconstructed under attack; `idx` is its place among those evaluated.
+
+    rmse, ssim: against the true image. ssim_padded: over a window around every pixel, as the paper's table has it.
+    queries: answers that the output took.
+    """
+
+    idx: int
+    epsilon: float
+    threat: str
+    rmse: float
+    ssim: float
+    ssim_padded: float
+    queries: int
+    model: str
+    seed: int
+
+
+def evaluate(
+    model: Model,
+    images: Images,
+    measurement: Measurement,
+    *,
+    attack: Attack,
+    epsilons: Sequence[float] = (0, 1, 2, 3, 4),
+    copies: int = 10,
+    seed: int,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> list[ReconstructionRow]:
+    """Reconstruct plain `images` from their attacked measurements: a row for each image and ε, by ε and image.
+
+    Every image has noise of its own, the same for all ε, threats and models, whatever the batch: comparisons are
+    paired. batch_size: images at a time; the adaptive attack holds `attack.samples` times as many. device: where the
+    attack works. Errors: `InvalidInput`, `NotDifferentiable`, and those of the client.
+    """
+    client = bare_client(model)
+    if client.spec.outputs != "values" or min(epsilons, default=-1) < 0 or copies < 1:
+        raise InvalidInput(
+            f"the box answers {client.spec.outputs}, epsilons are {tuple(epsilons)}, copies {copies}; "
+            "wanted a box that answers values, some epsilons >= 0 and at least 1 copy"
+        )
+    if max(epsilons) > 0:
+        differentiable(client.box)  # asked before the first query
+    batches = torch.arange(len(images)).split(batch_size)
+    rows: list[ReconstructionRow] = []
+    with client.phase("reconstruct"):
+        for epsilon in epsilons:
+            for index in batches:
+                places, before = index.tolist(), client.delivered
+                output = reconstruct(
+                    model, images, measurement, places, attack, epsilon, copies=copies, seed=seed, device=device
+                )
+                queries = (client.delivered - before) // len(places)
+                scores = _scores(output, images.floats(index).to(device))
+                rows += [
+                    ReconstructionRow(i, epsilon, attack.threat, *score, queries, model.model_id, seed)
+                    for i, score in zip(places, scores, strict=True)
+                ]
+                if progress:
+                    progress(len(rows), len(images) * len(epsilons), f"{attack.threat}, epsilon {epsilon:g}")
+    return rows
+
+
+def reconstruct(
+    model: Model,
+    images: Images,
+    measurement: Measurement,
+    places: Sequence[int],
+    attack: Attack,
+    epsilon: float,
+    *,
+    copies: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """What `model` answers about the images at `places` when their measurements are attacked: (b, c, h, w)."""
+    x, truth = measured(images, measurement).floats(places).to(device), images.floats(places).to(device)
+    attacked = attack(model, x, truth, epsilon, _streams(seed, "attack", places))
+    return defended_output(model, attacked, copies=copies, generators=_streams(seed, "noise", places)).to(device)
+
+
+def _scores(output: Tensor, truth: Tensor) -> list[tuple[float, float, float]]:
+    """RMSE, SSIM and padded SSIM of each image."""
+    if output.shape != truth.shape:
+        raise BadOutput(
+            f"the box answered {tuple(output.shape)}, wanted images {tuple(truth.shape)}; is it a reconstructor?"
+        )
+    columns = rmse(output, truth), ssim(output, truth), ssim(output, truth, padding=WINDOW // 2)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _streams(seed: int, name: str, places: Sequence[int]) -> list[torch.Generator]:
+    return [seeds.generator(seed, name, place) for place in places]
