@@ -36,11 +36,11 @@ import scipy
 import torch
 from torch import Tensor
 
-from certibox.files import write_json_atomic
+from certibox import __version__
+from certibox.certification.noise import noisy_batches
+from certibox.certification.smoothing import SmoothedClassifier
 from certibox.networks import mnist_cnn
-from certibox.noise import noisy_batches
-from certibox.smoothing import SmoothedClassifier
-from certibox.version import VERSION
+from certibox.storage.files import write_json_atomic
 
 BATCH, THREADS, PAIRS, N0 = 1000, 2, 31, 1000
 SIGMA, ALPHA = 0.25, 0.001
@@ -117,7 +117,7 @@ def measure() -> dict[str, Any]:
     network = mnist_cnn().eval()
     cnn, flat = pairs(network, 10_000), pairs(linear(), 100_000)
     small, large = (statistics.median(peak_rss_mib(n) for _ in range(3)) for n in (1_000, 1_000_000))
-    versions = {"certibox": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+    versions = {"certibox": __version__, "python": platform.python_version(), "torch": torch.__version__}
     return {
         "cnn_queries": 10_000,
         "cnn_ratio": spread([raw / certified for raw, certified in cnn], 4),

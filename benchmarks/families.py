@@ -22,7 +22,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 import certibox as cb
-from certibox import demo, report
+from certibox import report
+from certibox.commands import demo
 from certibox.data import Images
 
 RESULTS = Path(__file__).parent / "results" / "families.jsonl"

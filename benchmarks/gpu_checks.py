@@ -25,21 +25,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from certibox import losses, networks, seeds
+from certibox import networks, seeds
 from certibox.blackbox import BlackBox, TorchBox, as_blackbox
 from certibox.data import Images
+from certibox.defense.pipeline import RobustPipeline
 from certibox.estimators import CGE, RGE, Objective
-from certibox.methods import Settings
 from certibox.networks import Autoencoder
-from certibox.objective import Objective as Training
 from certibox.paper.gpu import LIVE, RELEASED
 from certibox.paper.plans import Network, Plan
 from certibox.paper.stages import Workshop
-from certibox.pipeline import RobustPipeline
 from certibox.queries.client import QueryClient
-from certibox.schedules import Phase, Schedule
-from certibox.stability import StabilityObjective, full_precision
-from certibox.steps import steps
+from certibox.training import losses
+from certibox.training.methods import Settings
+from certibox.training.objective import Objective as Training
+from certibox.training.schedules import Phase, Schedule
+from certibox.training.stability import StabilityObjective, full_precision
+from certibox.training.steps import steps
 
 MUS = (0.005, 0.05, 0.1, 0.5)
 AT_A_TIME = 1024  # images that the box is asked at a time when it is asked directly

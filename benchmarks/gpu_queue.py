@@ -45,8 +45,8 @@ from certibox.paper.measured import Results
 from certibox.paper.plans import Estimator, Plan
 from certibox.paper.stages import Workshop, estimator_of
 from certibox.paper.suite import NAMES, Suite, Table
-from certibox.schedules import Phase
-from certibox.steps import Progress
+from certibox.training.schedules import Phase
+from certibox.training.steps import Progress
 
 QUERIES = "queries"  # rows that are not the paper's
 SCALE, SMALL = "gpu", "cpu-cifar10"  # SMALL: where the first check finds a box that trains in seconds

@@ -40,11 +40,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import certibox as cb
-from certibox import losses, networks, seeds
-from certibox.files import write_json_atomic
-from certibox.pipeline import RobustPipeline
-from certibox.stability import StabilityObjective
-from certibox.version import VERSION
+from certibox import __version__, networks, seeds
+from certibox.defense.pipeline import RobustPipeline
+from certibox.storage.files import write_json_atomic
+from certibox.training import losses
+from certibox.training.stability import StabilityObjective
 
 SIGMA, POINTS, THREADS = 0.25, 12, 1
 TRAIN_IMAGES, BOX_EPOCHS, AUTOENCODER_EPOCHS = 5_000, 6, 20
@@ -220,7 +220,7 @@ def main() -> None:
         "cpu_seconds": round(time.process_time() - started),
         "hardware": f"{processor()}, {THREADS} thread",
         "versions": {
-            "certibox": VERSION,
+            "certibox": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,

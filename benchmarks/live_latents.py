@@ -28,11 +28,12 @@ import torch
 from torch import nn
 
 import certibox as cb
-from certibox import demo, networks, report, seeds
+from certibox import networks, report, seeds
 from certibox.blackbox import BlackBox
+from certibox.commands import demo
 from certibox.data import Images
-from certibox.files import append_line, whole_lines
 from certibox.networks import Autoencoder
+from certibox.storage.files import append_line, whole_lines
 
 RESULTS = Path(__file__).parent / "results" / "live_latents.jsonl"
 LATENTS, METHODS = ("relu", "leaky", "linear"), ("CGE", "first order")

@@ -22,13 +22,13 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 
 from certibox.blackbox import BlackBox, as_blackbox
+from certibox.commands.progress import bar
 from certibox.paper import runner
 from certibox.paper.claims import certified, check
 from certibox.paper.measured import Measured, Results
 from certibox.paper.plans import Plan
 from certibox.paper.stages import Workshop
 from certibox.paper.suite import Suite, Table
-from certibox.progress import bar
 from certibox.report import markdown
 
 FOLDER = Path(__file__).parent / "queries"

@@ -37,12 +37,12 @@ import numpy as np
 import scipy
 from scipy.stats import beta, binom, binomtest, norm
 
-from certibox import confidence, sequential
-from certibox.files import write_json_atomic
-from certibox.forecast import forecast
+from certibox import __version__, confidence
+from certibox.confidence import sequential
+from certibox.confidence.forecast import forecast
+from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.report.tables import markdown
-from certibox.sequential import AlphaSpending, EProcess, Rule
-from certibox.version import VERSION
+from certibox.storage.files import write_json_atomic
 
 RESULT = Path(__file__).parent / "results" / "sequential_certification.json"
 SIGMAS, RATIOS, ALPHA = (0.25, 0.5), (1, 2, 3), 0.001
@@ -272,7 +272,7 @@ def processor() -> str:
 def measure(folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     rows, false = measure_cost(folder), measure_false()
-    versions = {"certibox": VERSION, "python": platform.python_version()}
+    versions = {"certibox": __version__, "python": platform.python_version()}
     return {
         "alpha": ALPHA,
         "rows": rows,

@@ -44,20 +44,20 @@ from query_efficiency import FOLDER, STUDIES, Studio
 from sequential_certification import processor
 
 import certibox as cb
-from certibox import certification, demo
+from certibox import __version__, certification
 from certibox.blackbox import as_blackbox
+from certibox.commands import demo
+from certibox.commands.cost import expected_samples
+from certibox.commands.progress import bar
+from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.data import Images
-from certibox.files import append_line, whole_lines
+from certibox.defense.saved import Defense, load_defense
 from certibox.paper.stages import spread
 from certibox.paper.suite import Suite
-from certibox.progress import bar
-from certibox.query_cost import expected_samples
 from certibox.records.certificates import CertificateRow
 from certibox.report import markdown
-from certibox.saved import Defense, load_defense
-from certibox.sequential import AlphaSpending, EProcess, Rule
-from certibox.settings import require_same
-from certibox.version import VERSION
+from certibox.storage.files import append_line, whole_lines
+from certibox.storage.settings import require_same
 
 RESULTS = Path(__file__).parent / "results" / "sequential_pipelines.jsonl"
 ALPHA, SEED, CLASSES = 0.001, 0, 10
@@ -225,7 +225,7 @@ def outcomes(rows: Sequence[CertificateRow], radii: Sequence[float]) -> dict[str
 
 
 def machine() -> dict[str, Any]:
-    versions = {"certibox": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+    versions = {"certibox": __version__, "python": platform.python_version(), "torch": torch.__version__}
     versions |= {"numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
     return {"threads": torch.get_num_threads(), "hardware": processor(), "versions": versions}
 

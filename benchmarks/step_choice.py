@@ -41,12 +41,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import certibox as cb
-from certibox import demo, losses, seeds
-from certibox.files import write_json_atomic
-from certibox.pipeline import RobustPipeline
-from certibox.stability import StabilityObjective
-from certibox.stepsize import StepChoice, choose_step, precision_is_safe
-from certibox.version import VERSION
+from certibox import __version__, seeds
+from certibox.commands import demo
+from certibox.defense.pipeline import RobustPipeline
+from certibox.estimators.step_size import StepChoice, choose_step, precision_is_safe
+from certibox.storage.files import write_json_atomic
+from certibox.training import losses
+from certibox.training.stability import StabilityObjective
 
 POINTS, SEEDS, REFERENCE = 64, 5, 2048
 RESULT = Path(__file__).parent / "results" / "step_choice.json"
@@ -247,7 +248,7 @@ def main() -> None:
         "cpu_seconds": round(time.process_time() - started),
         "hardware": f"{processor()}, {THREADS} thread",
         "versions": {
-            "certibox": VERSION,
+            "certibox": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "scikit-learn": sklearn.__version__,

@@ -21,11 +21,13 @@ from pathlib import Path
 import torch
 
 import certibox as cb
-from certibox import methods, networks, objective, training
+from certibox import networks
 from certibox.data import Images
-from certibox.files import write_json_atomic
-from certibox.schedules import Schedule
-from certibox.steps import steps
+from certibox.storage.files import write_json_atomic
+from certibox.training import defenses as training
+from certibox.training import methods, objective
+from certibox.training.schedules import Schedule
+from certibox.training.steps import steps
 
 BATCH, THREADS = 32, 2
 

@@ -17,7 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import certibox as cb
-from certibox import demo, report
+from certibox import report
+from certibox.commands import demo
 from certibox.data import Images
 
 RESULTS = Path(__file__).parent / "results" / "tune_demo.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import textwrap
@@ -9,40 +10,96 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from certibox import demo, query_cost
-from certibox.arguments import parse, typed
-from certibox.commands import certifying, importing, reporting, training
+from certibox import __version__
 from certibox.errors import CertiboxError, InvalidInput
-from certibox.options import require_effect
-from certibox.paper import commands as paper
-from certibox.version import VERSION
 
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its options and what runs them."""
+    """A subcommand. Its module is imported when it is asked for: most need torch, which takes a second to load."""
 
-    options: type
-    run: Callable[[Any], None]
+    module: str
+    """Name of the module under `certibox.commands`."""
+    options: str
+    """Name of the dataclass of options in that module."""
+    run: str
+    """Name of the function in that module that takes the options."""
+    purpose: str
+    """First line of the help, which is that of the docstring of the options too."""
 
-    @property
-    def purpose(self) -> str:
-        """The first line of its help."""
-        return (self.options.__doc__ or "").splitlines()[0]
+    def load(self) -> tuple[type, Callable[[Any], None]]:
+        """The class of the options, and the function that runs them."""
+        module = importlib.import_module(f"certibox.commands.{self.module}")
+        return getattr(module, self.options), getattr(module, self.run)
 
 
 COMMANDS = {
-    "demo": Command(demo.Demo, demo.run),
-    "train": Command(training.Train, training.run_train),
-    "certify": Command(certifying.Certify, certifying.run_certify),
-    "predict": Command(certifying.Predict, certifying.run_predict),
-    "merge": Command(reporting.Merge, reporting.run_merge),
-    "report": Command(reporting.Report, reporting.run_report),
-    "import-authors": Command(importing.ImportAuthors, importing.run_import_authors),
-    "query-cost": Command(query_cost.QueryCost, query_cost.run),
-    "paper list": Command(paper.PaperList, paper.run_list),
-    "paper run": Command(paper.PaperRun, paper.run_run),
-    "paper report": Command(paper.PaperReport, paper.run_report),
+    "demo": Command(
+        "demo",
+        "Demo",
+        "run",
+        "Defend a scikit-learn digits model through queries alone, certify it, and compare: a minute or two.",
+    ),
+    "train": Command(
+        "training",
+        "Train",
+        "run_train",
+        "Train a defense in front of a black box. Interrupted runs resume from --out and pay for nothing twice.",
+    ),
+    "certify": Command(
+        "certifying",
+        "Certify",
+        "run_certify",
+        "Certify images: one row each, appended as earned. Interrupted runs resume from --out.",
+    ),
+    "predict": Command(
+        "certifying",
+        "Predict",
+        "run_predict",
+        "Predict with the smoothed classifier, the one that certificates speak of; prints one JSON line an image.",
+    ),
+    "merge": Command(
+        "reporting",
+        "Merge",
+        "run_merge",
+        "Merge the certificate files of shards into one.",
+    ),
+    "report": Command(
+        "reporting",
+        "Report",
+        "run_report",
+        "Compare certified runs: a table, curves of certified accuracy and one self-contained HTML page.",
+    ),
+    "import-authors": Command(
+        "importing",
+        "ImportAuthors",
+        "run_import_authors",
+        "Import an autoencoder that the paper's authors released, for `train --autoencoder`.",
+    ),
+    "query-cost": Command(
+        "cost",
+        "QueryCost",
+        "run",
+        "Print what a plan would spend, in queries and money, before a single query is sent.",
+    ),
+    "paper list": Command(
+        "paper",
+        "PaperList",
+        "run_list",
+        "List the paper's tables and figures: their scales, and how many rows are measured at each.",
+    ),
+    "paper run": Command(
+        "paper",
+        "PaperRun",
+        "run_run",
+        "Measure rows of a table at a scale. Rows measured before stand; interrupted work goes on where it stopped.",
+    ),
+    "paper report": Command(
+        "paper",
+        "PaperReport",
+        "run_report",
+        "Write RESULTS.md and its plots from the measured rows: reported beside measured, with what each number took.",
+    ),
 }
 GROUPS = {"paper": "Reproduce the paper's tables and figures, and test its claims: list, run, report."}
 
@@ -54,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         print(usage())
         return 0
     if arguments[0] == "--version":
-        print(f"certibox {VERSION}")
+        print(f"certibox {__version__}")
         return 0
     name, *rest = arguments
     if name in GROUPS:
@@ -72,10 +129,13 @@ def _run(name: str, arguments: list[str]) -> int:
         if name not in COMMANDS:
             known = _of_group(name.partition(" ")[0]) or COMMANDS
             raise InvalidInput(f"there is no command {name!r}; wanted one of {', '.join(known)}")
-        command = COMMANDS[name]
-        options = parse(name, command.options, arguments)
+        kind, run = COMMANDS[name].load()
+        from certibox.commands.arguments import parse, typed
+        from certibox.commands.fields import require_effect
+
+        options = parse(name, kind, arguments)
         require_effect(options, typed(arguments))
-        command.run(options)
+        run(options)
     except CertiboxError as error:
         print(f"certibox {name}: {error}", file=sys.stderr)
         return error.exit_status

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from certibox.blackbox.base import BoxSpec, to_outputs
-from certibox.checkpoints import module_digest
+from certibox.storage.tensors import module_digest
 
 # Images a second by batch size, channels last (contiguous), at 3x32x32 on 2 CPU threads with torch 2.13, best of three:
 #     batch size                                16           32           64          128          256          512

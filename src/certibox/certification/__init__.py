@@ -1,18 +1,13 @@
-"""Certify a data set: one row an image, appended as it is earned; resumable to the batch; shards that merge."""
+"""Certify an image, or a data set row by row; resume to the batch; merge shards; replay what is stored.
 
-from __future__ import annotations
+- `noise`: the noise of smoothing, in blocks that nothing but the seed decides;
+- `smoothing`: the smoothed classifier, which knows only a callable;
+- `certificate`: what votes prove about one image;
+- `dataset`: a data set certified row by row; `votes`: the votes of the image under way;
+- `stored`: what follows from stored votes without a query: another alpha, replay, merge;
+- `sigma`: a sigma for each radius, chosen on validation images.
+"""
 
-from certibox.certification.dataset import certify_dataset
-from certibox.certification.replay import at_alpha, merge, replay
-from certibox.certification.sigma import SigmaChoice, choose_sigma, envelope, undecided
+import lazy_loader
 
-__all__ = [
-    "SigmaChoice",
-    "at_alpha",
-    "certify_dataset",
-    "choose_sigma",
-    "envelope",
-    "merge",
-    "replay",
-    "undecided",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # see __init__.pyi

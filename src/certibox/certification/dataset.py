@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from certibox.certificate import Certificate, rule_record
-from certibox.certification.replay import row_of, shared_settings
+from certibox import __version__
+from certibox.certification.certificate import Certificate, rule_record
+from certibox.certification.smoothing import SmoothedClassifier, image_digest
+from certibox.certification.stored import row_of, shared_settings
 from certibox.certification.votes import VoteFile
+from certibox.confidence.sequential import StoppingRule
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.files import exclusive, truncate_partial_line
 from certibox.records.certificates import CertificateRow, append_row, read_rows
-from certibox.sequential import StoppingRule
-from certibox.settings import require_same
-from certibox.smoothing import SmoothedClassifier, image_digest
-from certibox.version import VERSION
+from certibox.storage.files import exclusive, truncate_partial_line
+from certibox.storage.settings import require_same
 
 Progress = Callable[[int, int, str], None]  # images done, images in all, what is going on
 Ask = Callable[..., Certificate]  # an image and `journal=` -> its certificate
@@ -111,7 +111,7 @@ def _certify(
         journal = votes.of(image_digest(x)) if votes else None
         certificate = ask(x, journal=journal)
         label = int(images.labels[i]) if images.labels is not None else None
-        rows[i] = row_of(certificate, i, label, time.perf_counter() - started, settings["model"], VERSION)
+        rows[i] = row_of(certificate, i, label, time.perf_counter() - started, settings["model"], __version__)
         if path:
             with path.open("a", encoding="utf-8") as file:
                 append_row(file, rows[i])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from certibox.errors import UnreadableFile
-from certibox.files import truncate_partial_line
+from certibox.storage.files import truncate_partial_line
 
 
 class VoteFile:

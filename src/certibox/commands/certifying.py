@@ -11,16 +11,17 @@ from typing import ClassVar
 from torch import Tensor
 
 from certibox import certification, report
-from certibox.certificate import out_of_reach, require_certifiable
+from certibox.certification.certificate import out_of_reach, require_certifiable
+from certibox.certification.smoothing import SmoothedClassifier
+from certibox.commands.fields import Needs, option
+from certibox.commands.options import ALPHA, BoxOptions, DataOptions, RuleOptions
 from certibox.commands.printing import OUT, spent
+from certibox.commands.progress import bar
 from certibox.data import Images
+from certibox.defense.saved import Defense, load_defense
 from certibox.errors import InvalidInput
-from certibox.options import ALPHA, BoxOptions, DataOptions, Needs, RuleOptions, option
-from certibox.progress import bar
 from certibox.queries.client import QueryClient
 from certibox.records.tsv import write_tsv
-from certibox.saved import Defense, load_defense
-from certibox.smoothing import SmoothedClassifier
 
 
 @dataclass(frozen=True)

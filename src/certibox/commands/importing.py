@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from certibox.autoencoders import reconstruction_mse, save_autoencoder
+from certibox.commands.fields import option
 from certibox.commands.printing import OUT
 from certibox.data import load_images
-from certibox.options import option
-from certibox.released import import_authors
+from certibox.defense.autoencoders import reconstruction_mse, save_autoencoder
+from certibox.defense.released import import_authors
 
 
 @dataclass(frozen=True)

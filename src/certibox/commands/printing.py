@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
-from certibox.queries.client import QueryClient
+if TYPE_CHECKING:
+    from certibox.queries.client import QueryClient
 
 OUT = Console(soft_wrap=True, highlight=False)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certibox import certification, report
+from certibox.commands.fields import option
 from certibox.commands.printing import OUT
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.options import option
 from certibox.records.certificates import CertificateRow, read_rows
 from certibox.records.tsv import write_tsv
 

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from certibox.commands.fields import Needs, option
+from certibox.commands.models import is_saved, saved_autoencoder, untrained_autoencoder
+from certibox.commands.options import BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions
 from certibox.commands.printing import OUT, spent
+from certibox.commands.progress import bar
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided
-from certibox.methods import METHODS
-from certibox.models import is_saved, saved_autoencoder, untrained_autoencoder
 from certibox.networks import Autoencoder
-from certibox.options import BoxOptions, DataOptions, EstimatorOptions, Needs, ScheduleOptions, option
-from certibox.progress import bar
-from certibox.schedules import Schedule, one_cycle
-from certibox.surrogate import TRIED
-from certibox.training import train
+from certibox.training.defenses import train
+from certibox.training.methods import METHODS
+from certibox.training.schedules import Schedule, one_cycle
+from certibox.training.surrogate import TRIED
 
 
 @dataclass(frozen=True)

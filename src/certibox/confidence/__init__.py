@@ -2,7 +2,9 @@
 
 - `binomial`: Clopper–Pearson bounds, intervals and p-values;
 - `gaussian`: the law of the noise, radius of a probability and back;
-- `bootstrap`: paired differences.
+- `bootstrap`: paired differences;
+- `sequential`: stopping rules, and their decisions replayed from the looks;
+- `forecast`: what a rule is expected to take and to prove.
 """
 
 from __future__ import annotations
@@ -10,8 +12,11 @@ from __future__ import annotations
 from certibox.confidence.binomial import check_alpha, interval, lower_confidence_bound, two_sided_p_value
 from certibox.confidence.bootstrap import paired_bootstrap
 from certibox.confidence.gaussian import radius, second_class_radius, smallest_n, threshold
+from certibox.confidence.sequential import AlphaSpending, EProcess
 
 __all__ = [
+    "AlphaSpending",
+    "EProcess",
     "check_alpha",
     "interval",
     "lower_confidence_bound",

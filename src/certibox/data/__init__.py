@@ -2,7 +2,7 @@
 
 Storage is 8 bits a pixel; everything that leaves for a model (`Images.floats`, `augment`) is float in [0, 1].
 
-- `images`: `Images`, and `images_from_arrays`;
+- `images`: `Images`, `images_from_arrays`, images held out, means over images;
 - `sources`: `load_images`, and a reader for each kind of source;
 - `stl10`: the binary files of STL-10, for `load_images`;
 - `restricted_imagenet`: `load_restricted_imagenet`, ten super-classes of ImageNet-1k;
@@ -12,7 +12,7 @@ Storage is 8 bits a pixel; everything that leaves for a model (`Images.floats`, 
 from __future__ import annotations
 
 from certibox.data.augmentation import AUGMENTATIONS, augment
-from certibox.data.images import Images, Index, View, images_from_arrays
+from certibox.data.images import Images, Index, View, held_out, images_from_arrays, mean_over
 from certibox.data.restricted_imagenet import load_restricted_imagenet
 from certibox.data.sources import load_images
 
@@ -22,7 +22,9 @@ __all__ = [
     "Index",
     "View",
     "augment",
+    "held_out",
     "images_from_arrays",
     "load_images",
     "load_restricted_imagenet",
+    "mean_over",
 ]

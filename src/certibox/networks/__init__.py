@@ -15,11 +15,11 @@ from torch import nn
 
 from ..errors import InvalidInput
 from .autoencoder import PAPER_AUTOENCODERS, Autoencoder, fitting_autoencoder, paper_autoencoder, suitable_autoencoder
+from .classifiers import ConvNet, mnist_cnn, mnist_mlp, vgg16
 from .dncnn import DnCNN, dncnn
 from .reconstructor import Reconstructor, mnist_reconstructor
 from .resnet import ResNet, cifar_resnet, imagenet_resnet, resnet18_stl10
 from .unet import UNet, unet
-from .vgg import ConvNet, mnist_cnn, mnist_mlp, vgg16
 
 __all__ = [
     "AUTOENCODERS",

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from certibox.errors import UnreadableFile
-from certibox.files import append_line
 from certibox.report import markdown
+from certibox.storage.files import append_line
 
 PAPER_MINUTES = 29  # of one epoch of ZO-AE-DS (CGE, q = 192) on an RTX A6000: Zhang et al. 2022, section 5
 EPOCH_IMAGES = 50_000  # CIFAR-10's training split

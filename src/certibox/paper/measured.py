@@ -19,8 +19,8 @@ import numpy as np
 from scipy.stats import norm
 
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.files import append_line, whole_lines
 from certibox.paper.plans import Attack, Certify, parse
+from certibox.storage.files import append_line, whole_lines
 
 DECIMALS = 4  # of the stored numbers; radii are rounded down, so that none grows
 _TYPES: dict[type, tuple[str, ...]] = {

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from certibox.confidence.gaussian import smallest_n
 from certibox.errors import InvalidInput
-from certibox.schedules import Phase, Schedule
-from certibox.settings import digest
+from certibox.storage.settings import digest
+from certibox.training.schedules import Phase, Schedule
 
 _T = TypeVar("_T")
 Method = Literal["none", "identity", "RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"]

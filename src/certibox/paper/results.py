@@ -13,7 +13,6 @@ import numpy as np
 
 from certibox.confidence.bootstrap import paired_bootstrap
 from certibox.confidence.gaussian import smallest_n
-from certibox.files import write_text_atomic
 from certibox.paper import gpu
 from certibox.paper.blocks import Block, blocks_of
 from certibox.paper.claims import Finding, certified
@@ -21,6 +20,7 @@ from certibox.paper.measured import Measured, Results
 from certibox.paper.plots import draw
 from certibox.paper.suite import Claim, Row, Suite, Table
 from certibox.report import markdown
+from certibox.storage.files import write_text_atomic
 
 NONE = "–"
 REPORTED_SIGMA = 0.25  # of the paper's classification tables, whose columns are radii

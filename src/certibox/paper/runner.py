@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from certibox import __version__
 from certibox.certification.dataset import certify_dataset
+from certibox.certification.smoothing import SmoothedClassifier
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.losses import predictions
 from certibox.paper.claims import certified
 from certibox.paper.measured import DECIMALS, Measured, Results
 from certibox.paper.plans import Plan
@@ -26,9 +27,8 @@ from certibox.paper.suite import Row, Table
 from certibox.queries.client import QueryClient
 from certibox.reconstruction.attacks import THREATS, Attack, Model
 from certibox.reconstruction.evaluation import evaluate, reconstruct
-from certibox.settings import digest
-from certibox.smoothing import SmoothedClassifier
-from certibox.version import VERSION
+from certibox.storage.settings import digest
+from certibox.training.losses import predictions
 
 CERTIFY_BATCH = 500
 PICTURES = 6  # images that a row of a reconstruction keeps for figure 5
@@ -226,7 +226,7 @@ def _cpuinfo() -> list[str]:
 def versions() -> dict[str, str]:
     """What the row was measured with."""
     return {
-        "certibox": VERSION,
+        "certibox": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

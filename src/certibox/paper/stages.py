@@ -16,25 +16,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from certibox import checkpoints, networks, seeds
-from certibox.autoencoders import load_autoencoder, save_autoencoder
+from certibox import networks, seeds
 from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
 from certibox.data import Images, load_images, load_restricted_imagenet
+from certibox.defense.autoencoders import load_autoencoder, save_autoencoder
+from certibox.defense.pipeline import RobustPipeline
+from certibox.defense.saved import Defense as TrainedDefense
+from certibox.defense.saved import load_defense
 from certibox.errors import InvalidInput
 from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal, Subset
-from certibox.files import read_json, write_json_atomic
 from certibox.networks import Autoencoder
 from certibox.paper.plans import Attack, Data, Defense, Estimator, Plan, stated
 from certibox.paper.suite import Suite
-from certibox.pipeline import RobustPipeline
 from certibox.queries.client import QueryClient
 from certibox.reconstruction.measurements import Measurement, measured, train_reconstructor
-from certibox.saved import Defense as TrainedDefense
-from certibox.saved import load_defense
-from certibox.settings import digest
-from certibox.steps import Progress
-from certibox.supervised import pretrain_autoencoder, train_classifier
-from certibox.training import train
+from certibox.storage.files import read_json, write_json_atomic
+from certibox.storage.settings import digest
+from certibox.storage.tensors import load_module, read_tensors, write_tensors
+from certibox.training.defenses import train
+from certibox.training.steps import Progress
+from certibox.training.supervised import pretrain_autoencoder, train_classifier
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 READERS: dict[str, Callable[..., Images]] = {"images": load_images, "restricted-imagenet": load_restricted_imagenet}
@@ -121,10 +122,10 @@ class Workshop:
         if not (self._kept(folder) / "network.safetensors").exists():
             network = self._train_box(plan, folder, seed, BoxSpec(outputs, **declared))
             facts = {"spec": network.spec}
-            checkpoints.write(folder / "network.safetensors", network.state_dict(), facts)
-        tensors, facts = checkpoints.read(self._kept(folder) / "network.safetensors")
+            write_tensors(folder / "network.safetensors", network.state_dict(), facts)
+        tensors, facts = read_tensors(self._kept(folder) / "network.safetensors")
         network = networks.build(facts["spec"])
-        checkpoints.load_module(network, tensors, "box")
+        load_module(network, tensors, "box")
         network.to(self.device).eval().requires_grad_(False)
         if wanted.outputs == "labels" and not plan.attack:
             classes = facts["spec"]["arguments"]["num_classes"]

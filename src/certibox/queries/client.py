@@ -12,8 +12,8 @@ from torch import Tensor
 
 from certibox.blackbox import BlackBox, BoxSpec, check_outputs, differentiable
 from certibox.errors import BadOutput, BoxFailed, BudgetExceeded, CertiboxError, InvalidImages, InvalidInput
-from certibox.ledger import Ledger
 from certibox.queries.journal import Journal, inputs_digest
+from certibox.queries.ledger import Ledger
 
 
 class QueryClient:

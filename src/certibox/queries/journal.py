@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certibox.ledger import Ledger
+from certibox.queries.ledger import Ledger
 
 
 class Journal:

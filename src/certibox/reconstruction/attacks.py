@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from certibox.defense.saved import Defense
 from certibox.errors import InvalidInput
 from certibox.queries.client import QueryClient
-from certibox.saved import Defense
 
 THREATS = ("transfer", "adaptive")
 Model = Defense | QueryClient  # what is evaluated: a defense, or the bare box ("Standard")

@@ -16,7 +16,7 @@ from certibox.queries.client import QueryClient
 from certibox.reconstruction.attacks import Attack, Model, bare_client, mean_of_copies, noisy_copies
 from certibox.reconstruction.measurements import Measurement, measured
 from certibox.reconstruction.metrics import WINDOW, rmse, ssim
-from certibox.steps import Progress
+from certibox.training.steps import Progress
 
 
 def defended_output(model: Model, x: Tensor, *, copies: int = 10, generators: Sequence[torch.Generator]) -> Tensor:

@@ -15,9 +15,9 @@ from certibox import seeds
 from certibox.data import Images
 from certibox.errors import InvalidImages, InvalidInput
 from certibox.networks import mnist_reconstructor
-from certibox.schedules import Schedule
-from certibox.steps import Progress
-from certibox.supervised import fit
+from certibox.training.schedules import Schedule
+from certibox.training.steps import Progress
+from certibox.training.supervised import fit
 
 # The release's scaling: the ends of the range of AᵀAx over its digits, −2.51 and 3.34, truncated to integers there.
 SCALE_LOW, SCALE_HIGH = -2.0, 3.0

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 from certibox import confidence
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.files import PathLike, whole_lines
+from certibox.storage.files import PathLike, whole_lines
 
 
 class Outcome(Protocol):

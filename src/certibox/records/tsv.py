@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.files import PathLike, read_bytes, write_text_atomic
 from certibox.records.certificates import Outcome, check_outcome, collect
+from certibox.storage.files import PathLike, read_bytes, write_text_atomic
 
 TSV_HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 _TSV_ABSTAIN = -1

@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike
 
 from certibox import confidence as bounds
 from certibox.errors import InvalidInput
-from certibox.files import PathLike, write_text_atomic
 from certibox.report.numbers import Run, checked_radii, joined, measure_of
 from certibox.report.pictures import plot_ca_curves
 from certibox.report.tables import cells, count_cell
+from certibox.storage.files import PathLike, write_text_atomic
 
 _MEANING = (
     "A certificate is about the smoothed classifier, whose predict votes over Gaussian-noisy copies of an image, and "

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from certibox.errors import InvalidImages
-from certibox.files import PathLike, write_bytes_atomic
 from certibox.report.numbers import Run, intervals, measure_of, shares
+from certibox.storage.files import PathLike, write_bytes_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,12 @@
+from .certificate import Certificate as Certificate
+from .certificate import Prediction as Prediction
+from .dataset import certify_dataset as certify_dataset
+from .sigma import SigmaChoice as SigmaChoice
+from .sigma import choose_sigma as choose_sigma
+from .sigma import envelope as envelope
+from .sigma import undecided as undecided
+from .smoothing import SmoothedClassifier as SmoothedClassifier
+from .smoothing import VoteJournal as VoteJournal
+from .stored import at_alpha as at_alpha
+from .stored import merge as merge
+from .stored import replay as replay

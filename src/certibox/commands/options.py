@@ -1,0 +1,276 @@
+"""What the command line understands: frozen dataclasses of options, and the objects that they describe.
+
+One field is one flag and one key of a YAML file. Options stop here: everything below takes plain objects. Beside its
+fields a class may have a table `NEEDS`: which of them are read only together with others, see `require_effect`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from certibox.blackbox import BlackBox, as_blackbox
+from certibox.commands.fields import Needs, option
+from certibox.commands.models import load_model
+from certibox.confidence.sequential import RULES, Rule
+from certibox.data import Images, load_images
+from certibox.errors import InvalidInput
+from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal
+from certibox.queries.client import QueryClient
+from certibox.training.methods import METHODS
+from certibox.training.schedules import Schedule, one_cycle, paper_finetune, paper_scratch
+
+# What `certify` does unless told otherwise; benchmarks/sequential_certification.py has the figures.
+GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
+FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
+ALPHA = 0.001
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True)
+class BoxOptions:
+    """The black box and its meter."""
+
+    NEEDS: ClassVar = (
+        Needs("num_classes", lambda o: o.outputs != "values", "with --outputs values, which are no classes", "scores"),
+    )
+
+    model: str = option("the box: file.py:function, package.module:function or model.onnx")
+    outputs: Literal["logits", "probabilities", "labels", "values"] = option("what the box answers with")
+    num_classes: int | None = option(
+        "number of classes; wanted for labels, and to smooth a bare box on data without labels", None
+    )
+    input_range: list[float] = option(
+        "pixel range the box expects, as [low, high]; certibox itself keeps to [0, 1]", (0.0, 1.0)
+    )
+    clip: bool = option("clip pixels to [0, 1] before the box sees them", False)
+    levels: int | None = option("round pixels to so many grey levels before the box sees them, 256 for 8 bits", None)
+    max_batch: int | None = option("most images the box takes at a time", None)
+    batch_size: int | None = option("images sent to the box at a time; by default what suits its kind", None)
+    budget: int | None = option("most queries that may ever be spent from this ledger; by default no limit", None)
+
+    def box(self) -> BlackBox:
+        """The adapter around the model."""
+        if len(self.input_range) != 2:
+            raise InvalidInput(f"input_range is {list(self.input_range)}; wanted two numbers, such as [0, 255]")
+        low, high = self.input_range
+        return as_blackbox(
+            load_model(self.model),
+            outputs=self.outputs,
+            num_classes=self.num_classes,
+            input_range=(low, high),
+            clip=self.clip,
+            levels=self.levels,
+            max_batch=self.max_batch,
+            batch_size=self.batch_size,
+            name=self.model,
+        )
+
+    def client(self, ledger: Path) -> QueryClient:
+        """The meter around the box, which goes on from what `ledger` holds."""
+        return QueryClient(self.box(), budget=self.budget, ledger=ledger)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The images."""
+
+    NEEDS: ClassVar = (
+        Needs("split", lambda o: not o.data.endswith(".npz"), "on {data}, which is taken whole", "another file"),
+    )
+
+    data: str = option("digits, a Hugging Face name or folder, an image folder, or an .npz file")
+    split: str = option("which split of the data", "train")
+    limit: int | None = option("use only the first N images", None)
+
+    def images(self) -> Images:
+        """The images, checked."""
+        return load_images(self.data, self.split, limit=self.limit)
+
+
+_LABELS = "with --outputs labels and --estimator guided: labels have no slope to measure or to correct"
+_NEARBY = "--jitter instead, to learn from the labels nearby"
+
+
+@dataclass(frozen=True)
+class EstimatorOptions:
+    """How a gradient is estimated from queries."""
+
+    NEEDS: ClassVar = (
+        Needs(
+            "estimator q mu central surrogate ask distill jitter votes updates target",
+            lambda o: METHODS[o.method].order == 0,
+            "with --method {method}, which estimates no gradient from queries",
+            "--method ZO-AE-DS or ZO-DS",
+        ),
+        Needs(
+            "surrogate ask distill jitter votes updates target",
+            lambda o: o.estimator == "guided",
+            "with --estimator {estimator}, which has no surrogate",
+            "--estimator guided",
+        ),
+        Needs("q", lambda o: o.estimator != "cge", "with --estimator cge, which takes them all", "--estimator rge"),
+        Needs("q", lambda o: o.q in (0, "auto") or not _learns_labels(o), _LABELS, _NEARBY),
+        Needs("mu central target", lambda o: not _learns_labels(o), _LABELS, _NEARBY),
+        Needs("mu central target", lambda o: o.estimator != "guided" or o.q != 0, "with --q 0", "another --q"),
+        Needs("target", lambda o: o.q in (None, "auto"), "with --q {q}, a number of your own", "--q auto"),
+        Needs("jitter votes", lambda o: o.ask > 0, "with --ask 0, which asks no answers on the way", "another --ask"),
+    )
+
+    estimator: Literal["guided", "cge", "rge", "orthogonal"] = option(
+        "of the gradient, for ZO methods; guided learns a surrogate of the box from its answers", "guided"
+    )
+    q: int | str | None = option(
+        "directions of rge and orthogonal, by default 20; corrections of guided, by default auto: as many as its "
+        "measured cosine with the truth asks for",
+        None,
+    )
+    mu: float | str | None = option(
+        "step of the differences, in units of the embedding; by default auto: measured at the start, for 256 to 448 "
+        "queries",
+        None,
+    )
+    central: bool = option("central differences: two queries a direction, error of order mu squared", False)
+    surrogate: Literal["image", "latent"] = option(
+        "guided: learn on the images the box sees, or on the embedding", "image"
+    )
+    ask: float = option("guided: share of each batch that is asked for answers to learn from", 1.0)
+    distill: int = option("guided: queries on noisy and denoised images before the first step", 0)
+    jitter: float = option("guided: deviation of Gaussian steps at which answers are asked, for labels and stairs", 0.0)
+    votes: int = option(
+        "guided: answers an image and step; more than 1 with a jitter, or for a box that answers at random", 1
+    )
+    target: float = option(
+        "guided: cosine with the truth below which corrections are bought, where q is auto; it is measured every 20 "
+        "steps, and heeded from the third time on",
+        0.3,
+    )
+
+    def __post_init__(self) -> None:
+        for name, kind in (("q", "a whole number"), ("mu", "a number")):
+            value = getattr(self, name)
+            if isinstance(value, str) and value != "auto":
+                raise InvalidInput(f"{name} is {value!r}; wanted {kind} or auto")
+
+    def build_estimator(self) -> GradientEstimator:
+        """The estimator; what is not given is measured when training starts."""
+        mu = _or_auto(self.mu)
+        if self.estimator == "guided":
+            return Guided(
+                _or_auto(self.q),
+                mu,
+                self.central,
+                surrogate=self.surrogate,
+                ask=self.ask,
+                distill=self.distill,
+                jitter=self.jitter,
+                votes=self.votes,
+                target=self.target,
+            )
+        if self.estimator == "cge":
+            return CGE(mu, self.central)
+        if isinstance(self.q, str):
+            raise InvalidInput(f"q is {self.q}, which guided alone measures; wanted a number for {self.estimator}")
+        q = 20 if self.q is None else self.q
+        return {"rge": RGE, "orthogonal": Orthogonal}[self.estimator](q, mu, self.central)
+
+
+def _or_auto(value: _Number | str | None) -> _Number | Literal["auto"]:
+    """A number that was given, else that it is to be measured."""
+    return "auto" if value is None or isinstance(value, str) else value
+
+
+def _learns_labels(options: Any) -> bool:
+    """Whether labels are all that a surrogate learns from: they have no slope, so nothing is ever stepped."""
+    return options.estimator == "guided" and options.outputs == "labels"
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """How long and how fast to train."""
+
+    NEEDS: ClassVar = (
+        Needs(
+            "epochs denoise_epochs",
+            lambda o: o.schedule == "one-cycle",
+            "with --schedule {schedule}, which has the paper's epochs",
+            "--schedule one-cycle",
+        ),
+    )
+
+    schedule: Literal["one-cycle", "paper-scratch", "paper-finetune"] = option(
+        "one-cycle, or a schedule of the paper", "one-cycle"
+    )
+    epochs: int = option("epochs of one-cycle on the full objective", 20)
+    denoise_epochs: int = option("query-free epochs of one-cycle, on denoising alone, before those", 0)
+    lr: float | None = option("peak learning rate; each schedule has its own default", None)
+    train_batch_size: int = option("images a step", 64)
+
+    def build_schedule(self) -> Schedule:
+        """The schedule of the defense."""
+        if self.schedule == "one-cycle":
+            return one_cycle(
+                self.epochs, 1e-3 if self.lr is None else self.lr, self.train_batch_size, self.denoise_epochs
+            )
+        if self.schedule == "paper-scratch":
+            return paper_scratch(1e-3 if self.lr is None else self.lr, self.train_batch_size)
+        return paper_finetune(1e-5 if self.lr is None else self.lr, self.train_batch_size)
+
+
+@dataclass(frozen=True)
+class RuleOptions:
+    """When an image has votes enough."""
+
+    NEEDS: ClassVar = (
+        Needs(
+            "radii tolerance futility",
+            lambda o: o.rule != "fixed",
+            "with --rule fixed, which decides nothing as it goes",
+            "--rule e-process or alpha-spending",
+        ),
+    )
+
+    rule: Literal["fixed", "e-process", "alpha-spending"] = option(
+        "e-process and alpha-spending look at the votes as they come and stop when the question is answered, at n at "
+        "the latest; fixed always draws n",
+        "e-process",
+    )
+    n0: int | None = option("votes that pick a class; by default 25, for a fixed n 100", None)
+    n: int | None = option(
+        "votes that bound its probability, and the most of them under a sequential rule; by default 100000, for a "
+        "fixed n 10000",
+        None,
+    )
+    radii: list[float] | None = option(
+        "l2 radii for a sequential rule to decide, as [0.25, 0.5]; by default sigma/2, sigma and 2 sigma", None
+    )
+    tolerance: float | None = option(
+        "instead of radii, the full radius to this share of what more votes could still add, such as 0.05", None
+    )
+    futility: float = option(
+        "stop where the radii still open lie above an upper bound that fails at this rate; 0 for never", 0.05
+    )
+
+    def sample_sizes(self) -> tuple[int, int]:
+        """n0 and n; what is not given is what suits the rule. Errors: `InvalidInput` for an n0 that selects nothing."""
+        n0, n = FIXED if self.rule == "fixed" else SEQUENTIAL
+        if self.n0 is not None and self.n0 < 1:
+            raise InvalidInput(f"n0 is {self.n0}; wanted at least 1 vote that picks a class, by default {n0} here")
+        return n0 if self.n0 is None else self.n0, n if self.n is None else self.n
+
+    def radii_at(self, sigma: float) -> tuple[float, ...]:
+        """The radii asked: those given, else `GRID`."""
+        return tuple(self.radii) if self.radii is not None else tuple(ratio * sigma for ratio in GRID)
+
+    def build_rule(self, sigma: float) -> Rule | None:
+        """The stopping rule for noise of deviation sigma; None for a fixed number of votes."""
+        if self.rule == "fixed":
+            return None
+        if not 0 <= self.futility < 1:
+            raise InvalidInput(
+                f"futility is {self.futility}; wanted a rate above 0 and below 1, such as 0.05, or 0 for never"
+            )
+        full = self.tolerance is not None and self.radii is None
+        radii = None if full else self.radii_at(sigma)
+        return RULES[self.rule](radii=radii, tolerance=self.tolerance, futility=self.futility or None)

@@ -1,0 +1,105 @@
+"""What a stopping rule will cost and prove at a known vote probability, by exact recursion over its looks.
+
+For planning (how many queries will a data set take?) and for checking (how often is a bound false?), without
+simulation. NumPy and SciPy; no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binom
+
+from certibox.confidence.gaussian import threshold
+from certibox.confidence.sequential import Rule, hopeless, needed, thresholds, within
+
+ENDS: tuple[str, ...] = ("certified", "tolerance", "futile", "cap")
+DROPPED = 1e-20  # probability below which a state is forgotten
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a rule will do at a known p, by exact recursion.
+
+    samples: their expected number. proven: the chance that the bound ends above each p0 asked. stops: the chance of
+    each end ("certified", "tolerance", "futile", "cap").
+    """
+
+    samples: float
+    proven: tuple[float, ...]
+    stops: dict[str, float]
+
+
+def forecast(rule: Rule, p: float, n: int, alpha: float, sigma: float, proven: Sequence[float] = ()) -> Forecast:
+    """Expected samples and chances of a certificate whose votes succeed with probability p, without simulation.
+
+    proven: ascending p0 for which the chance of proving p > p0 is asked, such as `threshold(radius, sigma)`; with p
+    itself, the chance of a false bound. The recursion carries P(successes, how many of the p0 are proven, still
+    sampling) from look to look: increments are binomial and independent of the past. Terms below `DROPPED` are dropped.
+    """
+    sizes = rule.sizes(n, alpha, sigma)
+    level = rule.level(alpha, len(sizes))
+    marks = sorted({*proven, *thresholds(rule, sigma)})
+    state, low, before, samples = _start(len(marks)), 0, 0, 0.0
+    reached, stops = np.zeros(len(marks) + 1), dict.fromkeys(ENDS, 0.0)
+    for size in sizes:
+        samples += (size - before) * state.sum()
+        state, low = _advance(state, low, size - before, p)
+        before = size
+        state = _lift(state, low, [needed(rule, size, p0, level) for p0 in marks])
+        for why, ends in _ends(rule, state.shape, low, size, n, marks, level, sigma):
+            stops[why] += float(state[ends].sum())
+            reached += np.where(ends, state, 0.0).sum(axis=1)
+            state = np.where(ends, 0.0, state)
+        if state.sum(axis=0).max() <= DROPPED:
+            break
+    at_least = reached[::-1].cumsum()[::-1]
+    return Forecast(float(samples), tuple(float(at_least[marks.index(p0) + 1]) for p0 in proven), stops)
+
+
+def _start(marks: int) -> np.ndarray:
+    """All mass at no successes and nothing proven: (marks + 1, 1)."""
+    state = np.zeros((marks + 1, 1))
+    state[0] = 1.0
+    return state
+
+
+def _advance(state: np.ndarray, low: int, step: int, p: float) -> tuple[np.ndarray, int]:
+    """Mass over (proven, successes) after `step` more votes, and the successes of its first column."""
+    kept = np.flatnonzero(state.sum(axis=0) > DROPPED)
+    state, low = state[:, kept[0] : kept[-1] + 1], low + int(kept[0])
+    spread = 10.0 * math.sqrt(step * p * (1.0 - p)) + 50.0
+    first, last = max(0, math.floor(step * p - spread)), min(step, math.ceil(step * p + spread))
+    increments = binom.pmf(np.arange(first, last + 1), step, p)
+    return np.stack([np.convolve(row, increments) for row in state]), low + first
+
+
+def _lift(state: np.ndarray, low: int, needs: Sequence[int]) -> np.ndarray:
+    """Move mass to the row of what this look proves, where that is more than was proven before."""
+    lifted = state.copy()
+    for row, need in enumerate(needs, start=1):  # needs ascend with p0
+        column = max(0, need - low)
+        lifted[row, column:] += lifted[:row, column:].sum(axis=0)
+        lifted[:row, column:] = 0.0
+    return lifted
+
+
+def _ends(
+    rule: Rule, shape: tuple[int, ...], low: int, size: int, n: int, marks: Sequence[float], level: float, sigma: float
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(why, where) of the states that stop at this look, in the order in which `_decide` asks."""
+    successes = np.broadcast_to(low + np.arange(shape[1]), shape)
+    asked = thresholds(rule, sigma) or [threshold(0.0, sigma)]
+    if rule.tolerance is not None:
+        yield "tolerance", np.broadcast_to(within(rule, successes[0], size, n, level), shape)
+        open_p0 = [asked[0]] * shape[0]
+    else:
+        rows = [marks[:row] for row in range(shape[0])]
+        open_p0 = [next((p0 for p0 in asked if p0 not in done), None) for done in rows]
+        yield "certified", np.broadcast_to(np.array([[p0 is None] for p0 in open_p0]), shape)
+    yield "cap", np.full(shape, size >= n)
+    limits = [-1 if p0 is None else hopeless(rule, size, n, p0, level) for p0 in open_p0]
+    yield "futile", successes <= np.array(limits)[:, None]

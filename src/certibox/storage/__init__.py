@@ -1,0 +1,1 @@
+"""Bytes on disk, whole or not at all: files and lines, verified tensors, and settings that must not change."""

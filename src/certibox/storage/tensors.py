@@ -1,0 +1,106 @@
+"""Tensors and facts in one safetensors file, written atomically and verified when read. No pickle.
+
+A single file cannot disagree with itself: the facts (JSON) and a SHA-256 over facts and tensors live in its header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from certibox.errors import InvalidInput, UnreadableFile
+from certibox.storage.files import write_bytes_atomic
+
+Tensors = dict[str, Tensor]
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write `tensors` and JSON-able `facts` to `path`: complete, or not at all."""
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(facts)
+    write_bytes_atomic(Path(path), save(kept, metadata={"facts": text, "sha256": _seal(text, kept)}))
+
+
+def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and facts of a file that `write_tensors` made; `UnreadableFile` if missing, cut short or altered."""
+    if not os.path.isfile(path):
+        raise UnreadableFile(f"there is no checkpoint {path}; wanted a file that certibox saved")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        what = f"the checkpoint {path} is cut short or damaged ({' '.join(str(error).split())})"
+        raise UnreadableFile(f"{what}; restore it or delete it to start again") from error
+    if header.get("sha256") != _seal(header.get("facts", ""), tensors):
+        what = f"the checkpoint {path} is damaged: its digest does not match"
+        raise UnreadableFile(f"{what}; restore it or delete it to start again")
+    return tensors, json.loads(header["facts"])
+
+
+def _seal(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{tensors_digest(tensors)}/{facts}".encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, types, shapes and bytes of tensors on the CPU."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def module_digest(module: nn.Module) -> str:
+    """SHA-256 (hex) of a module's parameters and buffers."""
+    return tensors_digest(module.state_dict())
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The same tensors under `prefix.`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors below `prefix.`, without it."""
+    prefix = f"{prefix}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict strictly; `InvalidInput` in one line if it belongs to another architecture."""
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:200]
+        raise InvalidInput(f"the saved {name} does not fit the {name} at hand: {text}") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """An optimizer's state as flat tensors (momenta and counters; its settings come from the schedule)."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{key}": torch.as_tensor(value)
+        for index, values in state.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`, for an optimizer over the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

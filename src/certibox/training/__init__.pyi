@@ -1,0 +1,10 @@
+from .defenses import train as train
+from .methods import METHODS as METHODS
+from .schedules import SCHEDULES as SCHEDULES
+from .schedules import Phase as Phase
+from .schedules import Schedule as Schedule
+from .schedules import one_cycle as one_cycle
+from .schedules import paper_finetune as paper_finetune
+from .schedules import paper_scratch as paper_scratch
+from .supervised import pretrain_autoencoder as pretrain_autoencoder
+from .supervised import train_classifier as train_classifier

@@ -1,0 +1,65 @@
+"""Where a training run keeps its settings, rows and checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from certibox.storage.files import read_json, write_json_atomic
+from certibox.storage.settings import digest, require_same
+
+
+class RunDirectory:
+    """Where a training run keeps `config.json`, `rows.jsonl`, `checkpoint.safetensors` and TensorBoard's files.
+
+    Opening it with another configuration raises `ConfigMismatch` and touches nothing.
+    """
+
+    def __init__(self, directory: str | Path, config: dict[str, Any]) -> None:
+        self.path = Path(directory)
+        self.checkpoint, self._rows, self._config = (
+            self.path / name for name in ("checkpoint.safetensors", "rows.jsonl", "config.json")
+        )
+        plain = json.loads(json.dumps(config))
+        if self._config.exists():
+            require_same(read_json(self._config), plain, str(self.path))
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(self._config, plain)
+        self.scope = f"train/{digest(read_json(self._config))}"  # as stored: 1 and 1.0 are the same setting
+        self._board = _summary_writer(self.path / "tensorboard")
+
+    def rewind(self, offset: int) -> None:
+        """Forget rows that were written after the checkpoint: they will be written again."""
+        if self._rows.exists():
+            with self._rows.open("r+b") as file:
+                file.truncate(offset)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row and flush it."""
+        with self._rows.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, row["step"])
+            self._board.flush()
+
+    def close(self) -> None:
+        """End TensorBoard's writer, which runs in a thread of its own."""
+        if self._board:
+            self._board.close()
+
+    @property
+    def offset(self) -> int:
+        """Bytes of rows so far."""
+        return self._rows.stat().st_size if self._rows.exists() else 0
+
+
+def _summary_writer(directory: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory))
