@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from places import ROOT
+
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import publish  # noqa: E402
+import publish
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -19,15 +20,15 @@ from torch import Tensor
 
 from certibox.blackbox import as_blackbox
 from certibox.certification.dataset import certify_dataset
-from certibox.certification.replay import at_alpha, merge, replay
 from certibox.certification.sigma import choose_sigma, envelope
+from certibox.certification.smoothing import SmoothedClassifier
+from certibox.certification.stored import at_alpha, merge, replay
+from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.data import Images, load_images
 from certibox.errors import BudgetExceeded, ConfigMismatch, InvalidInput, UnreadableFile
 from certibox.queries.client import QueryClient
 from certibox.records.certificates import CertificateRow, append_row, read_rows
 from certibox.report import certified_accuracy
-from certibox.sequential import AlphaSpending, EProcess, Rule
-from certibox.smoothing import SmoothedClassifier
 from doubles import CountingBox, LinearBox
 
 N0, N, BATCH = 30, 250, 50
@@ -555,8 +556,8 @@ def asked(calls: Path) -> list[int]:
 
 
 def start(out: Path, calls: Path) -> subprocess.Popen[bytes]:
-    code = f"from test_certification import certify_digits; certify_digits({str(out)!r}, {str(calls)!r}, 0.01)"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    code = f"from test_dataset import certify_digits; certify_digits({str(out)!r}, {str(calls)!r}, 0.01)"
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 @pytest.mark.kill

@@ -16,12 +16,13 @@ import torch
 from scipy.stats import binom, kstest, norm
 from torch import Tensor
 
-from certibox import confidence, seeds, sequential
-from certibox.certificate import Certificate, out_of_reach
+from certibox import confidence, seeds
+from certibox.certification.certificate import Certificate, out_of_reach
+from certibox.certification.noise import BLOCK, noisy_batches
+from certibox.certification.smoothing import BaseClassifier, SmoothedClassifier, image_digest
+from certibox.confidence import sequential
+from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
-from certibox.noise import BLOCK, noisy_batches
-from certibox.sequential import AlphaSpending, EProcess, Rule
-from certibox.smoothing import BaseClassifier, SmoothedClassifier, image_digest
 from doubles import CountingBox, LinearBox
 
 PATH = (7, "image", "stream")

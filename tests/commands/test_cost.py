@@ -16,17 +16,17 @@ from torch import nn
 
 from certibox import networks
 from certibox.certification.dataset import certify_dataset
+from certibox.certification.smoothing import SmoothedClassifier
+from certibox.commands.cost import Cost, QueryCost, expected_samples, plan, run, unseen
+from certibox.commands.options import EstimatorOptions, RuleOptions
+from certibox.confidence.forecast import forecast
+from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.forecast import forecast
-from certibox.options import EstimatorOptions, RuleOptions
 from certibox.queries.client import QueryClient
-from certibox.query_cost import Cost, QueryCost, expected_samples, plan, run, unseen
 from certibox.records.certificates import CertificateRow
-from certibox.schedules import one_cycle
-from certibox.sequential import AlphaSpending, EProcess, Rule
-from certibox.smoothing import SmoothedClassifier
-from certibox.training import METHODS, train
+from certibox.training.defenses import METHODS, train
+from certibox.training.schedules import one_cycle
 from doubles import CountingBox, LinearBox
 
 ZERO = Cost(targets=0, measuring=0, training=0, validation=0, certification=0, serving=0)

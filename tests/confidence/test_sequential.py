@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import binom, binomtest, norm
 
-from certibox import confidence, sequential
+from certibox import confidence
+from certibox.confidence import sequential
+from certibox.confidence.forecast import forecast
+from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.errors import InvalidInput
-from certibox.forecast import forecast
-from certibox.sequential import AlphaSpending, EProcess, Rule
+from places import ROOT
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import sequential_certification as benchmark
 
 SIGMA, ALPHA = 0.25, 0.001

@@ -16,16 +16,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from certibox import checkpoints
-from certibox.autoencoders import load_autoencoder, reconstruction_mse, save_autoencoder
 from certibox.cli import main
 from certibox.data import Images, load_images
+from certibox.defense.autoencoders import load_autoencoder, reconstruction_mse, save_autoencoder
+from certibox.defense.released import import_authors
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.files import read_json
 from certibox.networks import AUTOENCODERS, Autoencoder, dncnn, fitting_autoencoder
-from certibox.released import import_authors
+from certibox.storage.files import read_json
+from certibox.storage.tensors import module_digest, read_tensors, write_tensors
+from places import SHARED
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = SHARED / "data"
 ENCODER, DECODER = (DATA / "authors" / f"cifar10_ae192_{role}.pth.tar" for role in ("encoder", "decoder"))
 RELEASED = pytest.mark.skipif(not (ENCODER.is_file() and DECODER.is_file()), reason="the released files are not here")
 
@@ -84,7 +85,7 @@ def test_imagenet_halves_are_recognised(tmp_path: Path) -> None:
         torch.save({"state_dict": half(ours, role)}, path)
     imported, facts = import_authors(*files)
     assert imported.spec["name"] == "ae-1152"
-    assert checkpoints.module_digest(imported) == checkpoints.module_digest(ours)
+    assert module_digest(imported) == module_digest(ours)
     assert all(source.keys() == {"file", "sha256"} for source in facts["source"].values())  # no epoch, no arch there
 
 
@@ -92,7 +93,7 @@ def test_the_facts_say_where_the_weights_come_from(tmp_path: Path) -> None:
     encoder, decoder = release(AUTOENCODERS["ae-mnist"](), tmp_path)
     autoencoder, facts = import_authors(encoder, decoder)
     saved = save_autoencoder(autoencoder, tmp_path / "saved", facts)
-    _, stored = checkpoints.read(saved / "autoencoder.safetensors")
+    _, stored = read_tensors(saved / "autoencoder.safetensors")
     assert stored == read_json(saved / "autoencoder.json")
     assert stored["spec"] == {"name": "ae-mnist", "arguments": {}}
     for path, role in ((encoder, "encoder"), (decoder, "decoder")):
@@ -300,7 +301,7 @@ def test_what_is_no_saved_autoencoder_is_not_loaded(tmp_path: Path) -> None:
         ({"spec": {"name": "ae-13", "arguments": {}}}, InvalidInput, "'ae-13' is unknown"),
         ({"spec": {"name": "ae-48", "arguments": {}}}, InvalidInput, "saved autoencoder does not fit"),
     ]:
-        checkpoints.write(file, network.state_dict(), facts)
+        write_tensors(file, network.state_dict(), facts)
         with pytest.raises(error, match=words):
             load_autoencoder(tmp_path)
     save_autoencoder(constant(0.5), tmp_path)

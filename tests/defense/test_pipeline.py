@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from certibox.defense.pipeline import RobustPipeline
+from certibox.defense.saved import Defense
 from certibox.estimators import CGE, RGE, estimated_loss
-from certibox.losses import LOSSES, targets
 from certibox.networks import Autoencoder
-from certibox.pipeline import RobustPipeline
 from certibox.queries.client import QueryClient
-from certibox.saved import Defense
-from certibox.stability import StabilityObjective, full_precision, surviving_share
+from certibox.training.losses import LOSSES, targets
+from certibox.training.stability import StabilityObjective, full_precision, surviving_share
 from doubles import CountingBox, LinearBox, QuadraticBox
 
 SHAPE = (2, 4, 4)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from certibox.errors import InvalidInput
 from certibox.estimators import CGE, Orthogonal
-from certibox.stepsize import RATIO, STEPS, StepChoice, choose_step, precision_is_safe
+from certibox.estimators.step_size import RATIO, STEPS, StepChoice, choose_step, precision_is_safe
 
 Function = Callable[[Tensor], Tensor]  # (..., d) -> (...)
 

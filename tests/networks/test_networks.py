@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from certibox.checkpoints import module_digest
+from certibox.commands.models import untrained_autoencoder
 from certibox.errors import InvalidImages, InvalidInput
-from certibox.models import untrained_autoencoder
 from certibox.networks import (
     AUTOENCODERS,
     CLASSIFIERS,
@@ -31,6 +30,7 @@ from certibox.networks import (
     unet,
 )
 from certibox.networks.autoencoder import Latent
+from certibox.storage.tensors import module_digest
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -18,8 +18,8 @@ from certibox.paper.measured import Measured, Results
 from certibox.paper.results import write_results
 from certibox.paper.suite import NAMES, Suite
 from paper_rows import ATTACKED, CERTIFIED, SIGMA, attacked_row, certified_row, measured_row
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 
 # --------------------------------------------------------------------------------------------------- rows on the disk

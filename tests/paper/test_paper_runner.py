@@ -19,8 +19,10 @@ import torch
 import yaml
 from PIL import Image
 
+from certibox.certification.smoothing import SmoothedClassifier
 from certibox.cli import main
 from certibox.data import Images
+from certibox.defense.saved import Defense as TrainedDefense
 from certibox.errors import InvalidInput
 from certibox.paper import runner
 from certibox.paper.measured import Measured, Results
@@ -31,10 +33,8 @@ from certibox.paper.suite import NAMES, Row, Suite, Table
 from certibox.queries.client import QueryClient
 from certibox.reconstruction.measurements import measured as as_measured
 from certibox.reconstruction.metrics import rmse
-from certibox.saved import Defense as TrainedDefense
-from certibox.schedules import Phase
-from certibox.smoothing import SmoothedClassifier
-from certibox.steps import Progress
+from certibox.training.schedules import Phase
+from certibox.training.steps import Progress
 from paper_rows import attacked_row, certified_row
 
 TRAIN, HELD, TEST, BATCH, EPOCHS, VOTES, D_Z = 11, 4, 5, 5, 2, 2, 192

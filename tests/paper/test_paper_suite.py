@@ -16,14 +16,14 @@ import yaml
 from certibox import networks
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.estimators import CGE, RGE
-from certibox.methods import METHODS, Settings
 from certibox.networks import Autoencoder
 from certibox.paper.plans import Attack, Certify, Data, Defense, Estimator, Network, Plan, parse, stated
 from certibox.paper.stages import estimator_of
 from certibox.paper.suite import NAMES, Row, Suite, Table, merged
-from certibox.schedules import Phase, paper_finetune, paper_scratch
+from certibox.training.methods import METHODS, Settings
+from certibox.training.schedules import Phase, paper_finetune, paper_scratch
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 REPORTED = ROOT.parent / "shared" / "paper" / "reported.json"
 TABLES = [name for name in NAMES if name.startswith("table")]
 CGE_ROW = "ZO-AE-DS (CGE, q=192)"

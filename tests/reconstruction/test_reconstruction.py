@@ -14,22 +14,23 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from certibox import checkpoints, reconstruction
+from certibox import reconstruction
 from certibox.blackbox import as_blackbox
 from certibox.data import Images
+from certibox.defense.pipeline import RobustPipeline
+from certibox.defense.saved import Defense
 from certibox.errors import BadOutput, ConfigMismatch, InvalidImages, InvalidInput, NotDifferentiable
 from certibox.estimators import CGE
 from certibox.networks import Autoencoder, dncnn
-from certibox.pipeline import RobustPipeline
 from certibox.queries.client import QueryClient
 from certibox.reconstruction.attacks import Attack, l2_pgd
 from certibox.reconstruction.evaluation import defended_output, evaluate
 from certibox.reconstruction.measurements import Measurement, measured, train_reconstructor
 from certibox.reconstruction.metrics import rmse, ssim
-from certibox.saved import Defense
-from certibox.schedules import Phase, Schedule
-from certibox.supervised import pretrain_autoencoder
-from certibox.training import train
+from certibox.storage.tensors import read_tensors, under
+from certibox.training.defenses import train
+from certibox.training.schedules import Phase, Schedule
+from certibox.training.supervised import pretrain_autoencoder
 from doubles import CountingBox, LinearBox
 
 SHAPE, D = (1, 4, 4), 16
@@ -523,9 +524,9 @@ def last_weights(method: str, out: Path, estimator: CGE | None = None) -> tuple[
         validation=measured(pictures(4, seed=1), MEASUREMENT),
         out=out,
     )
-    tensors, _ = checkpoints.read(out / "checkpoint.safetensors")
-    flat = torch.cat([value.flatten() for value in checkpoints.under("module", tensors).values()])
-    return flat, checkpoints.under("constants", tensors)
+    tensors, _ = read_tensors(out / "checkpoint.safetensors")
+    flat = torch.cat([value.flatten() for value in under("module", tensors).values()])
+    return flat, under("constants", tensors)
 
 
 @pytest.mark.parametrize("kind", ["DS", "AE-DS"])

@@ -14,9 +14,15 @@ from hypothesis import strategies as st
 
 from certibox import confidence
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.files import read_json, truncate_partial_line, write_bytes_atomic, write_json_atomic, write_text_atomic
 from certibox.records.certificates import CertificateRow, append_row, read_rows
 from certibox.records.tsv import TSV_HEADER, PublishedRow, read_tsv, write_tsv
+from certibox.storage.files import (
+    read_json,
+    truncate_partial_line,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 ROW = CertificateRow(
     idx=0,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certibox.errors import ConfigMismatch, InvalidInput
-from certibox.schedules import SCHEDULES, Phase, Schedule, one_cycle, paper_finetune, paper_scratch
-from certibox.settings import digest, require_same
+from certibox.storage.settings import digest, require_same
+from certibox.training.schedules import SCHEDULES, Phase, Schedule, one_cycle, paper_finetune, paper_scratch
 
 STEPS = 7  # an epoch
 

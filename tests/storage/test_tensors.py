@@ -14,8 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from certibox import checkpoints
 from certibox.errors import InvalidInput, UnreadableFile
+from certibox.storage.tensors import (
+    load_module,
+    load_optimizer,
+    module_digest,
+    optimizer_tensors,
+    prefixed,
+    read_tensors,
+    tensors_digest,
+    under,
+    write_tensors,
+)
 
 TENSORS = {
     "float32": torch.tensor([[1.5, -0.0], [torch.inf, torch.nan]]),
@@ -42,27 +52,27 @@ def bits(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "new" / "checkpoint.safetensors"
-    checkpoints.write(path, TENSORS, FACTS)
+    write_tensors(path, TENSORS, FACTS)
     return path
 
 
 def test_tensors_and_facts_survive(saved: Path) -> None:
-    tensors, facts = checkpoints.read(saved)
+    tensors, facts = read_tensors(saved)
     assert facts == FACTS
     assert {name: bits(tensor) for name, tensor in tensors.items()} == {name: bits(t) for name, t in TENSORS.items()}
 
 
 def test_a_checkpoint_may_hold_no_tensors_or_no_facts(tmp_path: Path) -> None:
     for tensors, facts in (({}, FACTS), ({"a": torch.ones(2)}, {}), ({}, {})):
-        checkpoints.write(tmp_path / "c", tensors, facts)
-        found = checkpoints.read(tmp_path / "c")
+        write_tensors(tmp_path / "c", tensors, facts)
+        found = read_tensors(tmp_path / "c")
         assert (found[0].keys(), found[1]) == (tensors.keys(), facts)
 
 
 def test_tensors_that_share_memory_are_all_kept(tmp_path: Path) -> None:
     whole = torch.arange(6.0)
-    checkpoints.write(tmp_path / "c", {"whole": whole, "again": whole, "part": whole[2:4]}, {})
-    tensors, _ = checkpoints.read(tmp_path / "c")
+    write_tensors(tmp_path / "c", {"whole": whole, "again": whole, "part": whole[2:4]}, {})
+    tensors, _ = read_tensors(tmp_path / "c")
     assert torch.equal(tensors["again"], whole)
     assert torch.equal(tensors["part"], whole[2:4])
 
@@ -70,7 +80,7 @@ def test_tensors_that_share_memory_are_all_kept(tmp_path: Path) -> None:
 def refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UnreadableFile) as caught:
-        checkpoints.read(path)
+        read_tensors(path)
     assert "\n" not in str(caught.value)
 
 
@@ -115,7 +125,7 @@ def test_other_safetensors_and_missing_files_are_refused(tmp_path: Path) -> None
     refused(tmp_path / "theirs", save({"a": torch.ones(2)}, metadata={"facts": json.dumps({})}))
     for missing in (tmp_path / "missing", tmp_path):
         with pytest.raises(UnreadableFile, match="there is no checkpoint"):
-            checkpoints.read(missing)
+            read_tensors(missing)
 
 
 def test_a_crash_while_writing_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,14 +136,14 @@ def test_a_crash_while_writing_leaves_the_old_file(saved: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.write(saved, {"other": torch.ones(3)}, {})
+        write_tensors(saved, {"other": torch.ones(3)}, {})
     assert saved.read_bytes() == content
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_an_overwritten_checkpoint_leaves_tensors_already_read_alone(saved: Path) -> None:
-    tensors, _ = checkpoints.read(saved)
-    checkpoints.write(saved, {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}, {})
+    tensors, _ = read_tensors(saved)
+    write_tensors(saved, {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}, {})
     assert bits(tensors["float32"]) == bits(TENSORS["float32"])
 
 
@@ -142,8 +152,8 @@ def test_an_overwritten_checkpoint_leaves_tensors_already_read_alone(saved: Path
 
 def test_the_digest_sees_names_types_shapes_and_bits_but_neither_order_nor_layout() -> None:
     base = {"a": torch.zeros(2, 3), "b": torch.ones(2)}
-    digest = checkpoints.tensors_digest(base)
-    assert checkpoints.tensors_digest({"b": base["b"], "a": torch.zeros(3, 2).T}) == digest
+    digest = tensors_digest(base)
+    assert tensors_digest({"b": base["b"], "a": torch.zeros(3, 2).T}) == digest
     others = [
         {"a": base["a"], "c": base["b"]},
         {"a": torch.zeros(3, 2), "b": base["b"]},
@@ -152,15 +162,15 @@ def test_the_digest_sees_names_types_shapes_and_bits_but_neither_order_nor_layou
         {"a": base["a"]},
         {"a": base["b"], "b": base["a"]},
     ]
-    assert len({digest, *map(checkpoints.tensors_digest, others)}) == 7
+    assert len({digest, *map(tensors_digest, others)}) == 7
 
 
 def test_a_module_digest_covers_parameters_and_buffers() -> None:
     module = nn.BatchNorm2d(3)
-    before = checkpoints.module_digest(module)
-    assert before == checkpoints.module_digest(nn.BatchNorm2d(3))
+    before = module_digest(module)
+    assert before == module_digest(nn.BatchNorm2d(3))
     module(torch.rand(2, 3, 4, 4))  # moves the running statistics alone
-    assert checkpoints.module_digest(module) != before
+    assert module_digest(module) != before
 
 
 # --- modules and prefixes ---------------------------------------------------------------------------------------------
@@ -168,17 +178,17 @@ def test_a_module_digest_covers_parameters_and_buffers() -> None:
 
 def test_prefixes_are_undone_and_never_confused() -> None:
     parts = {"best": {"w": torch.ones(1), "best.w": torch.ones(2)}, "best2": {"w": torch.ones(3)}, "none": {}}
-    flat = {name: t for prefix, part in parts.items() for name, t in checkpoints.prefixed(prefix, part).items()}
-    assert {prefix: checkpoints.under(prefix, flat) for prefix in parts} == parts
+    flat = {name: t for prefix, part in parts.items() for name, t in prefixed(prefix, part).items()}
+    assert {prefix: under(prefix, flat) for prefix in parts} == parts
 
 
 def test_a_module_is_restored_or_refused_in_one_line() -> None:
     here, there = nn.Linear(3, 2), nn.Linear(3, 2)
-    checkpoints.load_module(here, there.state_dict(), "denoiser")
-    assert checkpoints.module_digest(here) == checkpoints.module_digest(there)
+    load_module(here, there.state_dict(), "denoiser")
+    assert module_digest(here) == module_digest(there)
     for other in (nn.Linear(3, 4), nn.Linear(3, 2, bias=False), nn.BatchNorm1d(2)):
         with pytest.raises(InvalidInput, match="the saved denoiser does not fit the denoiser at hand") as caught:
-            checkpoints.load_module(here, other.state_dict(), "denoiser")
+            load_module(here, other.state_dict(), "denoiser")
         assert "\n" not in str(caught.value)
 
 
@@ -223,20 +233,20 @@ def test_training_goes_on_bit_for_bit(kind: str, stop: int, tmp_path: Path) -> N
     first = network()
     optimizer = OPTIMIZERS[kind](trainable(first))
     train(first, optimizer, range(stop))
-    parts = {"module": first.state_dict(), "optimizer": checkpoints.optimizer_tensors(optimizer)}
-    flat = {name: t for prefix, part in parts.items() for name, t in checkpoints.prefixed(prefix, part).items()}
-    checkpoints.write(tmp_path / "c", flat, {})
-    flat, _ = checkpoints.read(tmp_path / "c")
+    parts = {"module": first.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+    flat = {name: t for prefix, part in parts.items() for name, t in prefixed(prefix, part).items()}
+    write_tensors(tmp_path / "c", flat, {})
+    flat, _ = read_tensors(tmp_path / "c")
 
     def resumed(with_optimizer: bool) -> str:
         second = network()
-        checkpoints.load_module(second, checkpoints.under("module", flat), "checkpoint")
+        load_module(second, under("module", flat), "checkpoint")
         optimizer = OPTIMIZERS[kind](trainable(second))
         if with_optimizer:
-            checkpoints.load_optimizer(optimizer, checkpoints.under("optimizer", flat))
+            load_optimizer(optimizer, under("optimizer", flat))
         train(second, optimizer, range(stop, 4))
-        return checkpoints.module_digest(second)
+        return module_digest(second)
 
-    assert resumed(with_optimizer=True) == checkpoints.module_digest(whole)
+    assert resumed(with_optimizer=True) == module_digest(whole)
     has_state = stop > 0 and kind != "plain sgd"
-    assert (resumed(with_optimizer=False) != checkpoints.module_digest(whole)) == has_state
+    assert (resumed(with_optimizer=False) != module_digest(whole)) == has_state

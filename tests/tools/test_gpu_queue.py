@@ -19,12 +19,12 @@ from certibox.paper.gpu import LIVE, NOTHING, RELEASED, Check, append_check, min
 from certibox.paper.measured import Measured, Results
 from certibox.paper.stages import Workshop
 from certibox.paper.suite import Suite
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import gpu_pack  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_queue  # noqa: E402  # pyright: ignore[reportMissingImports]
-from gpu_queue import Deadline, Queue  # noqa: E402  # pyright: ignore[reportMissingImports]
+import gpu_pack  # pyright: ignore[reportMissingImports]
+import gpu_queue  # pyright: ignore[reportMissingImports]
+from gpu_queue import Deadline, Queue  # pyright: ignore[reportMissingImports]
 
 ROW = "table2 / ZO-AE-DS (CGE, q=192) / gpu / seed 0"
 BARE = "table2 / bare model / gpu / seed 0"

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from certibox import checkpoints, seeds
+from certibox import seeds
 from certibox.blackbox import as_blackbox
 from certibox.data import load_images
 from certibox.estimators import CGE, Guided
 from certibox.networks import dncnn, fitting_autoencoder
 from certibox.queries.client import QueryClient
-from certibox.schedules import Phase, Schedule
-from certibox.training import train
+from certibox.storage.tensors import read_tensors, tensors_digest
+from certibox.training.defenses import train
+from certibox.training.schedules import Phase, Schedule
 
 KILLS, BATCH = 4, 8
 ESTIMATORS = {
@@ -62,7 +63,7 @@ def train_digits(out: str, estimator: str, pause: float) -> None:
 def start(out: Path, estimator: str, pause: float) -> subprocess.Popen[bytes]:
     out.mkdir(exist_ok=True)
     code = f"from test_kill_training import train_digits; train_digits({str(out)!r}, {estimator!r}, {pause})"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 def asked(out: Path) -> list[int]:
@@ -97,8 +98,8 @@ def test_a_killed_process_loses_the_batch_in_flight_and_changes_no_weight(tmp_pa
 
     assert (out / "rows.jsonl").read_bytes() == (plain / "rows.jsonl").read_bytes()
     for file in ("checkpoint.safetensors", "defense/defense.safetensors"):
-        (tensors, _), (expected, _) = checkpoints.read(out / file), checkpoints.read(plain / file)
-        assert checkpoints.tensors_digest(tensors) == checkpoints.tensors_digest(expected)
+        (tensors, _), (expected, _) = read_tensors(out / file), read_tensors(plain / file)
+        assert tensors_digest(tensors) == tensors_digest(expected)
     undisturbed, killed = spending(plain), spending(out)
     assert undisturbed.queries == undisturbed.attempts == sum(asked(plain))
     assert killed.queries == undisturbed.queries

@@ -15,13 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from certibox import checkpoints, seeds
+from certibox import seeds
 from certibox.errors import CertiboxError, ConfigMismatch, InvalidInput, UnreadableFile
-from certibox.loop import Task, run
 from certibox.queries.client import QueryClient
-from certibox.run_directory import RunDirectory
-from certibox.schedules import Phase, Schedule
-from certibox.steps import Step, steps
+from certibox.storage.tensors import module_digest, read_tensors, write_tensors
+from certibox.training import loop
+from certibox.training.loop import Task, run
+from certibox.training.run_directory import RunDirectory
+from certibox.training.schedules import Phase, Schedule
+from certibox.training.steps import Step, steps
 from doubles import CountingBox, LinearBox
 
 IMAGES, SEED = 11, 5
@@ -77,7 +79,7 @@ def go(job: Job, out: Path | None = None, schedule: Schedule = MIXED, **change: 
     """Run the job; the digest of the weights it leaves."""
     directory = RunDirectory(out, CONFIG) if out else None
     run(job.prepare, IMAGES, schedule, SEED, client=job.client, directory=directory, **change)
-    return checkpoints.module_digest(job.module)
+    return module_digest(job.module)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -85,7 +87,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def facts(out: Path) -> dict[str, Any]:
-    return checkpoints.read(out / "checkpoint.safetensors")[1]
+    return read_tensors(out / "checkpoint.safetensors")[1]
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def by_hand(job: Job, schedule: Schedule, stop: int) -> dict[str, Tensor]:
 def test_a_phase_is_the_textbook_optimizer_from_a_fresh_state(tmp_path: Path) -> None:
     schedule = Schedule((Phase(2, 0.01, weight_decay=0.1), Phase(2, 0.02, "sgd", decay_every=1, weight_decay=0.05)), 4)
     go(Job(), tmp_path, schedule)
-    tensors, _ = checkpoints.read(tmp_path / "checkpoint.safetensors")
+    tensors, _ = read_tensors(tmp_path / "checkpoint.safetensors")
     for name, expected in by_hand(Job(), schedule, stop=12).items():
         torch.testing.assert_close(tensors[f"module.{name}"], expected, rtol=1e-4, atol=1e-6)
 
@@ -209,7 +211,7 @@ class Scripted(Job):
         self.scores, self.seen = iter(scores), []
 
     def score(self) -> float:
-        self.seen.append(checkpoints.module_digest(self.module))
+        self.seen.append(module_digest(self.module))
         return next(self.scores)
 
 
@@ -237,13 +239,13 @@ def test_phases_that_are_not_scored_offer_no_candidate() -> None:
     chosen = go(job, schedule=Schedule((Phase(2, 0.1, objective="denoise"), Phase(2, 0.1)), 4))
     pretrained = Job()
     go(pretrained, schedule=Schedule((Phase(2, 0.1, objective="denoise"),), 4))
-    assert chosen == job.seen[0] == checkpoints.module_digest(pretrained.module)  # the last weights, for want of scores
+    assert chosen == job.seen[0] == module_digest(pretrained.module)  # the last weights, for want of scores
     assert len(job.seen) == 3
 
 
 def test_no_epoch_leaves_the_start(tmp_path: Path) -> None:
     job = Job()
-    assert go(job, tmp_path, Schedule((Phase(0, 0.1),), 4)) == checkpoints.module_digest(network())
+    assert go(job, tmp_path, Schedule((Phase(0, 0.1),), 4)) == module_digest(network())
     assert job.batches == []
     assert not job.module.training
 
@@ -298,7 +300,7 @@ class Fuse:
 @pytest.fixture
 def ignite(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fuse], None]:
     """Makes checkpoints and rows tell a fuse what they do."""
-    write, append = checkpoints.write, RunDirectory.append
+    write, append = write_tensors, RunDirectory.append
 
     def ignite(fuse: Fuse) -> None:
         def writing(*arguments: Any) -> None:
@@ -310,7 +312,7 @@ def ignite(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fuse], None]:
             append(self, row)
             fuse("after the row")
 
-        monkeypatch.setattr(checkpoints, "write", writing)
+        monkeypatch.setattr(loop, "write_tensors", writing)
         monkeypatch.setattr(RunDirectory, "append", appending)
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # a third of the time here
 
@@ -634,7 +636,7 @@ def test_a_checkpoint_without_patience_and_memory_is_one_of_an_earlier_release(t
     with pytest.raises(Stop):
         go(Job(event=stop_at("terms 8")), tmp_path / "out")
     file = tmp_path / "out" / "checkpoint.safetensors"
-    tensors, held = checkpoints.read(file)
+    tensors, held = read_tensors(file)
     assert not any(name.startswith("memory") for name in tensors)
-    checkpoints.write(file, tensors, {name: held[name] for name in held.keys() - {"stale", "notes"}})
+    write_tensors(file, tensors, {name: held[name] for name in held.keys() - {"stale", "notes"}})
     assert go(Job(), tmp_path / "out") == plain

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from certibox import losses
 from certibox.errors import InvalidInput
-from certibox.losses import LOSSES, PROBABILITY_FLOOR, predictions, targets
+from certibox.training import losses
+from certibox.training.losses import LOSSES, PROBABILITY_FLOOR, predictions, targets
 
 LOGITS = torch.tensor([[0.0, math.log(2), math.log(5)], [1.0, 1.0, 1.0]], dtype=torch.float64)
 PROBABILITIES = torch.tensor([[1 / 8, 2 / 8, 5 / 8], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64)  # their softmax

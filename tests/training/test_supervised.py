@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from certibox import checkpoints, seeds
+from certibox import seeds
 from certibox.blackbox import BoxSpec, as_blackbox
-from certibox.data import Images, augment
-from certibox.data.holding import held_out, mean_over
+from certibox.data import Images, augment, held_out, mean_over
 from certibox.errors import ConfigMismatch, InvalidInput
 from certibox.networks import Autoencoder
-from certibox.schedules import Phase, Schedule
-from certibox.supervised import fit, pretrain_autoencoder, train_classifier
+from certibox.storage.tensors import module_digest
+from certibox.training.schedules import Phase, Schedule
+from certibox.training.supervised import fit, pretrain_autoencoder, train_classifier
 
 SHAPE, D, K, D_Z, SEED = (2, 2, 3), 12, 3, 4, 5
 LR, MOMENTUM = 0.01, 0.9
@@ -320,8 +320,8 @@ def test_interrupted_training_ends_at_the_same_weights(tmp_path: Path, after: in
         with pytest.raises(Stopped):
             train(images, start, out=out, progress=stopping(after), **settings)  # pyright: ignore[reportArgumentType]
         resumed = train(images, start, out=out, **settings)  # pyright: ignore[reportArgumentType]
-        assert checkpoints.module_digest(resumed) == checkpoints.module_digest(whole)
-        assert checkpoints.module_digest(resumed) != checkpoints.module_digest(start)
+        assert module_digest(resumed) == module_digest(whole)
+        assert module_digest(resumed) != module_digest(start)
 
 
 def test_finished_training_takes_no_step_again(tmp_path: Path) -> None:

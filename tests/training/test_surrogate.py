@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certibox import losses, replay_memory, surrogate
+from certibox.defense.pipeline import RobustPipeline
 from certibox.errors import InvalidInput
 from certibox.estimators import Alignment, Guided, guessed_gradient
 from certibox.networks.surrogate import surrogate_cnn, surrogate_mlp
-from certibox.pipeline import RobustPipeline
 from certibox.queries.client import QueryClient
-from certibox.replay_memory import Memory
-from certibox.stability import StabilityObjective
-from certibox.surrogate import GuidedStability, Surrogate, probe, resolved, surrogate_for
+from certibox.training import losses, replay_memory, surrogate
+from certibox.training.replay_memory import Memory
+from certibox.training.stability import StabilityObjective
+from certibox.training.surrogate import GuidedStability, Surrogate, probe, resolved, surrogate_for
 from doubles import CountingBox, LinearBox
 
 SHAPE, D, K = (1, 2, 5), 10, 3

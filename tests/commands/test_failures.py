@@ -1,0 +1,206 @@
+"""The command line: bad input is one line and status 2, a spent budget 3, and nothing paid for is ever lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from certibox.records.certificates import CertificateRow
+from certibox.storage.tensors import read_tensors, tensors_digest
+from command_line import AE, IMAGES, N0, N, certify, timeless, totals, train
+
+
+def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.suffix in suffixes}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("merge nope.jsonl", ["nope.jsonl"]),
+        ("merge good.jsonl corrupt.jsonl", ["corrupt.jsonl, line 2"]),
+        ("merge good.jsonl torn.jsonl", ["torn.jsonl holds no certificate"]),
+        ("merge good.jsonl other.jsonl", ["other.jsonl", "seed is 1"]),
+        ("merge good.jsonl --out folder", ["folder"]),
+        ("report nope.jsonl", ["nope.jsonl"]),
+        ("report a=nope.jsonl", ["nope.jsonl"]),
+        ("report corrupt.jsonl", ["corrupt.jsonl, line 2"]),
+        ("report torn.jsonl", ["torn.jsonl holds no certificate"]),
+        ("report a=good.jsonl a=other.jsonl", ["['a', 'a']"]),
+        ("report good.jsonl --alpha 0", ["alpha is 0.0"]),
+        ("report good.jsonl --alpha 1e-12", ["n = 30", "smallest n is 40"]),
+        ("report good.jsonl --radii [-1]", ["-1"]),
+        ("report good.jsonl --out images.npz", ["images.npz"]),
+    ],
+)
+def test_merge_and_report_name_the_file_and_write_nothing(
+    place: Path, run, refused, line: str, words: list[str]
+) -> None:
+    assert run(certify()).status == 0
+    assert run(certify(out="other", more="--seed 1")).status == 0
+    good = (place / "out" / "certificates.jsonl").read_text()
+    (place / "good.jsonl").write_text(good)
+    shutil.copy("other/certificates.jsonl", "other.jsonl")
+    (place / "corrupt.jsonl").write_text(good.replace('"n0": 10', '"n0": "ten"').replace('"n0": "ten"', '"n0": 10', 1))
+    (place / "torn.jsonl").write_text(good[:40])
+    (place / "folder").mkdir()
+    (place / "certificates.jsonl").write_text("what an earlier merge left\n")
+    refused(line, *words)
+    assert (place / "certificates.jsonl").read_text() == "what an earlier merge left\n"
+    assert (place / "good.jsonl").read_text() == good
+    assert not list((place / "folder").iterdir())
+    assert not (place / "report" / "report.html").exists()
+
+
+def test_a_damaged_parquet_file_is_one_line_of_a_whole_process(place: Path) -> None:
+    (place / "rows").mkdir()
+    (place / "rows" / "train.parquet").write_bytes(b"PAR1 and no more")
+    command = [sys.executable, "-m", "certibox.cli", *shlex.split(certify(more="--data rows --split train"))]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=place)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert re.fullmatch(r"certibox certify: rows cannot be read: .*\n", ran.stderr)
+
+
+@pytest.mark.parametrize(
+    ("box", "words", "paid_for_nothing"),
+    [
+        ("raises", ["RuntimeError", "the endpoint is down"], 0),
+        ("turns_nan", ["finite", "nan"], N),
+        ("turns_wider", ["shape (3,)", "(6,)"], N),
+    ],
+)
+def test_certify_keeps_the_rows_before_a_box_fails_and_goes_on_when_it_is_repaired(
+    place: Path, run, refused, box: str, words: list[str], paid_for_nothing: int
+) -> None:
+    assert run(certify(f"box.py:{box}", "undisturbed")).status == 0
+    (place / "limit").write_text("100")  # two images of 40, and the selection of the third
+    refused(certify(f"box.py:{box}"), *words)
+    assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")[:2]
+    assert totals("out/ledger.sqlite")[0] == 90 + paid_for_nothing
+    (place / "limit").unlink()
+    assert run(certify(f"box.py:{box}")).status == 0
+    assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")
+    assert totals("out/ledger.sqlite")[0] == IMAGES * (N0 + N) + paid_for_nothing
+
+
+def test_certify_stops_at_the_budget_and_goes_on_when_it_is_raised(place: Path, run, refused) -> None:
+    assert run(certify(out="undisturbed")).status == 0
+    refused(certify(more="--budget 100"), "30 queries wanted, 10 left", "raise the budget", status=3)
+    assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")[:2]
+    assert totals("out/ledger.sqlite") == (90, 90, 0)
+    refused(certify(more="--budget 100"), "30 queries wanted, 10 left", status=3)
+    assert totals("out/ledger.sqlite") == (90, 90, 0)
+    assert run(certify(more=f"--budget {IMAGES * (N0 + N)}")).status == 0
+    assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")
+    assert totals("out/ledger.sqlite") == (IMAGES * (N0 + N),) * 2 + (0,)
+
+
+def test_an_interrupted_certify_says_how_to_go_on(place: Path, run, refused) -> None:
+    assert run(certify("box.py:interrupted", "undisturbed")).status == 0
+    (place / "limit").write_text("100")
+    refused(certify("box.py:interrupted"), "interrupted", "run the same command", status=130)
+    assert totals("out/ledger.sqlite") == (90, 120, 30)  # the batch in flight may have been paid for
+    (place / "limit").unlink()
+    assert run(certify("box.py:interrupted")).status == 0
+    assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")
+    assert totals("out/ledger.sqlite") == (480, 510, 30)
+
+
+@pytest.mark.parametrize(
+    ("box", "status", "wasted"),  # how the batch that failed counts: answered, attempted, lost
+    [("logits", 3, (0, 0, 0)), ("raises", 2, (0, 1, 0)), ("turns_nan", 2, (1, 1, 0)), ("interrupted", 130, (0, 1, 1))],
+)
+def test_training_goes_on_to_the_same_defense(
+    place: Path, run, refused, box: str, status: int, wasted: tuple[int, int, int]
+) -> None:
+    line = train(f"box.py:{box}", more=AE, method="ZO-AE-DS")
+    assert run(f"{line} --out undisturbed").status == 0
+    spent = totals("undisturbed/ledger.sqlite")[0]
+    assert spent > 40
+    (place / "limit").write_text("40")
+    refused(f"{line} --budget {40 if status == 3 else 1000}", status=status)
+    assert IMAGES < totals("run/ledger.sqlite")[0] <= 40 + 16 * wasted[0]
+    assert not (place / "run" / "defense").exists()
+    (place / "limit").unlink()
+    assert run(f"{line} --budget 1000").status == 0
+
+    for name in ("training/rows.jsonl", "defense/defense.json"):
+        assert (place / "run" / name).read_text() == (place / "undisturbed" / name).read_text()
+    ours, theirs = (read_tensors(Path(out) / "defense/defense.safetensors")[0] for out in ("run", "undisturbed"))
+    assert tensors_digest(ours) == tensors_digest(theirs)
+    answered, attempted, lost = totals("run/ledger.sqlite")
+    batch = attempted - spent  # the one batch that failed: 4 images at 4 coordinates at most
+    assert 0 <= batch <= 16
+    assert (batch > 0) == any(wasted)
+    assert (answered - spent, attempted - spent, lost) == tuple(batch * share for share in wasted)
+
+
+def test_a_finished_command_run_again_spends_nothing(place: Path, run) -> None:
+    for line, ledger in ((train(more="--fingerprint true"), "run/ledger.sqlite"), (certify(), "out/ledger.sqlite")):
+        assert run(line).status == 0
+        before = totals(ledger)
+        assert run(line).status == 0
+        assert totals(ledger) == before
+        assert before[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        (certify(), certify(more="--seed 1"), ["out/certificates.jsonl", "seed is 0 there and 1 here"]),
+        (certify(), certify("box.py:raises"), ["model is 'bare:box.py:logits:"]),
+        (train(), train(more="--gamma 2"), ["run/training", "gamma is 1.0 there and 2.0 here"]),
+        (
+            train(more=AE, method="ZO-AE-DS"),
+            train(more=AE + " --autoencoder-epochs 3", method="ZO-AE-DS"),
+            ["run/training/autoencoder", "schedule.phases.0.epochs is 2 there and 3 here"],
+        ),
+    ],
+)
+def test_a_directory_of_another_configuration_is_left_alone(
+    place: Path, run, refused, first: str, then: str, words: list[str]
+) -> None:
+    assert run(first).status == 0
+    (folder,) = (place / name for name in ("out", "run") if (place / name).exists())
+    kept = contents(folder, ".jsonl", ".json", ".safetensors", ".tsv")
+    spent = totals(folder / "ledger.sqlite")
+    refused(then, "another configuration", *words)
+    assert contents(folder, ".jsonl", ".json", ".safetensors", ".tsv") == kept
+    assert totals(folder / "ledger.sqlite") == spent
+
+
+@pytest.mark.parametrize("name", ["training", "training/autoencoder"])
+def test_a_checkpoint_cut_short_is_named_and_nothing_is_spent(place: Path, run, refused, name: str) -> None:
+    line = train(more=AE, method="ZO-AE-DS")
+    assert run(line).status == 0
+    checkpoint = place / "run" / name / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    spent = totals("run/ledger.sqlite")
+    refused(line, f"run/{name}/checkpoint.safetensors", "cut short")
+    assert totals("run/ledger.sqlite") == spent
+
+
+def test_a_torn_last_row_is_certified_again_and_a_corrupt_one_is_named(place: Path, run, refused) -> None:
+    assert run(certify()).status == 0
+    path = place / "out" / "certificates.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    assert run(certify()).status == 0
+    assert timeless(path) == timeless_text(whole, place)
+    assert totals("out/ledger.sqlite")[0] == (IMAGES + 1) * (N0 + N)
+    path.write_text(whole.replace('"idx": 1,', '"idx": one,', 1))
+    refused(certify(), "out/certificates.jsonl, line 2")
+    assert '"idx": one,' in path.read_text()
+
+
+def timeless_text(text: str, place: Path) -> list[CertificateRow]:
+    (place / "earlier.jsonl").write_text(text)
+    return timeless(place / "earlier.jsonl")
