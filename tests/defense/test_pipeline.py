@@ -242,6 +242,13 @@ def test_measuring_the_share_leaves_statistics_and_gradients_alone() -> None:
     assert all(parameter.grad is None for parameter in pipeline.parameters())
 
 
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says that there is a GPU; its switches exist without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("a_gpu")
 def test_full_precision_holds_inside_and_leaves_every_other_switch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn = torch.backends.cudnn
     monkeypatch.setattr(cudnn, "deterministic", True)
@@ -254,6 +261,7 @@ def test_full_precision_holds_inside_and_leaves_every_other_switch_alone(monkeyp
     assert cudnn.deterministic
 
 
+@pytest.mark.usefixtures("a_gpu")
 def test_full_precision_covers_products_too() -> None:
     """The last layer of most classifiers is a product of matrices, which has a switch of its own."""
     matmul = torch.backends.cuda.matmul
@@ -268,6 +276,7 @@ def test_full_precision_covers_products_too() -> None:
         matmul.allow_tf32 = before
 
 
+@pytest.mark.usefixtures("a_gpu")
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has one switch only")
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_full_precision_works_beside_the_newer_switch(precision: str) -> None:

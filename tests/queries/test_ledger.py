@@ -166,7 +166,10 @@ def test_a_file_that_is_no_ledger_is_refused_in_one_line(spoil: Callable[[Path],
     assert "\n" not in str(caught.value)
 
 
-ALLOWED = {"released.py": ["torch.load(..., weights_only=True)"]}  # the authors' release, as tensors and plain values
+ALLOWED = {
+    "released.py": ["torch.load(..., weights_only=True)"],  # the authors' release, as tensors and plain values
+    "copying.py": ["pickle.Pickler"],  # which writes, and to nowhere
+}
 
 
 def unpickling(tree: ast.AST) -> list[str]:

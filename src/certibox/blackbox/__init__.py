@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
-from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, check_outputs, differentiable
+from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, as_images, check_outputs, differentiable
 from certibox.blackbox.function import FunctionBox
 from certibox.blackbox.onnx import OnnxBox
 from certibox.blackbox.sklearn import SklearnBox
@@ -24,6 +24,7 @@ __all__ = [
     "SklearnBox",
     "TorchBox",
     "as_blackbox",
+    "as_images",
     "check_outputs",
     "differentiable",
 ]
@@ -46,15 +47,36 @@ def as_blackbox(
     max_batch: int | None = None,
     name: str | None = None,
     output_name: str | None = None,
+    concurrency: int | None = None,
 ) -> BlackBox:
     """A model as a black box that takes float pixels in [0, 1] (n, c, h, w). Nothing is asked of the model here.
 
-    model: a torch module, a function on numpy float32 (n, c, h, w), a fitted scikit-learn estimator, the path of an
-    ONNX file, or a black box, which comes back as it is. outputs: "logits", "probabilities", "labels" or "values".
-    output_name: which output of an ONNX file. The others declare the model; see `BoxSpec`, whose defaults an adapter
-    improves where it knows better (the name, the batch size, the classes of an estimator, the shapes of a file).
+    The parameters below `outputs` declare the model. Where one is not given, the adapter knows better (the name, the
+    batch size, the classes of an estimator, the shapes of a file) or `BoxSpec` has a default.
 
-    Raises InvalidInput for another kind of model or a declaration that cannot hold, UnreadableFile for a broken file.
+    Args:
+        model: Torch module, function on numpy float32 (n, c, h, w), fitted scikit-learn estimator, path of an ONNX
+            file, or a black box, which comes back as it is.
+        outputs: Kind of the answers: "logits", "probabilities", "labels" or "values".
+        num_classes: Number of classes K; required for labels of a model that does not say.
+        input_range: Range (lo, hi) that the model expects of pixels.
+        clip: Whether pixels are clipped to [0, 1] first.
+        levels: Number of equally spaced values on [0, 1] that pixels are rounded to, as 256 for 8-bit images.
+        mean: Mean of each channel to subtract, in the units of `input_range`.
+        std: Standard deviation of each channel to divide by, in the units of `input_range`.
+        image_shape: Shape (c, h, w) of an image; others are refused.
+        batch_size: Number of images a call that serves the model best.
+        max_batch: Most images that one call may hold.
+        name: Name of the box in messages and records.
+        output_name: Name of the output of an ONNX file to answer with.
+        concurrency: Most calls that may be under way at once, for a model that takes calls from several threads.
+
+    Returns:
+        A black box.
+
+    Raises:
+        InvalidInput: The model is of another kind, or the declaration cannot hold.
+        UnreadableFile: The file is missing or broken.
     """
     given = {
         "num_classes": num_classes,
@@ -68,6 +90,7 @@ def as_blackbox(
         "max_batch": max_batch,
         "name": name,
         "output_name": output_name,
+        "concurrency": concurrency,
     }
     declared = {field: value for field, value in given.items() if value is not None}
     if _is_blackbox(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferent
 
 OUTPUTS = ("logits", "probabilities", "labels", "values")
 
+_LEAST = {"num_classes": 2, "levels": 2, "batch_size": 1, "max_batch": 1, "concurrency": 1}
 _SHAPES = {"logits": "(n, K)", "probabilities": "(n, K)", "labels": "(n,)", "values": "(n, ...)"}
 _RANGE_TOLERANCE = 1e-4  # a probability may leave [0, 1] by this much
 _SUM_TOLERANCE = 1e-2  # a row of probabilities may miss 1 by this much: endpoints often round to two or three decimals
@@ -26,40 +28,43 @@ _SUM_TOLERANCE = 1e-2  # a row of probabilities may miss 1 by this much: endpoin
 class BoxSpec:
     """Declares what a box answers and how pixels in [0, 1] become its input.
 
-    outputs: "logits" or "probabilities" (n, K), "labels" (n,) integers, or "values" (n, ...), any real numbers.
-    num_classes: K; required for labels, else a check on what the box answers.
-    input_range: (lo, hi) that the model expects; a pixel x becomes lo + (hi - lo) x.
-    clip: clip pixels to [0, 1] before anything else.
-    levels: round pixels to the grid of `levels` equally spaced values on [0, 1]; implies `clip`.
-    mean, std: normalisation per channel, in the units of `input_range`, after everything else.
-    image_shape: (c, h, w); images of another shape are refused.
-    batch_size: the number of images a call that serves the box best; never above `max_batch`.
-    max_batch: the most images that one call may hold.
-    name: what messages and records call the box.
-    identity: a digest of the model itself, where an adapter can take one without a query; None for a function.
-
-    Raises InvalidInput for a declaration that cannot hold.
+    Raises:
+        InvalidInput: The declaration cannot hold.
     """
 
     outputs: str
+    """Kind of the answers: "logits" or "probabilities" (n, K), "labels" (n,) integers, "values" (n, ...) reals."""
     num_classes: int | None = None
+    """Number of classes K; required for labels, else a check on what the box answers."""
     input_range: tuple[float, float] = (0.0, 1.0)
+    """Range (lo, hi) that the model expects; a pixel x becomes lo + (hi - lo) x."""
     clip: bool = False
+    """Whether pixels are clipped to [0, 1] before anything else."""
     levels: int | None = None
+    """Number of equally spaced values on [0, 1] that pixels are rounded to; implies `clip`."""
     mean: tuple[float, ...] | None = None
+    """Mean of each channel to subtract, in the units of `input_range`, after everything above."""
     std: tuple[float, ...] | None = None
+    """Standard deviation of each channel to divide by, in the units of `input_range`, after everything above."""
     image_shape: tuple[int, int, int] | None = None
+    """Shape (c, h, w) of an image; images of another shape are refused."""
     batch_size: int = 256
+    """Number of images a call that serves the box best; never above `max_batch`."""
     max_batch: int | None = None
+    """Most images that one call may hold."""
     name: str = "box"
+    """Name of the box in messages and records."""
     identity: str | None = None
+    """Digest of the model itself, where an adapter can take one without a query; None for a function."""
+    concurrency: int = 1
+    """Most calls that may be under way at once, whatever the number of threads; more than 1 serves a remote model."""
 
     def __post_init__(self) -> None:
         if self.outputs not in OUTPUTS:
             raise InvalidInput(f"outputs is {self.outputs!r}; give one of {', '.join(OUTPUTS)}")
         if self.num_classes is None and self.outputs == "labels":
             raise InvalidInput("outputs='labels' without num_classes; give the number of classes")
-        for field, least in (("num_classes", 2), ("levels", 2), ("batch_size", 1), ("max_batch", 1)):
+        for field, least in _LEAST.items():
             value = getattr(self, field)
             if value is not None and not (_is_int(value) and value >= least):
                 raise InvalidInput(f"{field} is {value!r}; give an integer of at least {least}")
@@ -94,11 +99,28 @@ class BoxSpec:
         per_channel = self.mean or self.std
         return None if per_channel is None else len(per_channel)
 
+    @property
+    def summary(self) -> str:
+        """The declaration in a few words, without what a URL as name may hold of passwords and keys."""
+        parts = [f"{_without_secrets(self.name)}: {self.outputs}"]
+        if self.num_classes is not None:
+            parts.append(f"{self.num_classes} classes")
+        if self.image_shape is not None:
+            parts.append(f"images {'x'.join(map(str, self.image_shape))}")
+        return ", ".join(parts)
+
     def check_images(self, x: Tensor) -> None:
-        """Raises InvalidImages unless x is a float batch (n, c, h, w) of the declared shape."""
+        """Refuse what is no batch of images of the declared shape.
+
+        Args:
+            x: Images (n, c, h, w), floats.
+
+        Raises:
+            InvalidImages: The images are integers or have another shape.
+        """
         shape = tuple(x.shape)
         if not x.is_floating_point():
-            raise InvalidImages(f"images are {x.dtype}; give floats in [0, 1] (uint8 images divided by 255)")
+            raise InvalidImages(f"images are {x.dtype}; give floats in [0, 1] (8-bit integers divided by 255)")
         if len(shape) != 4:
             raise InvalidImages(f"images have shape {shape}; give a batch (n, channels, height, width)")
         if self.image_shape is not None and shape[1:] != self.image_shape:
@@ -109,7 +131,14 @@ class BoxSpec:
     def prepare(self, x: Tensor) -> Tensor:
         """Pixels as the model wants them: clip, round, map to the range, normalise. (n, c, h, w) -> (n, c, h, w)
 
-        Keeps dtype and device, and returns x itself where nothing is declared. Raises InvalidImages (`check_images`).
+        Args:
+            x: Images (n, c, h, w), floats on [0, 1].
+
+        Returns:
+            Images of the same dtype on the same device; x itself where nothing is declared.
+
+        Raises:
+            InvalidImages: The images do not fit, see `check_images`.
         """
         self.check_images(x)
         if self.clip:
@@ -129,9 +158,9 @@ class BoxSpec:
         return x
 
     def provenance(self) -> dict[str, Any]:
-        """The declaration as plain JSON values, without batch sizes: those cannot change an answer."""
+        """The declaration as plain JSON values, without batch sizes and concurrency: those cannot change an answer."""
         fields = asdict(self)
-        del fields["batch_size"], fields["max_batch"]
+        del fields["batch_size"], fields["max_batch"], fields["concurrency"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
     @property
@@ -154,10 +183,39 @@ class BlackBox(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
+def as_images(x: object) -> Tensor:
+    """Images as a tensor, of the type in which they came; `BoxSpec.check_images` judges them.
+
+    Args:
+        x: Images, a tensor or a numpy array. The tensor of an array shares its memory where torch can.
+
+    Raises:
+        InvalidImages: It is neither, or an array of no numbers.
+    """
+    if isinstance(x, Tensor):
+        return x
+    if not isinstance(x, np.ndarray):
+        raise InvalidImages(
+            f"images are {type(x).__name__}; give a float tensor or numpy array (n, channels, height, width) on [0, 1]"
+        )
+    if not (x.flags.writeable and x.dtype.isnative) or min(x.strides, default=0) < 0:
+        x = x.astype(
+            x.dtype.newbyteorder("=")
+        )  # torch reads no other order or direction, and warns of shared constants
+    try:
+        return torch.from_numpy(x)
+    except TypeError as error:
+        raise InvalidImages(f"images are {x.dtype}; give floats in [0, 1], such as float32") from error
+
+
 def differentiable(box: BlackBox) -> Callable[[Tensor], Tensor]:
     """The box as a function (n, c, h, w) -> outputs that autograd can follow.
 
-    Raises NotDifferentiable for a box that has none, or whose gradient is zero wherever it exists.
+    Args:
+        box: Black box.
+
+    Raises:
+        NotDifferentiable: The box has no gradient, or one that is zero wherever it exists.
     """
     if box.spec.outputs == "labels":
         reason = "answers with labels"
@@ -176,7 +234,14 @@ def to_outputs(answer: object, spec: BoxSpec, device: torch.device) -> Tensor:
     """A model's answer (tensor, array or nested list) as a tensor of the kind that `spec` declares.
 
     Always a copy: a model may reuse its output buffer, and the copy of an inference tensor may enter an autograd graph.
-    Raises BadOutput for an answer that is no array of numbers; `check_outputs` judges the rest.
+
+    Args:
+        answer: Answer of the model, as it came.
+        spec: Declaration of the box.
+        device: Device of the images, where the answer goes.
+
+    Raises:
+        BadOutput: The answer is no array of numbers; `check_outputs` judges the rest.
     """
     if not isinstance(answer, Tensor):
         try:
@@ -191,14 +256,23 @@ def to_outputs(answer: object, spec: BoxSpec, device: torch.device) -> Tensor:
 def check_outputs(
     outputs: Tensor, n: int, spec: BoxSpec, num_outputs: tuple[int, ...] | None = None, batch: str = "batch"
 ) -> Tensor:
-    """The answer to n images, held to the rules of its kind.
+    """The answer to n images, if it keeps the rules of its kind.
 
-    outputs: what the box returned. num_outputs: trailing shape of earlier answers (labels: ()), None before the first.
-    batch: names the call in an error, as "batch 3 (32 images)".
+    It must be (n, K) with K >= 2 (logits, probabilities), (n,) integers in 0 ... num_classes - 1 (labels) or (n, ...)
+    (values), shaped as before and finite; probabilities lie in [0, 1] within 1e-4 and sum to 1 within 1e-2.
 
-    Returns the answer without gradients, labels as int64 and all else as floats. Raises BadOutput, naming batch, rule
-    and value, unless it is (n, K) with K >= 2 (logits, probabilities), (n,) integers in 0 ... num_classes - 1 (labels)
-    or (n, ...) (values), shaped as before and finite; probabilities lie in [0, 1] within 1e-4 and sum to 1 within 1e-2.
+    Args:
+        outputs: Answer of the box.
+        n: Number of images asked about.
+        spec: Declaration of the box.
+        num_outputs: Trailing shape of earlier answers (labels: ()), None before the first.
+        batch: Name of the call in an error, as "batch 3 (32 images)".
+
+    Returns:
+        The answer without gradients, labels as int64 and all else as floats.
+
+    Raises:
+        BadOutput: The answer breaks a rule; the text names batch, rule and value.
     """
     if not isinstance(outputs, Tensor):
         raise BadOutput(f"{batch}: {spec.outputs} must be a tensor, got {type(outputs).__name__}")
@@ -230,13 +304,16 @@ def _broken_values(outputs: Tensor, spec: BoxSpec) -> str | None:
     """The rule on values that an answer breaks, with what came; None for a good one."""
     if outputs.is_complex():
         return f"{spec.outputs} must be real numbers, got {outputs.dtype}"
-    if outputs.is_floating_point() and not (finite := outputs.isfinite()).all():
+    if outputs.numel() == 0:
+        return None
+    low, high = (extreme.item() for extreme in outputs.aminmax())  # NaN where there is one; a single pass over all
+    if not (math.isfinite(low) and math.isfinite(high)):
+        finite = outputs.isfinite()
         return f"{spec.outputs} must be finite, got {outputs[~finite][0].item()} ({(~finite).sum()} such values)"
-    if outputs.numel() == 0 or spec.outputs in ("logits", "values"):
+    if spec.outputs in ("logits", "values"):
         return None
     if spec.outputs == "labels" and outputs.is_floating_point():  # whole ones were converted before
         return f"labels must be integers, got {outputs[outputs != outputs.round()][0].item()}"
-    low, high = (extreme.item() for extreme in outputs.aminmax())
     if spec.outputs == "labels":
         top = (spec.num_classes or 0) - 1
         return None if low >= 0 and high <= top else f"labels must be in 0..{top}, got {low if low < 0 else high}"
@@ -255,6 +332,12 @@ def _typed(outputs: Tensor, spec: BoxSpec) -> Tensor:
         return outputs if outputs.dtype == torch.float64 else outputs.float()
     whole = not outputs.is_floating_point() or bool((outputs.isfinite() & (outputs == outputs.round())).all())
     return outputs.long() if whole else outputs
+
+
+def _without_secrets(name: object) -> str:
+    """A name on one line. Of a URL, without user, password and what follows a question mark."""
+    line = " ".join(str(name).split())
+    return re.sub(r"\?.*", "?...", re.sub(r"//[^/@]*@", "//...@", line)) if "://" in line else line
 
 
 def _is_int(value: object) -> bool:

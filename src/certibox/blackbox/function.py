@@ -15,13 +15,21 @@ class FunctionBox:
     """A function from C-contiguous numpy float32 (n, c, h, w) to an array, a tensor or nested lists of outputs.
 
     Every call gets an array of its own, to write to or to keep: a function that normalises in place must not change the
-    images that are certified. outputs, declared: the fields of `BoxSpec`.
+    images that are certified.
+
+    Args:
+        function: Function of images, pixels in the declared range.
+        outputs: Kind of the answers, as in `BoxSpec`.
+        declared: Other fields of `BoxSpec`; `name` is the function's own by default.
     """
 
     def __init__(self, function: Callable[[np.ndarray], Any], outputs: str, **declared: Any) -> None:
         declared.setdefault("name", getattr(function, "__name__", type(function).__name__))
         self.spec = BoxSpec(outputs, **declared)
         self.function = function
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec.summary})"
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
         images = np.array(self.spec.prepare(x.detach()).cpu().numpy(), dtype=np.float32, order="C")

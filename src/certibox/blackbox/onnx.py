@@ -26,15 +26,22 @@ class OnnxBox:
 
     A fixed batch dimension becomes `spec.max_batch`; a smaller batch is padded with its last image and the answers are
     cut. A fixed image shape becomes `spec.image_shape`, a fixed number of scores `spec.num_classes`. A uint8 input is
-    `input_range=(0, 255)` with `levels=256`. output_name: which output to answer with; needed where several would fit.
-    outputs, declared: the fields of `BoxSpec`.
+    `input_range=(0, 255)` with `levels=256`.
 
-    Raises UnreadableFile for a missing or broken file, and InvalidInput for a model of another form, a declaration that
-    the file contradicts, or where onnxruntime is not installed.
+    Args:
+        path: File of the model.
+        outputs: Kind of the answers, as in `BoxSpec`.
+        output_name: Name of the output to answer with; needed where several would fit.
+        declared: Other fields of `BoxSpec`.
+
+    Raises:
+        UnreadableFile: The file is missing or broken.
+        InvalidInput: The model has another form, the file contradicts the declaration, or onnxruntime is missing.
     """
 
     def __init__(self, path: str | Path, outputs: str, output_name: str | None = None, **declared: Any) -> None:
-        self._session = _open(Path(path))
+        self._path, self._session = Path(path).absolute(), _open(Path(path))
+        self._digest = hashlib.sha256(self._path.read_bytes()).hexdigest()
         if len(self._session.get_inputs()) != 1:
             names = ", ".join(node.name for node in self._session.get_inputs())
             raise InvalidInput(f"{path} has the inputs {names}; give a model with one, the images")
@@ -48,8 +55,19 @@ class OnnxBox:
         self._output_name = output.name
         batch = image.shape[0]
         self._fixed_batch: int | None = batch if isinstance(batch, int) else None
-        declared.setdefault("identity", hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        declared.setdefault("identity", self._digest)
         self.spec = _spec(path, image, output, outputs, declared)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec.summary})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_session"}  # of this process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _session=_open(state["_path"]))
+        if hashlib.sha256(self._path.read_bytes()).hexdigest() != self._digest:
+            raise UnreadableFile(f"{self._path} has changed since box {self.spec.name} was made; restore it")
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
         images = self.spec.prepare(x.detach()).cpu().numpy()

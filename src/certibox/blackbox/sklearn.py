@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec, to_outputs
+from certibox.blackbox.switches import Switch
 from certibox.errors import InvalidImages, InvalidInput
 
 _METHODS = {"logits": "decision_function", "probabilities": "predict_proba", "labels": "predict", "values": "predict"}
+_BLAS_THREADS = Switch()
 
 
 class SklearnBox:
@@ -22,8 +25,14 @@ class SklearnBox:
 
     Logits come from `decision_function` (a binary score s becomes the columns 0, s), probabilities from
     `predict_proba`, labels (as positions in `classes_`) and the values of a regressor from `predict`.
-    outputs, declared: the fields of `BoxSpec`; `num_classes` is read from the estimator. Raises InvalidInput for an
-    estimator that is not fitted, lacks the method or votes one against one.
+
+    Args:
+        estimator: Fitted classifier or regressor.
+        outputs: Kind of the answers, as in `BoxSpec`.
+        declared: Other fields of `BoxSpec`; `num_classes` is read from the estimator.
+
+    Raises:
+        InvalidInput: The estimator is not fitted, lacks the method or votes one against one.
     """
 
     def __init__(self, estimator: Any, outputs: str, **declared: Any) -> None:
@@ -51,7 +60,16 @@ class SklearnBox:
         declared.setdefault("identity", _identity(estimator))
         self.spec = BoxSpec(outputs, **declared)
         self.estimator = estimator
-        self._threads = ThreadpoolController()
+        self._threads = _blas()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec.summary})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_threads"}  # libraries of this process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _threads=_blas())
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
         images = self.spec.prepare(x.detach())
@@ -62,9 +80,12 @@ class SklearnBox:
             raise InvalidImages(f"images {shape} have {features} pixels; box {self.spec.name} takes {wanted}")
         flat = images.cpu().numpy().reshape(len(images), features).astype(np.float64)
         # NumPy's threads wait busily for work, as torch's do: taking turns on the same cores cost a factor of four.
-        with self._threads.limit(limits=1, user_api="blas"):
+        with _BLAS_THREADS.changed(self._one_thread):
             answer = getattr(self.estimator, _METHODS[self.spec.outputs])(flat)
         return to_outputs(self._in_columns(answer), self.spec, x.device)
+
+    def _one_thread(self) -> Callable[[], object]:
+        return self._threads.limit(limits=1).restore_original_limits
 
     def _in_columns(self, answer: Any) -> Any:
         """The estimator's answer in terms of columns 0 ... K - 1 of `classes_`."""
@@ -74,6 +95,11 @@ class SklearnBox:
             found = np.asarray(answer)[:, None] == self._classes  # (n, K)
             return np.where(found.any(axis=1), found.argmax(axis=1), -1)  # -1 breaks the range of labels
         return answer
+
+
+def _blas() -> ThreadpoolController:
+    """The libraries of linear algebra that are loaded; the number of their threads belongs to the process."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _classes(estimator: Any) -> np.ndarray | None:

@@ -22,8 +22,14 @@ _CPU_BATCH_SIZE = 64
 class TorchBox:
     """A torch module, asked in eval mode without gradients, on the device and in the precision of its first parameter.
 
-    module: float (n, c, h, w) -> outputs. It is put in eval mode, and the weights of a convolutional one are laid out
-    channels last (the same numbers; faster). outputs, declared: the fields of `BoxSpec`.
+    The module is put in eval mode, and the weights of a convolutional one are laid out channels last (the same numbers;
+    faster).
+
+    Args:
+        module: Module from float images (n, c, h, w) to outputs.
+        outputs: Kind of the answers, as in `BoxSpec`.
+        declared: Other fields of `BoxSpec`; `name` is the module's class and `identity` a digest of its weights by
+            default, `batch_size` what was fastest for its device.
     """
 
     def __init__(self, module: nn.Module, outputs: str, **declared: Any) -> None:
@@ -36,13 +42,20 @@ class TorchBox:
         self.module = module.eval()
         self._lay_out(channels_last=any(isinstance(layer, nn.Conv2d) for layer in module.modules()))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec.summary})"
+
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
         with torch.inference_mode():
             answer = self._forward(x)
         return to_outputs(answer, self.spec, x.device)
 
     def differentiable(self, x: Tensor) -> Tensor:
-        """The same computation under autograd. (n, c, h, w) -> outputs; take the gradient with respect to x only."""
+        """The same computation under autograd; take the gradient with respect to x only.
+
+        Args:
+            x: Images (n, c, h, w), floats on [0, 1].
+        """
         return self._forward(x).to(x.device)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -50,14 +63,15 @@ class TorchBox:
             self.module.eval()
         reference = _reference(self.module)  # looked up every time: the user may move the module
         like = x if reference is None else reference
-        layout = torch.channels_last if self._channels_last else torch.contiguous_format
+        channels_last = self._channels_last  # as it is now: another thread may find out that it does not work
+        layout = torch.channels_last if channels_last else torch.contiguous_format
         # A copy: a module that works in place must not change the images that are certified.
         images = self.spec.prepare(x).to(like.device, like.dtype, copy=True, memory_format=layout)
         try:
             return self.module(images)
         except RuntimeError as error:
             # `features.view(n, -1)` works on contiguous features only. Such a module goes back to what it was.
-            if not (self._channels_last and "view size is not compatible" in str(error)):
+            if not (channels_last and "view size is not compatible" in str(error)):
                 raise
         self._lay_out(channels_last=False)
         return self._forward(x)

@@ -45,7 +45,7 @@ class Autoencoder(nn.Module):
         self.image_shape = _checked_shape(image_shape)
         self.encoder, self.decoder = encoder, decoder
         black = torch.zeros(2, *self.image_shape, **_placement(encoder))
-        with _evaluating(self), torch.no_grad():
+        with evaluating(self), torch.no_grad():
             z = _probe("encoder", encoder, black)
             decoded = _probe("decoder", decoder, z)
         self.embedding_shape = tuple(z.shape[1:])
@@ -240,7 +240,12 @@ def _probe(role: str, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Keep a module in evaluation mode inside the block, and give every part its own mode back.
+
+    Args:
+        module: Module of any mixture of modes.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

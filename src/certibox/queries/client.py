@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from certibox.blackbox import BlackBox, BoxSpec, check_outputs, differentiable
-from certibox.errors import BadOutput, BoxFailed, BudgetExceeded, CertiboxError, InvalidImages, InvalidInput
+from certibox.blackbox import BlackBox, BoxSpec, as_images, check_outputs, differentiable
+from certibox.errors import BadOutput, BoxFailed, CertiboxError, InvalidImages, InvalidInput
+from certibox.queries.concurrency import PerCaller, turns_of
+from certibox.queries.copying import require_picklable
 from certibox.queries.journal import Journal, inputs_digest
 from certibox.queries.ledger import Ledger
+from certibox.queries.meter import Meter, Tally
+
+Entry = tuple[str, int, str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Booking:
+    """How a caller's queries are booked."""
+
+    phase: str = "query"
+    journal: Journal | None = None
+    tallies: tuple[Tally, ...] = ()
 
 
 class QueryClient:
     """A black box with a meter: call it with images (n, c, h, w), pay n queries, get its checked answers.
 
-    box: from `certibox.as_blackbox`. budget: the most queries that may ever be spent, over all runs that share the
-    ledger. ledger: an SQLite file that survives the process. batch_size: images sent at a time, default the box's own.
     Nothing is sent unless it is called.
+
+    One client serves any number of threads and asyncio tasks. They share its counts, its budget and its ledger; `phase`
+    and `journal` belong to the thread or task that enters them. A new thread is in neither, wherever it is started: it
+    books under "query" until it enters a phase of its own. Tasks, and what `asyncio.to_thread` runs, start in those of
+    their maker. The box is called once at a time, unless it declares `concurrency`.
+
+    A copy (`copy`, pickle, another process) opens the same ledger. A client without a ledger is copied only if it has
+    no budget, and its copy counts from 0; in a forked process it goes on counting for itself. With a budget it is
+    refused there, for a copied budget could be spent twice.
+
+    Args:
+        box: Black box, from `certibox.as_blackbox`.
+        budget: Most queries that may ever be spent, over all runs that share the ledger; None for no limit.
+        ledger: SQLite file that survives the process; None to count in memory.
+        batch_size: Number of images sent at a time; None for the box's own.
+
+    Raises:
+        InvalidInput: The box is no black box, or a number is out of range.
+        UnreadableFile: The ledger cannot be opened.
     """
 
     def __init__(
@@ -31,19 +66,29 @@ class QueryClient:
             raise InvalidInput(f"QueryClient got a {type(box).__name__}; wanted a box from certibox.as_blackbox(...)")
         if budget is not None and budget < 0:
             raise InvalidInput(f"budget is {budget}; wanted a number of queries >= 0, or None for no limit")
-        wanted = box.spec.batch_size if batch_size is None else batch_size
-        if wanted < 1:
-            raise InvalidInput(f"batch_size is {wanted}; wanted at least 1")
-        self.box, self.budget = box, budget
-        self.batch_size = min(wanted, box.spec.max_batch or wanted)
-        self.ledger = Ledger(ledger) if ledger is not None else None
-        self.queries, self.attempts, self.lost = self.ledger.totals() if self.ledger else (0, 0, 0)
-        self.delivered = 0  # answers handed to callers by this client, replayed ones included
-        self.white_passes = 0  # forward passes of a differentiable box by first-order methods: not queries
-        self._phase, self._spent = "query", self.ledger.by_phase() if self.ledger else {}
-        self._journal: Journal | None = None
-        self._answer_shape: tuple[int, ...] | None = None
-        self._batches = 0
+        self.box, self.budget, self._turns = box, budget, turns_of(box)
+        self.batch_size = box.spec.batch_size if batch_size is None else batch_size
+        self._open(Ledger(ledger) if ledger is not None else None)
+
+    def _open(self, ledger: Ledger | None) -> None:
+        """Start counting where the ledger stands."""
+        self.ledger = ledger
+        totals, spent = (ledger.totals(), ledger.by_phase()) if ledger else ((0, 0, 0), {})
+        self._meter = Meter(None if ledger else self.budget, totals, spent)
+        self._booking = PerCaller(_Booking())
+
+    def __repr__(self) -> str:
+        parts = [self.spec.summary, f"{self.queries:,} queries spent"]
+        try:
+            if self.left is not None:
+                parts.append(f"{self.left:,} of {self.budget:,} left")
+        except CertiboxError:  # closed, or a fork: there is nothing to say of it
+            parts.append(f"budget {self.budget:,}")
+        if self.ledger:
+            parts.append(f"ledger {self.ledger.path}")
+        if self._meter.closed:
+            parts.append("closed")
+        return f"QueryClient({', '.join(parts)})"
 
     @property
     def spec(self) -> BoxSpec:
@@ -56,118 +101,265 @@ class QueryClient:
         return f"bare:{self.spec.model_id}"
 
     @property
+    def batch_size(self) -> int:
+        """Number of images sent at a time, never above the box's `max_batch`.
+
+        It may be set at any time, and holds from the next batch on. Answers that a journal holds are found again only
+        by batches of the same images, so work that resumes wants the same sizes.
+        """
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, wanted: int) -> None:
+        if wanted < 1:
+            raise InvalidInput(f"batch_size is {wanted}; wanted at least 1")
+        self._batch_size = min(wanted, self.spec.max_batch or wanted)
+
+    @property
+    def queries(self) -> int:
+        """Answers paid for: those that the ledger held when it was opened, and those of this client since."""
+        return self._meter.answered
+
+    @property
+    def attempts(self) -> int:
+        """Queries sent, answered or not, counted as `queries` are."""
+        return self._meter.attempted
+
+    @property
+    def lost(self) -> int:
+        """Queries sent whose answers never came, since the work was interrupted: they may have been paid for."""
+        return self._meter.lost
+
+    @property
+    def delivered(self) -> int:
+        """Answers handed to callers by this client, replayed ones included; `counting` counts those of one caller."""
+        return self._meter.delivered
+
+    @property
+    def white_passes(self) -> int:
+        """Images that first-order methods passed through a differentiable box: not queries."""
+        return self._meter.white_passes
+
+    @property
     def left(self) -> int | None:
         """Queries that the budget still allows; None without a budget. Lost ones may have been paid for, and count."""
-        if self.budget is None:
-            return None
-        committed = self.ledger.committed() if self.ledger else self.queries + self.lost
-        return max(0, self.budget - committed)
+        if self.budget is None or self.ledger is None:
+            return self._meter.left
+        return max(0, self.budget - self.ledger.committed())
 
     @property
     def spent(self) -> dict[str, int]:
         """Answers paid for, by phase."""
-        return dict(self._spent)
+        return dict(self._meter.spent)
 
     @property
     def num_outputs(self) -> int | None:
         """K of the answers so far; None before the first answer and for labels."""
-        return self._answer_shape[0] if self._answer_shape else None
+        shape = self._meter.answer_shape
+        return shape[0] if shape else None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Book what is spent inside under `name`."""
-        previous, self._phase = self._phase, name
-        try:
+        """Book what this thread or task spends inside the block under a name.
+
+        Args:
+            name: Name of the phase.
+        """
+        with self._booking.set(replace(self._booking.get(), phase=name)):
             yield
-        finally:
-            self._phase = previous
 
     @contextmanager
     def journal(self, scope: str, position: int) -> Iterator[Journal | None]:
-        """Journal answers inside, replaying those that `scope` already paid for from `position` on.
+        """Journal the answers that this thread or task gets inside the block, replaying those already paid for.
 
-        None without a ledger: then nothing is journalled.
+        Replaying needs the same questions in the same order, so a piece of work asks from one thread or task at a time.
+
+        Args:
+            scope: Name of the piece of work.
+            position: Number of its first batch that is not covered by a checkpoint.
+
+        Returns:
+            The journal; None without a ledger: then nothing is journalled.
         """
         if self.ledger is None:
             yield None
             return
-        previous, self._journal = self._journal, Journal(self.ledger, scope, position)
-        try:
-            yield self._journal
-        finally:
-            self._journal = previous
+        journal = Journal(self.ledger, scope, position)
+        with self._booking.set(replace(self._booking.get(), journal=journal)):
+            yield journal
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Answers to x: (n, c, h, w) float on [0, 1] -> (n, K), (n,) labels or (n, ...) values; costs n queries.
+    @contextmanager
+    def counting(self) -> Iterator[Tally]:
+        """Count the answers that this thread or task is given inside the block, whatever others ask meanwhile."""
+        tally, booking = Tally(), self._booking.get()
+        with self._booking.set(replace(booking, tallies=(*booking.tallies, tally))):
+            yield tally
 
-        Errors: `BudgetExceeded` before the first query that the budget cannot pay, with the rest of the call unsent;
-        `BoxFailed`, `BadOutput`, `InvalidImages`.
+    def __call__(self, x: Tensor | np.ndarray) -> Tensor:
+        """Answers to images; costs a query each.
+
+        Args:
+            x: Images (n, c, h, w), a tensor or a numpy array of floats on [0, 1].
+
+        Returns:
+            A tensor on the device of the images: (n, K) scores, (n,) labels or (n, ...) values.
+
+        Raises:
+            BudgetExceeded: The budget cannot pay the next query. The rest of the call was not sent.
+            InvalidImages: The images do not fit the box; an integer array wants to be divided by 255.
+            InvalidInput: The client is closed, or this process is a fork that must not spend its budget.
+            BoxFailed: The box raised.
+            BadOutput: An answer broke a rule.
         """
-        if not isinstance(x, Tensor):
-            raise InvalidImages(f"a query is {type(x).__name__}; wanted a float tensor (n, channels, height, width)")
+        x = as_images(x)
         self.spec.check_images(x)
         if len(x) == 0:
             raise InvalidImages(f"a query has shape {tuple(x.shape)}; wanted at least one image")
-        answers = []
-        for start in range(0, len(x), self.batch_size):
-            answers.append(self._answer(x[start : start + self.batch_size], wanted=len(x) - start))
-        self.delivered += len(x)
+        booking = self._booking.get()
+        if booking.journal and not booking.journal.is_of_this_process:
+            booking = replace(booking, journal=None)
+        answers, start = [], 0
+        while start < len(x):
+            batch = x[start : start + self.batch_size]
+            answers.append(self._answer(batch, len(x) - start, booking))
+            start += len(batch)
+        self._meter.deliver(len(x), booking.tallies)
         return torch.cat(answers) if len(answers) != 1 else answers[0]
 
     def white(self, x: Tensor) -> Tensor:
         """The box's outputs with gradients, for first-order methods; a white-box pass is not a query.
 
-        Errors: `NotDifferentiable` if the box gives none.
+        Args:
+            x: Images (n, c, h, w).
+
+        Raises:
+            NotDifferentiable: The box gives no gradients.
         """
-        outputs = differentiable(self.box)(x)
-        self.white_passes += len(x)
+        with self._turns.lock:
+            outputs = differentiable(self.box)(x)
+        self._meter.pass_white(len(x))
         return outputs
 
-    def _answer(self, batch: Tensor, wanted: int) -> Tensor:
-        """One batch at the transport: replay it, or book, ask and settle it."""
-        digest = inputs_digest(batch) if self._journal else ""
-        if self._journal and (stored := self._journal.recall(digest)) is not None:
-            self._answer_shape = stored.shape[1:]  # a resumed run knows K just as an uninterrupted one does
-            return torch.from_numpy(stored).to(batch.device)
-        row = self._book(len(batch), wanted)
-        answer = self._ask(batch, row).contiguous()  # laid out as the journal will return it: sums round by layout
-        self._answer_shape = tuple(answer.shape[1:])
-        self._settle(row, len(batch), self._journal.entry(digest, answer.cpu().numpy()) if self._journal else None)
+    def close(self) -> None:
+        """Close the ledger; the client cannot be called afterwards. A batch in flight is settled first."""
+        self._meter.close()
+        self._close_when_idle()
+
+    def __enter__(self) -> QueryClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __copy__(self) -> QueryClient:
+        return _copied(self.box, *self._carried())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QueryClient:
+        return _copied(copy.deepcopy(self.box, memo), *self._carried())
+
+    def __reduce__(self) -> tuple[Callable[..., QueryClient], tuple[Any, ...]]:
+        carried = self._carried()
+        require_picklable(self.box)
+        return _copied, (self.box, *carried)
+
+    def _carried(self) -> tuple[int | None, int, tuple[Path, str] | None]:
+        """What a copy takes along beside the box: budget, batch size, and the ledger that pays."""
+        if self.ledger is None and self.budget is not None:
+            raise InvalidInput(
+                f"a client with a budget of {self.budget:,} and no ledger cannot be copied, for each copy could spend "
+                "it; give it a ledger, which all copies share"
+            )
+        return (
+            self.budget,
+            self.batch_size,
+            (self.ledger.path.absolute(), self.ledger.identity) if self.ledger else None,
+        )
+
+    def _close_when_idle(self) -> None:
+        if self._meter.closed and self._meter.idle and self.ledger:
+            self.ledger.close()
+
+    def _answer(self, batch: Tensor, wanted: int, booking: _Booking) -> Tensor:
+        """Answers to one batch: replayed, where the journal holds them, or bought."""
+        if (journal := booking.journal) is None:
+            return self._buy(batch, wanted, booking.phase)
+        digest, position = inputs_digest(batch), journal.claim()
+        try:
+            stored = journal.recall(position, digest)
+            if stored is None:
+                return self._buy(batch, wanted, booking.phase, partial(journal.entry, position, digest))
+        except BaseException:
+            journal.give_back(position)
+            raise
+        self._meter.learn_shape(stored.shape[1:])  # a resumed run knows K just as an uninterrupted one does
+        return torch.from_numpy(stored).to(batch.device)
+
+    def _buy(
+        self, batch: Tensor, wanted: int, phase: str, entry: Callable[[np.ndarray], Entry] | None = None
+    ) -> Tensor:
+        """One batch at the transport: book it, ask the box, settle it. Others wait for their turn before they book."""
+        n = len(batch)
+        with self._turns.lock:
+            row = self._book(phase, n, wanted)
+            answer = self._ask(batch, row, phase).contiguous()  # as the journal will return it: sums round by layout
+            self._settle(row, phase, n, n, entry(answer.cpu().numpy()) if entry else None)
         return answer
 
-    def _book(self, n: int, wanted: int) -> int:
+    def _book(self, phase: str, n: int, wanted: int) -> int:
         """Book n of the `wanted` queries of a call, if the budget can pay for all; returns the ledger's row."""
-        if self.ledger:
-            return self.ledger.send(self._phase, n, wanted, self.budget)
-        if self.left is not None and wanted > self.left:
-            raise BudgetExceeded(wanted, self.left)
-        return 0
+        self._meter.reserve(n, wanted)
+        if self.ledger is None:
+            return 0
+        try:
+            return self.ledger.send(phase, n, wanted, self.budget)
+        except BaseException:
+            self._meter.cancel(n)
+            raise
 
-    def _ask(self, batch: Tensor, row: int) -> Tensor:
+    def _ask(self, batch: Tensor, row: int, phase: str) -> Tensor:
         """The box's checked answer to a batch that is booked in `row`; without one, the row is settled here."""
         n = len(batch)
-        name = f"batch {self._batches} ({n} image{'s' if n != 1 else ''})"
-        self._batches += 1
-        self.attempts += n
+        number = self._meter.attempt(n)
+        name = f"batch {number} ({n} image{'s' if n != 1 else ''})"
         try:
-            return check_outputs(self.box(batch), n, self.spec, self._answer_shape, name)
+            return self._checked(self.box(batch), n, name)
         except BadOutput:
-            self._settle(row, n)  # a wrong answer is paid for all the same
+            self._settle(row, phase, n, n)  # a wrong answer is paid for all the same
             raise
         except CertiboxError:
-            self._settle(row, 0)
+            self._settle(row, phase, n, 0)
             raise
         except Exception as error:
-            self._settle(row, 0)
+            self._settle(row, phase, n, 0)
             what = f"{type(error).__name__} on {name}: {' '.join(str(error).split())[:300]}"
             raise BoxFailed(f"the box raised {what}; {self.queries} answers so far are kept") from error
         except BaseException:
-            self.lost += n  # interrupted: the row stays unsettled, and counts as it will when the ledger is reopened
+            self._meter.lose(n)  # interrupted: the row stays unsettled, and counts as when the ledger is reopened
+            self._close_when_idle()
             raise
 
-    def _settle(self, row: int, answered: int, entry: tuple[str, int, str, np.ndarray] | None = None) -> None:
+    def _checked(self, answer: Tensor, n: int, name: str) -> Tensor:
+        """The answer, of the same shape as all others, those of threads that asked at the same time included."""
+        known = self._meter.answer_shape
+        answer = check_outputs(answer, n, self.spec, known, name)
+        if known is None and (known := self._meter.learn_shape(answer.shape[1:])) != answer.shape[1:]:
+            check_outputs(answer, n, self.spec, known, name)
+        return answer
+
+    def _settle(self, row: int, phase: str, n: int, answered: int, entry: Entry | None = None) -> None:
         if self.ledger:
-            self.ledger.settle(row, answered, entry)
-        self.queries += answered
-        if answered:
-            self._spent[self._phase] = self._spent.get(self._phase, 0) + answered
+            try:
+                self.ledger.settle(row, answered, entry)
+            except BaseException:
+                self._meter.lose(n)  # as its row says
+                raise
+        self._meter.settle(phase, n, answered)
+        self._close_when_idle()
+
+
+def _copied(box: BlackBox, budget: int | None, batch_size: int, ledger: tuple[Path, str] | None) -> QueryClient:
+    """A client on the ledger of another, which must be there."""
+    client = QueryClient(box, budget, batch_size=batch_size)
+    if ledger is not None:
+        client._open(Ledger(*ledger))
+    return client

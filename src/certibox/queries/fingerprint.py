@@ -16,26 +16,37 @@ from certibox.queries.client import QueryClient
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A box's answers to a few fixed canary images, to tell later whether it is still the same box.
-
-    image_shape: (c, h, w). answers: one flat list a canary.
-    """
+    """A box's answers to a few fixed canary images, to tell later whether it is still the same box."""
 
     image_shape: tuple[int, int, int]
+    """Shape (c, h, w) of a canary."""
     answers: tuple[tuple[float, ...], ...]
+    """Answers, one flat list a canary."""
 
     @classmethod
     def take(cls, client: QueryClient, image_shape: tuple[int, int, int], canaries: int = 8) -> Fingerprint:
-        """Ask the box about `canaries` fixed images, which costs that many queries (phase `fingerprint`)."""
+        """Ask the box about fixed images, which costs a query each (phase `fingerprint`).
+
+        Args:
+            client: Client of the box.
+            image_shape: Shape (c, h, w) of the images that the box takes.
+            canaries: Number of images.
+        """
         with client.phase("fingerprint"):
             answers = client(canary_images(image_shape, canaries)).double().reshape(canaries, -1)
         c, h, w = image_shape
         return cls((c, h, w), tuple(tuple(row) for row in answers.tolist()))
 
     def check(self, client: QueryClient, tolerance: float = 1e-3) -> None:
-        """Ask again, and raise `BoxChanged` if an answer moved by more than `tolerance` of the answers' range.
+        """Ask again, which costs a query a canary, and compare. Labels must be identical.
 
-        Labels must be identical. The tolerance forgives rounding of another machine or batch size.
+        Args:
+            client: Client of the box.
+            tolerance: Share of the answers' range by which an answer may move; it forgives the rounding of another
+                machine or batch size.
+
+        Raises:
+            BoxChanged: An answer moved by more.
         """
         now = Fingerprint.take(client, self.image_shape, len(self.answers))
         then, here = np.array(self.answers), np.array(now.answers)
@@ -59,13 +70,22 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Fingerprint:
-        """The inverse of `as_dict`."""
+        """The inverse of `as_dict`.
+
+        Args:
+            stored: Plain values that `as_dict` returned.
+        """
         c, h, w = stored["image_shape"]
         return cls((c, h, w), tuple(tuple(row) for row in stored["answers"]))
 
 
 def canary_images(image_shape: tuple[int, int, int], count: int) -> Tensor:
-    """Fixed images (count, c, h, w) on [0, 1], half of them white noise and half smooth, the same on every machine."""
+    """Fixed images (count, c, h, w) on [0, 1], half of them white noise and half smooth, the same on every machine.
+
+    Args:
+        image_shape: Shape (c, h, w) of an image.
+        count: Number of images.
+    """
     c, h, w = image_shape
     noise = torch.rand((count, c, h, w), generator=seeds.generator(0, "canary", c, h, w))
     coarse = torch.rand((count, c, 3, 3), generator=seeds.generator(1, "canary", c, h, w))

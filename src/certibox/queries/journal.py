@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 
 import numpy as np
 import torch
@@ -12,22 +14,60 @@ from certibox.queries.ledger import Ledger
 
 
 class Journal:
-    """Answers kept between two checkpoints of one piece of work, in the order in which they were asked for."""
+    """Answers kept between two checkpoints of one piece of work, in the order in which they were asked for.
+
+    Args:
+        ledger: Ledger that keeps the answers.
+        scope: Name of the piece of work.
+        position: Number of the first batch that its checkpoint does not cover.
+    """
 
     def __init__(self, ledger: Ledger, scope: str, position: int) -> None:
-        self._ledger, self.scope, self.position = ledger, scope, position
+        self.scope = scope
+        """Name of the piece of work."""
+        self.position = position
+        """Number of the next batch: what a checkpoint has to keep."""
+        self._ledger, self._lock, self._process = ledger, threading.Lock(), os.getpid()
 
-    def recall(self, inputs: str) -> np.ndarray | None:
-        """The answers already paid for at this position, moving on; None when they must be asked for."""
-        answers = self._ledger.recall(self.scope, self.position, inputs)
-        if answers is not None:
+    @property
+    def is_of_this_process(self) -> bool:
+        """False in a fork of the process whose work this is; the work goes on there, not here."""
+        return self._process == os.getpid()
+
+    def claim(self) -> int:
+        """The position of a batch that is about to be asked, moving on."""
+        with self._lock:
             self.position += 1
-        return answers
+            return self.position - 1
 
-    def entry(self, inputs: str, answers: np.ndarray) -> tuple[str, int, str, np.ndarray]:
-        """What the ledger stores for answers just bought, moving on."""
-        self.position += 1
-        return self.scope, self.position - 1, inputs, answers
+    def give_back(self, position: int) -> None:
+        """Let the next batch take the place of one that was not answered.
+
+        Args:
+            position: Position that `claim` returned.
+        """
+        with self._lock:
+            if self.position == position + 1:  # else others have gone on from it, and it stays a gap
+                self.position = position
+
+    def recall(self, position: int, inputs: str) -> np.ndarray | None:
+        """The answers already paid for at a position; None when they must be asked for.
+
+        Args:
+            position: Position that `claim` returned.
+            inputs: Digest of the images, from `inputs_digest`.
+        """
+        return self._ledger.recall(self.scope, position, inputs)
+
+    def entry(self, position: int, inputs: str, answers: np.ndarray) -> tuple[str, int, str, np.ndarray]:
+        """What the ledger stores for answers just bought.
+
+        Args:
+            position: Position that `claim` returned.
+            inputs: Digest of the images.
+            answers: Answers to them, one row an image.
+        """
+        return self.scope, position, inputs, answers
 
     def trim(self) -> None:
         """Forget what a checkpoint now covers."""
@@ -35,7 +75,14 @@ class Journal:
 
 
 def inputs_digest(batch: Tensor) -> str:
-    """128 bits of SHA-256 over type, shape and pixels; processors have instructions for it, so it beats BLAKE2."""
+    """128 bits of SHA-256 over type, shape and pixels; processors have instructions for it, so it beats BLAKE2.
+
+    Args:
+        batch: Images (n, c, h, w).
+
+    Returns:
+        32 hexadecimal digits.
+    """
     total = hashlib.sha256(f"{batch.dtype}/{tuple(batch.shape)}".encode())
     flat = batch.detach().cpu().reshape(-1)
     flat = flat if flat.stride(0) == 1 else flat.clone()  # a single pixel may keep an odd stride

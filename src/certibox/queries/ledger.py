@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from certibox.errors import BudgetExceeded, CertiboxError, UnreadableFile
+from certibox.errors import BudgetExceeded, CertiboxError, InvalidInput, UnreadableFile
+from certibox.queries.concurrency import Forkable
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS spend (
@@ -26,96 +27,200 @@ INSERT INTO committed SELECT 0 WHERE NOT EXISTS (SELECT * FROM committed);
 CREATE TABLE IF NOT EXISTS journal (
     scope TEXT NOT NULL, position INTEGER NOT NULL, inputs TEXT NOT NULL,
     dtype TEXT NOT NULL, shape TEXT NOT NULL, answers BLOB NOT NULL, PRIMARY KEY (scope, position));
+CREATE TABLE IF NOT EXISTS identity (name TEXT NOT NULL);
+INSERT INTO identity SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT * FROM identity);
 """
 
 
-class Ledger:
-    """The ledger file of one client. Rows accumulate over every run that opens the same file."""
+class Ledger(Forkable):
+    """The ledger file of one client. Rows accumulate over every run that opens the same file.
 
-    def __init__(self, path: str | Path) -> None:
+    Threads share one connection, one after the other: SQLite has one writer a file in any case, a booking takes some
+    tens of microseconds, and a connection a thread would have to be found and closed whenever a thread ends. No
+    connection crosses a fork, which SQLite does not survive: it is closed before, and each process opens its own.
+
+    Args:
+        path: File of the ledger, made where there is none.
+        identity: Name that the file must hold, for a ledger that must already be there; see `identity`.
+
+    Raises:
+        UnreadableFile: The file is no ledger, or not the one that `identity` names.
+    """
+
+    def __init__(self, path: str | Path, identity: str | None = None) -> None:
+        super().__init__()
         self.path = Path(path)
+        self._file = self.path.absolute()  # another working directory must not make it another ledger
+        self._closed = False
+        self._connection, self.identity = self._connect(identity)
+
+    def __repr__(self) -> str:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=60)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(SCHEMA)
-            self.totals()  # a damaged file, or another program's, shows here
-        except (OSError, sqlite3.DatabaseError) as error:
-            what = f"the ledger {path} cannot be opened ({error})"
-            raise UnreadableFile(f"{what}; wanted a certibox ledger or a new path") from error
+            answered, _, lost = self.totals()
+        except CertiboxError:
+            return f"Ledger({self.path}, {'closed' if self._closed else 'unreadable'})"
+        return f"Ledger({self.path}, {answered:,} answered, {lost:,} lost)"
+
+    def _connect(self, identity: str | None) -> tuple[sqlite3.Connection, str]:
+        """A connection, and the name of the file. With `identity` the file must be there, and be that one."""
+        db: sqlite3.Connection | None = None
+        try:
+            if identity is None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+            elif not self._file.exists():
+                raise OSError("it is gone")
+            db = sqlite3.connect(self._file, isolation_level=None, timeout=60, check_same_thread=False)
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.executescript(SCHEMA)
+            (name,) = db.execute("SELECT name FROM identity").fetchone()
+            if identity is None:
+                _totals(db)  # a damaged file, or another program's, shows here
+            elif identity != name:
+                raise OSError("it is another ledger")
+        except (OSError, sqlite3.Error) as error:
+            if db is not None:
+                db.close()
+            what = f"the ledger {self.path} cannot be opened ({error})"
+            wanted = "a certibox ledger or a new path" if identity is None else "the ledger that was open here before"
+            raise UnreadableFile(f"{what}; wanted {wanted}") from error
+        return db, name
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Commits, or rolls back when it raises; SQLite's errors in words."""
-        try:
-            with self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-        except sqlite3.Error as error:
-            raise CertiboxError(
-                f"the ledger {self.path} failed ({error}); wanted a writable disk and no long locks"
-            ) from error
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time; SQLite's errors in words."""
+        with self.lock:
+            if self._closed:
+                raise InvalidInput(f"the ledger {self.path} is closed; open it again to go on")
+            if self._connection is None:
+                self._connection, _ = self._connect(self.identity)
+            try:
+                yield self._connection
+            except sqlite3.Error as error:
+                raise CertiboxError(
+                    f"the ledger {self.path} failed ({error}); wanted a writable disk and no long locks"
+                ) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commits, or rolls back when it raises."""
+        with self._using() as db, db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
 
     def send(self, phase: str, n: int, wanted: int | None = None, budget: int | None = None) -> int:
-        """Book n queries that are about to be sent; returns the row to settle.
+        """Book queries that are about to be sent; returns the row to settle.
 
-        Raises `BudgetExceeded`, booking nothing, unless `wanted` more queries (n by default) fit the budget. Check and
-        booking are one transaction, so clients that share a ledger cannot overspend together.
+        Check and booking are one transaction, so clients that share a ledger cannot overspend together.
+
+        Args:
+            phase: Name under which the queries are booked.
+            n: Number of queries to book.
+            wanted: Number of queries that the budget must still allow, n by default.
+            budget: Most queries that the ledger may ever hold; None for no limit.
+
+        Raises:
+            BudgetExceeded: The budget does not allow `wanted` more queries. Nothing was booked.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         wanted = n if wanted is None else wanted
-        with self._transaction():
-            if budget is not None and wanted > budget - self.committed():
-                raise BudgetExceeded(wanted, max(0, budget - self.committed()))
-            self._db.execute("UPDATE committed SET queries = queries + ?", (n,))
+        with self._transaction() as db:
+            if budget is not None and wanted > budget - (committed := _committed(db)):
+                raise BudgetExceeded(wanted, max(0, budget - committed))
+            db.execute("UPDATE committed SET queries = queries + ?", (n,))
             insert = "INSERT INTO spend (phase, sent_at, attempted) VALUES (?, ?, ?)"
-            row = self._db.execute(insert, (phase, now, n)).lastrowid
+            row = db.execute(insert, (phase, now, n)).lastrowid
         assert row is not None
         return row
 
     def settle(self, row: int, answered: int, entry: tuple[str, int, str, np.ndarray] | None = None) -> None:
-        """Note that `answered` of a row's queries were answered and, with `entry`, journal the answers."""
-        with self._transaction():
-            refused = "(SELECT attempted FROM spend WHERE id = ?) - ?"
-            self._db.execute(f"UPDATE committed SET queries = queries - ({refused})", (row, answered))
-            self._db.execute("UPDATE spend SET answered = ? WHERE id = ?", (answered, row))
+        """Note how many of a row's queries were answered and, with `entry`, journal the answers.
+
+        Args:
+            row: Row that `send` returned.
+            answered: Number of queries that were answered.
+            entry: Scope, position, digest of the inputs, and answers, as `Journal.entry` returns them.
+        """
+        with self._transaction() as db:
+            (attempted,) = db.execute("SELECT attempted FROM spend WHERE id = ?", (row,)).fetchone()
+            if attempted != answered:
+                db.execute("UPDATE committed SET queries = queries - ?", (attempted - answered,))
+            db.execute("UPDATE spend SET answered = ? WHERE id = ?", (answered, row))
             if entry:
                 scope, position, inputs, answers = entry
                 shape = ",".join(map(str, answers.shape))
                 values = (scope, position, inputs, answers.dtype.str, shape, answers.tobytes())
-                self._db.execute("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?)", values)
+                db.execute("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def committed(self) -> int:
         """Queries that count against a budget: answered, in flight, or lost; not those that the box refused."""
-        return self._db.execute("SELECT queries FROM committed").fetchone()[0]
+        with self._using() as db:
+            return _committed(db)
 
     def recall(self, scope: str, position: int, inputs: str) -> np.ndarray | None:
-        """The journalled answers at `position`, if they answer these `inputs` (a digest)."""
-        found = self._db.execute(
-            "SELECT inputs, dtype, shape, answers FROM journal WHERE scope = ? AND position = ?", (scope, position)
-        ).fetchone()
+        """The journalled answers at a position, if they answer these inputs.
+
+        Args:
+            scope: Name of the piece of work that owns the journal.
+            position: Number of the batch within that work.
+            inputs: Digest of the images.
+        """
+        with self._using() as db:
+            found = db.execute(
+                "SELECT inputs, dtype, shape, answers FROM journal WHERE scope = ? AND position = ?", (scope, position)
+            ).fetchone()
         if found is None or found[0] != inputs:
             return None
         shape = tuple(int(size) for size in found[2].split(","))
         return np.frombuffer(found[3], dtype=found[1]).reshape(shape).copy()
 
     def forget(self, scope: str, before: int) -> None:
-        """Drop the journalled answers of `scope` before a position that a checkpoint covers."""
-        self._db.execute("DELETE FROM journal WHERE scope = ? AND position < ?", (scope, before))
+        """Drop the journalled answers of a scope before a position that a checkpoint covers.
+
+        Args:
+            scope: Name of the piece of work that owns the journal.
+            before: Position of the first batch to keep.
+        """
+        with self._using() as db:
+            db.execute("DELETE FROM journal WHERE scope = ? AND position < ?", (scope, before))
 
     def totals(self) -> tuple[int, int, int]:
         """(answered, attempted, lost): lost queries were sent by a process that died before the answer was noted."""
-        lost = "SUM(CASE WHEN answered IS NULL THEN attempted END)"
-        sums = self._db.execute(f"SELECT SUM(answered), SUM(attempted), {lost} FROM spend").fetchone()
-        answered, attempted, lost = (total or 0 for total in sums)
-        return answered, attempted, lost
+        with self._using() as db:
+            return _totals(db)
 
     def by_phase(self) -> dict[str, int]:
         """Answered queries of each phase, in order of first spending."""
         sums = "SELECT phase, SUM(answered) FROM spend WHERE answered > 0 GROUP BY phase ORDER BY MIN(id)"
-        return dict(self._db.execute(sums).fetchall())
+        with self._using() as db:
+            return dict(db.execute(sums).fetchall())
 
     def close(self) -> None:
         """Close the file; the ledger cannot be used afterwards."""
-        self._db.close()
+        with self.lock:
+            self._closed = True
+            self._disconnect()
+
+    def before_fork(self) -> None:
+        """Close the connection: the first use in either process opens one of its own."""
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_connection"):  # it was opened
+            self._disconnect()
+
+
+def _committed(db: sqlite3.Connection) -> int:
+    return db.execute("SELECT queries FROM committed").fetchone()[0]
+
+
+def _totals(db: sqlite3.Connection) -> tuple[int, int, int]:
+    lost = "SUM(CASE WHEN answered IS NULL THEN attempted END)"
+    sums = db.execute(f"SELECT SUM(answered), SUM(attempted), {lost} FROM spend").fetchone()
+    answered, attempted, lost = (total or 0 for total in sums)
+    return answered, attempted, lost

@@ -10,34 +10,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from certibox.blackbox.switches import Switch
 from certibox.defense.pipeline import RobustPipeline
 from certibox.estimators import GradientEstimator
+from certibox.networks.autoencoder import evaluating
 from certibox.queries.client import QueryClient
 from certibox.training.losses import Loss
 
 Heard = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+_TF32 = Switch()
 
 
 @dataclass(frozen=True)
 class StabilityObjective:
     """ℓ(z) = loss(f(ψ_dec(z)), target) at k variants of b points: what an estimator differentiates by queries.
 
-    client: answers images. target: (b, ...). exact: with TF32 off. Points are decoded and asked in batches of the
-    client's size, so memory does not grow with k.
+    Points are decoded and asked in batches of the client's size, so memory does not grow with k.
     """
 
     pipeline: RobustPipeline
+    """White part in front of the box, whose decoder makes images of points."""
     client: QueryClient
+    """Client that answers images."""
     loss: Loss
+    """Loss of each answer against its target."""
     target: Tensor
+    """Targets (b, ...) of the b points."""
     image_shape: tuple[int, ...]
+    """Shape (c, h, w) of an image."""
     exact: bool = True
+    """Whether TF32 is switched off, where there is a GPU."""
 
     def __call__(self, points: Tensor, active: Tensor | None = None, heard: Heard | None = None) -> Tensor:
-        """(k, b, d) -> (k, b); points outside `active` (k, b) are not asked and score 0.
+        """Losses (k, b) at points (k, b, d).
 
-        heard: told of each batch: points (n, d), the images (n,) of 0 to b - 1 that they belong to, what the box saw
-        (n, c, h, w) and what it answered.
+        Args:
+            points: Variants (k, b, d) of the b points.
+            active: Mask (k, b) of the points to ask about, all by default; the others score 0.
+            heard: Function that is told of each batch: points (n, d), the images (n,) of 0 to b - 1 that they belong
+                to, what the box saw (n, c, h, w) and what it answered.
         """
         k, b, _ = points.shape
         wanted = torch.arange(k * b, device=points.device) if active is None else active.flatten().nonzero().squeeze(1)
@@ -56,28 +67,50 @@ class StabilityObjective:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Switch TF32 off inside, in convolutions and products: at small steps a difference drowns in their rounding."""
+    """Switch TF32 off inside, in convolutions and products: at small steps a difference drowns in their rounding.
+
+    The switches belong to the process. While several threads are inside, the first has switched TF32 off and the last
+    restores what was, so that nobody's switch is restored under somebody else. Without a GPU nothing is touched.
+    """
+    if not torch.cuda.is_available():  # a GPU that nobody has used so far may be used inside
+        yield
+        return
+    with _TF32.changed(_without_tf32):
+        yield
+
+
+def _without_tf32() -> Callable[[], None]:
+    """Switches TF32 off; returns what switches back."""
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     places: list[Any] = [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul]
     parts = [part for part in places if hasattr(part, "fp32_precision")]  # none before torch 2.9
     before = [part.fp32_precision for part in parts]
     switches = [switch for switch in (cudnn, matmul) if _allows_tf32(switch)]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = False
-        for part in parts:  # a global fp32_precision would outweigh the switches above
-            part.fp32_precision = "ieee"
-        yield
-    finally:
+
+    def restore() -> None:
         for part, precision in zip(parts, before, strict=True):
             part.fp32_precision = precision
         for switch in switches:
             switch.allow_tf32 = True
 
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        for part in parts:  # a global fp32_precision would outweigh the switches above
+            part.fp32_precision = "ieee"
+    except BaseException:
+        restore()
+        raise
+    return restore
+
 
 def tf32_is_on(device: torch.device) -> bool:
-    """Whether convolutions or products on `device` may round to TF32."""
+    """Whether convolutions or products on a device may round to TF32.
+
+    Args:
+        device: Device of the computation.
+    """
     return device.type == "cuda" and (_allows_tf32(torch.backends.cudnn) or _allows_tf32(torch.backends.cuda.matmul))
 
 
@@ -93,13 +126,21 @@ def surviving_share(
 ) -> float:
     """Share of an estimator's perturbed inputs that a box with `levels` grey levels can tell from the unperturbed ones.
 
-    x: (b, c, h, w). An input counts as changed when at least a tenth of its step's energy lies on pixels that land on
-    another grid value. 0 where no step survives the rounding of the embedding itself. Measured on the white part alone:
-    no query is spent.
+    An input counts as changed when at least a tenth of its step's energy lies on pixels that land on another grid
+    value. Measured on the white part alone, in evaluation mode: no query is spent, and every module keeps its mode.
+
+    Args:
+        pipeline: White part in front of the box.
+        x: Images (b, c, h, w).
+        estimator: Estimator whose steps are tried.
+        levels: Number of grey levels of the box.
+        generator: Generator of the estimator's directions.
+
+    Returns:
+        A share in [0, 1]; 0 where no step survives the rounding of the embedding itself.
     """
-    pipeline.eval()
     changed: list[Tensor] = []
-    with torch.inference_mode():
+    with evaluating(pipeline), torch.inference_mode():
         z = pipeline.embed(pipeline.denoise(x))
         base = pipeline.images(z, x.shape[1:])
         grid = (base.clamp(0, 1) * (levels - 1)).round()
