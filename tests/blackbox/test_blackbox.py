@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
-from certibox.blackbox import OUTPUTS, BoxSpec, as_blackbox, check_outputs, differentiable
+from certibox.blackbox import OUTPUTS, BoxSpec, as_blackbox, as_images, check_outputs, differentiable
 from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable, UnreadableFile
 from doubles import CountingBox, LinearBox, QuadraticBox
 
@@ -374,6 +374,7 @@ def test_every_declaration_reaches_the_spec() -> None:
         "batch_size": 5,
         "max_batch": 6,
         "name": "mine",
+        "concurrency": 7,
     }
     assert as_blackbox(len, "logits", **declared).spec == BoxSpec("logits", **declared)
     assert as_blackbox(len, "logits").spec == BoxSpec("logits", name="len")
@@ -745,3 +746,68 @@ def test_a_counting_box_answers_as_its_box_and_counts_images(x: Tensor) -> None:
     counted = CountingBox(box)
     assert torch.equal(torch.cat([counted(x[:5]), counted(x[5:])]), box(x))
     assert (counted.calls, counted.images, counted.batch_sizes) == (2, 7, [5, 2])
+
+
+# Images from numpy
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x,
+        lambda x: x[::-1],
+        lambda x: x.transpose(0, 1, 3, 2),
+        lambda x: np.broadcast_to(x[:1], x.shape),
+        np.asfortranarray,
+    ],
+    ids=["plain", "backwards", "transposed", "read-only", "columns first"],
+)
+@pytest.mark.filterwarnings("error")
+def test_images_from_numpy_are_the_same_numbers_in_the_same_type(
+    dtype: str, view: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    array = view(np.random.default_rng(0).random((3, *SHAPE)).astype(dtype))
+    x = as_images(array)
+    assert x.dtype == {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}[dtype[-2:]]
+    assert np.array_equal(x.numpy(), array)
+
+
+def test_images_from_numpy_share_memory_where_they_can_and_tensors_come_back() -> None:
+    array = np.zeros((1, *SHAPE), dtype=np.float32)
+    as_images(array)[0, 0, 0, 0] = 1
+    assert array[0, 0, 0, 0] == 1
+    x = torch.zeros(1, *SHAPE)
+    assert as_images(x) is x
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([[0.5]], "images are list; give a float tensor or numpy array"),
+        (np.array(["a"]), "images are <U1; give floats in"),
+        (np.array([None]), "images are object; give floats in"),
+    ],
+)
+def test_what_holds_no_numbers_is_no_image(images: Any, message: str) -> None:
+    with pytest.raises(InvalidImages, match=message):
+        as_images(images)
+
+
+# Concurrency
+
+
+def test_concurrency_is_declared_checked_and_no_part_of_what_a_box_is() -> None:
+    plain, several = as_blackbox(len, "logits"), as_blackbox(len, "logits", concurrency=8)
+    assert (plain.spec.concurrency, several.spec.concurrency) == (1, 8)
+    assert plain.spec.provenance() == several.spec.provenance()
+    assert plain.spec.model_id == several.spec.model_id
+    for wrong in (0, 2.5):
+        with pytest.raises(InvalidInput, match=f"concurrency is {wrong}; give an integer of at least 1"):
+            BoxSpec("logits", concurrency=wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_adapter_says_what_it_is(kind: str, tmp_path: Path) -> None:
+    box = as_blackbox(MODELS[kind]("logits", tmp_path), "logits", name="mine", image_shape=SHAPE, num_classes=CLASSES)
+    assert repr(box) == f"{type(box).__name__}(mine: logits, 5 classes, images 2x3x4)"

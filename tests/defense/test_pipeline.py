@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -289,6 +292,91 @@ def test_full_precision_works_beside_the_newer_switch(precision: str) -> None:
         assert conv.fp32_precision == precision
     finally:
         conv.fp32_precision = before
+
+
+SWITCHES = (torch.backends.cudnn, torch.backends.cuda.matmul)
+
+
+@pytest.fixture
+def tf32_on() -> Iterator[None]:
+    before = [switch.allow_tf32 for switch in SWITCHES]
+    for switch in SWITCHES:
+        switch.allow_tf32 = True
+    yield
+    for switch, allowed in zip(SWITCHES, before, strict=True):
+        switch.allow_tf32 = allowed
+
+
+def allowed() -> list[bool]:
+    return [switch.allow_tf32 for switch in SWITCHES]
+
+
+@pytest.mark.usefixtures("tf32_on")
+def test_full_precision_touches_nothing_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with full_precision():
+        assert allowed() == [True, True]
+
+
+@pytest.mark.usefixtures("a_gpu", "tf32_on")
+def test_full_precision_lasts_until_the_last_thread_has_left_and_then_all_is_as_before() -> None:
+    """Each thread restores what it found: the second to enter would find TF32 off, and leave it off for good."""
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
+
+    def second() -> list[bool]:
+        first_in.wait(10)
+        with full_precision():
+            second_in.set()
+            first_out.wait(10)
+            return allowed()
+
+    with ThreadPoolExecutor(1) as pool:
+        seen = pool.submit(second)
+        with full_precision():
+            first_in.set()
+            second_in.wait(10)
+        first_out.set()
+        assert seen.result() == [False, False]  # though the thread that switched has left
+    assert allowed() == [True, True]
+
+
+@pytest.mark.usefixtures("a_gpu", "tf32_on")
+def test_many_threads_in_full_precision_never_see_tf32_and_leave_it_as_it_was() -> None:
+    def work(_: int) -> bool:
+        return all(inside() for _ in range(50))
+
+    def inside() -> bool:
+        with full_precision(), full_precision():
+            return not any(allowed())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+    assert allowed() == [True, True]
+
+
+def test_measuring_the_share_leaves_every_module_in_its_own_mode() -> None:
+    pipeline = RobustPipeline(nn.Sequential(nn.BatchNorm2d(2).double(), nn.Dropout(0.5)))
+    pipeline.train()
+    assert pipeline.denoiser is not None
+    pipeline.denoiser[0].eval()  # pyright: ignore[reportIndexIssue]
+    before = [module.training for module in pipeline.modules()]
+    seen: list[list[bool]] = []
+
+    class Looking(OneStep):
+        def estimate(self, *args: Any, **options: Any) -> Tensor:
+            seen.append([module.training for module in pipeline.modules()])
+            return super().estimate(*args, **options)
+
+    class Broken(OneStep):
+        def estimate(self, *_: Any, **__: Any) -> Tensor:
+            raise ZeroDivisionError
+
+    surviving_share(pipeline, on_the_grid(2, 253), Looking(), 256, torch.Generator())
+    assert [module.training for module in pipeline.modules()] == before == [True, True, False, True]
+    assert seen == [[False] * 4]
+    with pytest.raises(ZeroDivisionError):
+        surviving_share(pipeline, on_the_grid(2, 253), Broken(), 256, torch.Generator())
+    assert [module.training for module in pipeline.modules()] == before
 
 
 def test_a_defense_without_weights_is_the_bare_box() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,36 @@ def test_wrong_images_cost_nothing(x: Tensor) -> None:
     with pytest.raises(InvalidImages):
         client(x)
     assert box.calls == client.attempts == client.queries == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((3, 1, 2, 2), dtype=np.uint8), r"images are torch.uint8; give floats in \[0, 1\] .*divided by 255"),
+        (np.zeros((3, 1, 2, 2), dtype=np.int64), "images are torch.int64; .*divided by 255"),
+        (np.zeros((1, 2, 2)), r"images have shape \(1, 2, 2\); give a batch"),
+        ([[[[0.5]]]], "images are list; give a float tensor or numpy array"),
+    ],
+)
+def test_wrong_images_from_numpy_cost_nothing(x: Any, message: str) -> None:
+    box = counting()
+    with pytest.raises(InvalidImages, match=message) as caught:
+        QueryClient(box)(x)
+    assert box.calls == 0
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_images_from_numpy_get_the_answers_of_the_same_tensor(dtype: str, tmp_path: Path) -> None:
+    box = counting()
+    client, array = QueryClient(box, ledger=tmp_path / "ledger", batch_size=3), images(7).numpy().astype(dtype)
+    with client.journal("work", 0):
+        answers = client(array)
+    assert isinstance(answers, Tensor)
+    assert torch.equal(answers, box.box(torch.from_numpy(array)))
+    with client.journal("work", 0):
+        assert torch.equal(client(torch.from_numpy(array)), answers)  # the same question
+    assert client.queries == 7
 
 
 @pytest.mark.parametrize("wrong", [{"budget": -1}, {"batch_size": 0}, {"batch_size": -4}])

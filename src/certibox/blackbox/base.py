@@ -329,7 +329,7 @@ def _typed(outputs: Tensor, spec: BoxSpec) -> Tensor:
     if outputs.is_complex():
         return outputs
     if spec.outputs != "labels":
-        return outputs if outputs.dtype == torch.float64 else outputs.float()
+        return outputs if outputs.dtype in (torch.float32, torch.float64) else outputs.float()
     whole = not outputs.is_floating_point() or bool((outputs.isfinite() & (outputs == outputs.round())).all())
     return outputs.long() if whole else outputs
 

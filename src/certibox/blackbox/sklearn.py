@@ -84,8 +84,21 @@ class SklearnBox:
             answer = getattr(self.estimator, _METHODS[self.spec.outputs])(flat)
         return to_outputs(self._in_columns(answer), self.spec, x.device)
 
-    def _one_thread(self) -> Callable[[], object]:
-        return self._threads.limit(limits=1).restore_original_limits
+    def _one_thread(self) -> Callable[[], None]:
+        """Limits BLAS to one thread; returns what lifts the limit, from whichever thread is the last to go."""
+        limiter = self._threads.limit(limits=1)
+        self._give_up_control()
+
+        def lift() -> None:
+            limiter.restore_original_limits()
+            self._give_up_control()
+
+        return lift
+
+    def _give_up_control(self) -> None:
+        """Since version 3.8 threadpoolctl heeds the first thread to set a limit alone, until it ends a limit."""
+        with self._threads.limit(limits=None):  # sets none
+            pass
 
     def _in_columns(self, answer: Any) -> Any:
         """The estimator's answer in terms of columns 0 ... K - 1 of `classes_`."""

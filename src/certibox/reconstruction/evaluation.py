@@ -80,11 +80,12 @@ def evaluate(
     with client.phase("reconstruct"):
         for epsilon in epsilons:
             for index in batches:
-                places, before = index.tolist(), client.delivered
-                output = reconstruct(
-                    model, images, measurement, places, attack, epsilon, copies=copies, seed=seed, device=device
-                )
-                queries = (client.delivered - before) // len(places)
+                places = index.tolist()
+                with client.counting() as tally:
+                    output = reconstruct(
+                        model, images, measurement, places, attack, epsilon, copies=copies, seed=seed, device=device
+                    )
+                queries = tally.delivered // len(places)
                 scores = _scores(output, images.floats(index).to(device))
                 rows += [
                     ReconstructionRow(i, epsilon, attack.threat, *score, queries, model.model_id, seed)

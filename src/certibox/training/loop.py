@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from certibox.errors import CertiboxError, InvalidInput
 from certibox.queries.client import QueryClient
 from certibox.queries.journal import Journal
+from certibox.queries.meter import Tally
 from certibox.storage.files import exclusive
 from certibox.storage.tensors import (
     Tensors,
@@ -110,15 +111,15 @@ def run(
         raise InvalidInput(f"patience is {patience}; wanted at least 1 validation")
     if score_every < 1:
         raise InvalidInput(f"validate_every is {score_every}; wanted at least 1 epoch between validations")
-    delivered = client.delivered if client else 0
-    with exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
+    counting = client.counting() if client else nullcontext(Tally())
+    with counting as tally, exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
         tensors, state = _restore(directory)
         replaying = client.journal(directory.scope, state.journal) if client and directory else nullcontext()
         with replaying as journal:
             if journal:
                 journal.trim()  # in case the last run ended between its checkpoint and this
             task = prepare(tensors["constants"])
-            loop = _Loop(task, schedule, state, tensors, client, delivered, directory, journal, progress)
+            loop = _Loop(task, schedule, state, tensors, tally, directory, journal, progress)
             loop.go(images, seed, checkpoint_every, patience, score_every)
         if directory:
             directory.close()
@@ -134,21 +135,20 @@ class _Loop:
         schedule: Schedule,
         state: State,
         tensors: dict[str, Tensors],
-        client: QueryClient | None,
-        delivered: int,
+        tally: Tally,
         directory: RunDirectory | None,
         journal: Journal | None,
         progress: Progress | None,
     ) -> None:
         self.task, self.schedule, self.state = task, schedule, state
-        self.client, self.directory, self.journal, self.progress = client, directory, journal, progress
+        self.tally, self.directory, self.journal, self.progress = tally, directory, journal, progress
         self.optimizer: torch.optim.Optimizer | None = None
         self.optimizer_tensors, self.best = tensors["optimizer"], tensors["best"]
         if tensors["module"]:
             load_module(task.module, tensors["module"], "checkpoint")
             if task.memory:
                 task.memory.restore(tensors["memory"], state.notes)
-        self._delivered = delivered
+        self._saved = 0  # answers delivered before the last save
 
     def go(self, images: int, seed: int, checkpoint_every: int, patience: int | None, score_every: int) -> None:
         if self.directory and not self.directory.checkpoint.exists():
@@ -220,13 +220,13 @@ class _Loop:
 
     def _fresh(self) -> int:
         """Answers delivered since the last save, bought or replayed."""
-        return self.client.delivered - self._delivered if self.client else 0
+        return self.tally.delivered - self._saved
 
     def _save(self) -> None:
         if self.directory is None:
             return
         self.state.queries += self._fresh()
-        self._delivered = self.client.delivered if self.client else 0
+        self._saved = self.tally.delivered
         self.state.offset = self.directory.offset
         self.state.journal = self.journal.position if self.journal else 0
         optimizer = optimizer_tensors(self.optimizer) if self.optimizer else {}

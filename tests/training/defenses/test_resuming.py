@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +105,8 @@ def test_the_journal_holds_no_answer_that_a_checkpoint_covers(tmp_path: Path) ->
 
     def look(done: int, total: int, text: str) -> None:
         assert client.ledger is not None
-        kept.append(client.ledger._db.execute("SELECT COUNT(*) FROM journal").fetchone()[0])
+        with closing(sqlite3.connect(client.ledger.path)) as reader:
+            kept.append(reader.execute("SELECT COUNT(*) FROM journal").fetchone()[0])
 
     schedule = Schedule((Phase(2, 0.01),), 4)
     fit(client, "ZO-AE-DS", schedule=schedule, out=tmp_path, checkpoint_every=3, progress=look)

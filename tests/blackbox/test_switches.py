@@ -1,0 +1,163 @@
+"""Settings of the process under threads and forks: changed while anybody wants it, and then as they were."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import ThreadpoolController, threadpool_limits
+
+from certibox.blackbox import as_blackbox
+from certibox.blackbox.switches import Switch
+
+
+class Setting:
+    """A setting with a history."""
+
+    def __init__(self, value: str = "as it was") -> None:
+        self.value, self.changes = value, 0
+
+    def change(self) -> Callable[[], None]:
+        before, self.value = self.value, "changed"
+        self.changes += 1
+
+        def back() -> None:
+            self.value = before
+
+        return back
+
+
+def test_the_first_in_changes_and_the_last_out_changes_back_in_any_order() -> None:
+    for leaving in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        setting, switch = Setting(), Switch()
+        users = [switch.changed(setting.change) for _ in range(3)]
+        for user in users:
+            user.__enter__()
+            assert setting.value == "changed"
+        for place in leaving:
+            assert setting.value == "changed"
+            users[place].__exit__(None, None, None)
+        assert (setting.value, setting.changes) == ("as it was", 1)
+
+
+def test_it_is_changed_back_after_an_error() -> None:
+    setting, switch = Setting(), Switch()
+    with pytest.raises(ZeroDivisionError), switch.changed(setting.change):
+        raise ZeroDivisionError
+    assert setting.value == "as it was"
+
+    def broken() -> Callable[[], None]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), switch.changed(broken):
+        pass
+    with switch.changed(setting.change):  # nobody was inside
+        assert setting.value == "changed"
+
+
+def test_threads_never_see_it_unchanged_inside() -> None:
+    setting, switch = Setting(), Switch()
+
+    def work(_: int) -> bool:
+        seen = []
+        for _ in range(300):
+            with switch.changed(setting.change):
+                seen.append(setting.value)
+        return set(seen) == {"changed"}
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+    assert setting.value == "as it was"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("too", [False, True], ids=["another thread inside", "the forking thread too"])
+def test_a_fork_forgets_the_threads_that_it_does_not_have(too: bool) -> None:
+    setting, switch, inside, leave = Setting(), Switch(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with switch.changed(setting.change):
+            inside.set()
+            leave.wait(10)
+
+    def forked() -> bytes:
+        reader, writer = os.pipe()
+        if (child := os.fork()) == 0:
+            os.write(writer, setting.value.encode())
+            os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as file:
+            said = file.read()
+        os.waitpid(child, 0)
+        return said
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait(10)
+    if too:
+        with switch.changed(setting.change):
+            assert forked() == b"changed"
+    else:
+        assert forked() == b"as it was"
+    assert setting.value == "changed"  # in the parent the other is still inside
+    leave.set()
+    thread.join()
+    assert setting.value == "as it was"
+
+
+def blas_threads() -> list[int]:
+    found = ThreadpoolController().select(user_api="blas").info()
+    return [library["num_threads"] for library in found]
+
+
+def in_a_thread_that_ends(job: Callable[[], object]) -> None:
+    """threadpoolctl heeds the first thread alone that sets a limit, as long as the thread lives."""
+    thread = threading.Thread(target=job)
+    thread.start()
+    thread.join()
+
+
+def test_estimators_asked_at_once_leave_the_threads_of_blas_as_they_were() -> None:
+    """The second would find one thread, and restore one thread after the first has restored two."""
+    original = blas_threads()
+    in_a_thread_that_ends(lambda: threadpool_limits(2, user_api="blas"))
+    before = blas_threads()
+    if set(before) != {2}:
+        pytest.skip("NumPy has no BLAS whose threads can be set")
+    entered = [threading.Event(), threading.Event()]
+    leave = [threading.Event(), threading.Event()]
+    seen: list[list[int]] = []
+
+    def box(place: int):
+        model = LogisticRegression().fit(np.eye(4), range(4))
+
+        def predict(images: np.ndarray) -> np.ndarray:
+            entered[place].set()
+            leave[place].wait(10)
+            seen.append(blas_threads())
+            return np.zeros((len(images), 4))
+
+        model.decision_function = predict  # pyright: ignore[reportAttributeAccessIssue]
+        return as_blackbox(model, "logits")
+
+    boxes, x = [box(0), box(1)], torch.rand(2, 1, 2, 2)
+    with ThreadPoolExecutor(2) as pool:
+        asked = []
+        for place in (0, 1):
+            asked.append(pool.submit(boxes[place], x))
+            entered[place].wait(10)
+        for place in (0, 1):  # the first to come is the first to go
+            leave[place].set()
+            asked[place].result()
+        assert blas_threads() == before
+        in_a_thread_that_ends(lambda: boxes[0](x))  # the threads of the pool are still there
+        assert blas_threads() == before
+    in_a_thread_that_ends(lambda: threadpool_limits(original[0], user_api="blas"))
+    assert seen == [[1] * len(before)] * 3
