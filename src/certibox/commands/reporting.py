@@ -163,6 +163,7 @@ def _rules(rows: list[CertificateRow]) -> str:
 def _rule(row: CertificateRow) -> str:
     if row.rule is None:
         return "fixed n"
-    if row.decided is None:
-        return f"{row.rule['name']} (tolerance {row.rule['tolerance']})"
-    return f"{row.rule['name']} (r = {', '.join(f'{radius:g}' for radius in row.decided)})"
+    if row.decided is not None:
+        return f"{row.rule['name']} (r = {', '.join(f'{radius:g}' for radius in row.decided)})"
+    tolerance = row.rule.get("tolerance")  # a rule that is not certibox's may have none
+    return f"{row.rule['name']} (tolerance {tolerance})" if tolerance is not None else row.rule["name"]

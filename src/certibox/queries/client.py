@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from certibox.blackbox import BlackBox, BoxSpec, check_outputs, differentiable
 from certibox.errors import BadOutput, BoxFailed, BudgetExceeded, CertiboxError, InvalidImages, InvalidInput
 from certibox.queries.journal import Journal, inputs_digest
 from certibox.queries.ledger import Ledger
+
+UNNAMED = "query"  # the phase of what is spent under no name
 
 
 class QueryClient:
@@ -40,7 +42,7 @@ class QueryClient:
         self.queries, self.attempts, self.lost = self.ledger.totals() if self.ledger else (0, 0, 0)
         self.delivered = 0  # answers handed to callers by this client, replayed ones included
         self.white_passes = 0  # forward passes of a differentiable box by first-order methods: not queries
-        self._phase, self._spent = "query", self.ledger.by_phase() if self.ledger else {}
+        self._phase, self._spent = UNNAMED, self.ledger.by_phase() if self.ledger else {}
         self._journal: Journal | None = None
         self._answer_shape: tuple[int, ...] | None = None
         self._batches = 0
@@ -81,6 +83,10 @@ class QueryClient:
             yield
         finally:
             self._phase = previous
+
+    def default_phase(self, name: str) -> AbstractContextManager[None]:
+        """Book what is spent inside under `name`, unless the caller has named a phase already."""
+        return self.phase(name) if self._phase == UNNAMED else nullcontext()
 
     @contextmanager
     def journal(self, scope: str, position: int) -> Iterator[Journal | None]:
