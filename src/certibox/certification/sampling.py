@@ -117,9 +117,9 @@ def sampling_of(
 
 def _whole(name: str, value: Any) -> int:
     """A number of votes as an int: whole floats such as 1e4 too."""
-    whole = isinstance(value, float) and value.is_integer()
+    number: Any = int(value) if isinstance(value, float) and value.is_integer() else value
     try:
-        return operator.index(int(value) if whole else value)
+        return operator.index(number)
     except TypeError as error:
         raise InvalidInput(f"{name} is {value!r}; wanted a whole number of votes") from error
 
