@@ -38,7 +38,7 @@ import scipy
 from scipy.stats import beta, binom, binomtest, norm
 
 from certibox import __version__, confidence
-from certibox.confidence import sequential
+from certibox.confidence import looks
 from certibox.confidence.forecast import forecast
 from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
@@ -76,7 +76,7 @@ def fixed(n: int, sigma: float, radii: tuple[float, ...], p: float) -> Chances:
 @cache
 def fewest(n: int, p0: float) -> int:
     """The fewest successes of n whose Clopper–Pearson bound reaches p0: a single look of α-spending."""
-    return sequential.needed(AlphaSpending(radii=(0.0,)), n, p0, ALPHA)
+    return looks.needed(AlphaSpending(radii=(0.0,)), n, p0, ALPHA)
 
 
 def by_rule(rule: Rule, n: int, sigma: float, radii: tuple[float, ...], p: float) -> Chances:
@@ -183,9 +183,9 @@ def simulate(rule: Rule, p: float, p0: float, cap: int, sigma: float) -> int:
     rng, successes, false = np.random.default_rng(0), np.zeros(SIMULATED, dtype=np.int64), 0
     for size, step in zip(sizes, np.diff(sizes, prepend=0), strict=True):
         successes = successes + rng.binomial(step, p, len(successes))
-        certified = successes >= sequential.needed(rule, size, p0, level)
+        certified = successes >= looks.needed(rule, size, p0, level)
         false += int(certified.sum())
-        successes = successes[~certified & (successes > sequential.hopeless(rule, size, cap, p0, level))]
+        successes = successes[~certified & (successes > looks.hopeless(rule, size, cap, p0, level))]
     return false
 
 

@@ -21,6 +21,7 @@ from certibox import confidence
 from certibox.confidence import recorded, sequential
 from certibox.confidence.forecast import forecast
 from certibox.confidence.gaussian import Gaussian
+from certibox.confidence.looks import needed
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import Decision, asked
 from certibox.errors import InvalidInput
@@ -113,7 +114,7 @@ def test_the_recursion_knows_every_path_of_votes(rule: Rule) -> None:
     for looks, chance in _paths(coarse, n, alpha, p):
         decision = coarse.decide(looks, n, alpha, p0s(coarse))
         level = coarse.level(alpha, len(coarse.sizes(n, alpha, p0s(coarse))))
-        proven = [any(s >= sequential.needed(coarse, m, p0, level) for m, s in looks) for p0 in asked]
+        proven = [any(s >= needed(coarse, m, p0, level) for m, s in looks) for p0 in asked]
         expected["samples"] += chance * looks[-1][0]
         expected["proven"] += chance * np.array(proven)
         stops[decision.why] = stops.get(decision.why, 0.0) + chance
@@ -191,7 +192,7 @@ def test_the_fewest_successes_that_prove_a_radius_reach_it(rule: Rule) -> None:
     sizes = rule.sizes(n, ALPHA, p0s(rule))
     level = rule.level(ALPHA, len(sizes))
     for k, size in enumerate(sizes):
-        fewest = sequential.needed(rule, size, p0, level)
+        fewest = needed(rule, size, p0, level)
         if fewest > size:
             continue
         before = [(m, 0) for m in sizes[:k]]

@@ -11,7 +11,8 @@ from typing import Any, final
 from certibox.confidence import recorded
 from certibox.confidence.binomial import lower_confidence_bound, top_two_bounds
 from certibox.confidence.gaussian import Gaussian, NoiseLaw, smallest_n
-from certibox.confidence.sequential import Rule, smallest_unanimous
+from certibox.confidence.looks import smallest_unanimous
+from certibox.confidence.sequential import Rule
 from certibox.confidence.stopping import RuleTable, StoppingRule, asked
 from certibox.errors import InvalidInput
 from certibox.records.certificates import check_votes, plain_fields

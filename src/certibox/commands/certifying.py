@@ -80,7 +80,11 @@ class Predict(BoxOptions, DataOptions, Smoothing):
 
 
 def run_certify(options: Certify) -> None:
-    """`certibox certify`."""
+    """`certibox certify`.
+
+    Args:
+        options: Options of the command.
+    """
     index, shards = _shard(options.shard)
     sampling = Sampling(*options.sample_sizes(), options.alpha)  # what can only abstain is refused before images load
     out = Path(options.out)
@@ -119,7 +123,11 @@ def run_certify(options: Certify) -> None:
 
 
 def run_predict(options: Predict) -> None:
-    """`certibox predict`."""
+    """`certibox predict`.
+
+    Args:
+        options: Options of the command.
+    """
     images = options.images()
     ledger = Path(options.ledger) if options.ledger else None
     client, smoothed, _, defense = _smoothed(options, images, ledger)

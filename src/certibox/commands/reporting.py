@@ -52,7 +52,11 @@ class Report:
 
 
 def run_merge(options: Merge) -> None:
-    """`certibox merge`."""
+    """`certibox merge`.
+
+    Args:
+        options: Options of the command.
+    """
     for file in options.files:
         _rows(file)
     rows = certification.merge(options.files, options.out)
@@ -62,7 +66,11 @@ def run_merge(options: Merge) -> None:
 
 
 def run_report(options: Report) -> None:
-    """`certibox report`."""
+    """`certibox report`.
+
+    Args:
+        options: Options of the command.
+    """
     out, runs, held = Path(options.out), [], []
     for entry in options.files:
         name, _, file = entry.rpartition("=")

@@ -4,7 +4,7 @@
 - `gaussian`: the law of the noise, radius of a probability and back;
 - `bootstrap`: paired differences;
 - `stopping`: what a stopping rule is, ours or a stranger's;
-- `sequential`: the stopping rules of certibox;
+- `sequential`: the stopping rules of certibox; `looks`: what they say of their looks;
 - `recorded`: rules in certificates, and their decisions replayed from the looks;
 - `forecast`: what a rule is expected to take and to prove.
 """

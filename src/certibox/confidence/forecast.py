@@ -14,7 +14,8 @@ from typing import final
 import numpy as np
 from scipy.stats import binom
 
-from certibox.confidence.sequential import Rule, hopeless, needed, open_thresholds, within
+from certibox.confidence.looks import hopeless, needed, open_thresholds, within
+from certibox.confidence.sequential import Rule
 
 ENDS: tuple[str, ...] = ("certified", "tolerance", "futile", "cap")
 DROPPED = 1e-20  # probability below which a state is forgotten
@@ -107,7 +108,7 @@ def _ends(
     level: float,
     asked: Sequence[float],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(why, where) of the states that stop at this look, in the order in which `_decide` asks."""
+    """(why, where) of the states that stop at this look, in the order in which `looks.decide` asks."""
     successes = np.broadcast_to(low + np.arange(shape[1]), shape)
     if rule.tolerance is not None:
         yield "tolerance", np.broadcast_to(within(rule, successes[0], size, n, level), shape)

@@ -149,8 +149,8 @@ def _rebuilt(kept: Mapping[str, Any], rules: RuleTable | None) -> tuple[Stopping
     if not isinstance(alpha, float):
         raise InvalidInput(f"the recorded rule has the alpha {alpha!r}; wanted the one it ran under")
     again = record(rule, n, alpha)
-    if changed := [key for key in kept if again.get(key) != kept[key]]:
-        came = f"the stopping rule {kept['name']} has {changed[0]} = {kept[changed[0]]!r} in the record"
+    if changed := [key for key in {**kept, **again} if key not in kept or again.get(key) != kept[key]]:
+        came = f"the stopping rule {kept['name']} has {changed[0]} = {kept.get(changed[0])!r} in the record"
         raise InvalidInput(f"{came}, and {again.get(changed[0])!r} when it is built from it")
     return rule, n, check_alpha(alpha)
 
