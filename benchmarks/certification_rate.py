@@ -39,6 +39,7 @@ from torch import Tensor
 from certibox import __version__
 from certibox.certification.noise import noisy_batches
 from certibox.certification.smoothing import SmoothedClassifier
+from certibox.confidence import Gaussian
 from certibox.networks import mnist_cnn
 from certibox.storage.files import write_json_atomic
 
@@ -59,7 +60,7 @@ def image() -> Tensor:
 
 def ready_batches() -> list[Tensor]:
     """Noisy batches as certification makes them: how fast max-pooling runs depends on the pixels."""
-    return list(noisy_batches(image(), SIGMA, 0, 10 * BATCH, BATCH, (0, "benchmark")))
+    return list(noisy_batches(image(), Gaussian(SIGMA), 0, 10 * BATCH, BATCH, (0, "benchmark")))
 
 
 def raw_seconds(model: Model, samples: int, batches: list[Tensor]) -> float:

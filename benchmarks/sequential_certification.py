@@ -38,9 +38,11 @@ import scipy
 from scipy.stats import beta, binom, binomtest, norm
 
 from certibox import __version__, confidence
-from certibox.confidence import sequential
+from certibox.confidence import looks
 from certibox.confidence.forecast import forecast
+from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
+from certibox.confidence.stopping import asked
 from certibox.report.tables import markdown
 from certibox.storage.files import write_json_atomic
 
@@ -74,12 +76,13 @@ def fixed(n: int, sigma: float, radii: tuple[float, ...], p: float) -> Chances:
 @cache
 def fewest(n: int, p0: float) -> int:
     """The fewest successes of n whose Clopper–Pearson bound reaches p0: a single look of α-spending."""
-    return sequential.needed(AlphaSpending(radii=(0.0,)), n, p0, ALPHA)
+    return looks.needed(AlphaSpending(radii=(0.0,)), n, p0, ALPHA)
 
 
 def by_rule(rule: Rule, n: int, sigma: float, radii: tuple[float, ...], p: float) -> Chances:
     """The certificate of a rule with cap n."""
-    found = forecast(rule, p, n, ALPHA, sigma, proven=[confidence.threshold(radius, sigma) for radius in radii])
+    law = Gaussian(sigma)
+    found = forecast(rule, p, n, ALPHA, asked(rule, law), proven=[law.needed_p(radius) for radius in radii])
     return found.samples, found.proven
 
 
@@ -153,9 +156,10 @@ def false_row(name: str, mode: dict[str, Any], cap: int, sigma: float) -> dict[s
     near_one = () if one else (0.99, 0.999, 0.9999, 0.99999)
     ps = sorted({*np.linspace(0.0, highest, 41)[1:-1].tolist(), *p0s, *below, *near_one})
     # One radius: the claim is p > p0, wherever p is below. Else the bound itself, so all radii at once.
+    needs = asked(usual, Gaussian(sigma))
     chances = {
-        "futility none": [forecast(rule, p, cap, ALPHA, sigma, proven=p0s if one else [p]).proven[0] for p in ps],
-        "futility 0.05": [forecast(usual, p, cap, ALPHA, sigma, proven=p0s if one else [p]).proven[0] for p in ps],
+        "futility none": [forecast(rule, p, cap, ALPHA, needs, proven=p0s if one else [p]).proven[0] for p in ps],
+        "futility 0.05": [forecast(usual, p, cap, ALPHA, needs, proven=p0s if one else [p]).proven[0] for p in ps],
     }
     result: dict[str, Any] = {"rule": name, "mode": mode, "cap": cap, "sigma": sigma, "points": len(ps) + 1}
     result["p = 0"] = 0.0  # no success ever proves anything
@@ -174,14 +178,14 @@ def false_row(name: str, mode: dict[str, Any], cap: int, sigma: float) -> dict[s
 
 def simulate(rule: Rule, p: float, p0: float, cap: int, sigma: float) -> int:
     """False certificates of `SIMULATED` runs whose votes succeed with probability p."""
-    sizes = rule.sizes(cap, ALPHA, sigma)
+    sizes = rule.sizes(cap, ALPHA, asked(rule, Gaussian(sigma)))
     level = rule.level(ALPHA, len(sizes))
     rng, successes, false = np.random.default_rng(0), np.zeros(SIMULATED, dtype=np.int64), 0
     for size, step in zip(sizes, np.diff(sizes, prepend=0), strict=True):
         successes = successes + rng.binomial(step, p, len(successes))
-        certified = successes >= sequential.needed(rule, size, p0, level)
+        certified = successes >= looks.needed(rule, size, p0, level)
         false += int(certified.sum())
-        successes = successes[~certified & (successes > sequential.hopeless(rule, size, cap, p0, level))]
+        successes = successes[~certified & (successes > looks.hopeless(rule, size, cap, p0, level))]
     return false
 
 

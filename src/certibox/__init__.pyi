@@ -9,12 +9,16 @@ from .blackbox import BoxSpec as BoxSpec
 from .blackbox import as_blackbox as as_blackbox
 from .certification import Certificate as Certificate
 from .certification import Prediction as Prediction
+from .certification import Sampling as Sampling
 from .certification import SmoothedClassifier as SmoothedClassifier
 from .certification import at_alpha as at_alpha
 from .certification import certify_dataset as certify_dataset
 from .certification import merge as merge
 from .confidence import AlphaSpending as AlphaSpending
 from .confidence import EProcess as EProcess
+from .confidence import Gaussian as Gaussian
+from .confidence import Rule as Rule
+from .confidence import StoppingRule as StoppingRule
 from .data import Images as Images
 from .data import images_from_arrays as images_from_arrays
 from .data import load_images as load_images
@@ -34,6 +38,7 @@ from .networks import Autoencoder as Autoencoder
 from .networks import fitting_autoencoder as fitting_autoencoder
 from .queries import Fingerprint as Fingerprint
 from .queries import QueryClient as QueryClient
+from .records import CertificateRow as CertificateRow
 from .report import certified_accuracy as certified_accuracy
 from .report import certified_accuracy_interval as certified_accuracy_interval
 from .training import SCHEDULES as SCHEDULES

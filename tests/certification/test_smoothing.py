@@ -19,14 +19,18 @@ from torch import Tensor
 from certibox import confidence, seeds
 from certibox.certification.certificate import Certificate, out_of_reach
 from certibox.certification.noise import BLOCK, noisy_batches
+from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import BaseClassifier, SmoothedClassifier, image_digest
-from certibox.confidence import sequential
+from certibox.confidence import recorded
+from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
+from certibox.confidence.stopping import asked
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
 from doubles import CountingBox, LinearBox
 
 PATH = (7, "image", "stream")
 SIGMA = 0.25
+LAW = Gaussian(SIGMA)
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -118,7 +122,7 @@ def test_certify_abstains_where_the_top_class_has_half_the_votes() -> None:
 
 
 def batches(x: Tensor, start: int, stop: int, batch_size: int, path: tuple[int, str, str] = PATH) -> Tensor:
-    return torch.cat(list(noisy_batches(x, SIGMA, start, stop, batch_size, path)))
+    return torch.cat(list(noisy_batches(x, LAW, start, stop, batch_size, path)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (3, 7, 7)])  # the last fills its blocks in threads
@@ -135,9 +139,9 @@ def test_samples_do_not_depend_on_the_batches(shape: tuple[int, ...], dtype: tor
 
 
 def test_batches_have_the_size_asked_for() -> None:
-    sizes = [len(batch) for batch in noisy_batches(picture(1, 2, 2), SIGMA, 30, 1000, 333, PATH)]
+    sizes = [len(batch) for batch in noisy_batches(picture(1, 2, 2), LAW, 30, 1000, 333, PATH)]
     assert sizes == [333, 333, 304]
-    assert list(noisy_batches(picture(1, 2, 2), SIGMA, 1000, 1000, 333, PATH)) == []
+    assert list(noisy_batches(picture(1, 2, 2), LAW, 1000, 1000, 333, PATH)) == []
 
 
 def test_noise_is_gaussian_with_the_given_sigma() -> None:
@@ -301,9 +305,15 @@ def test_bad_settings_of_predict_are_refused_before_any_query(change: dict, came
     [
         (torch.full((1, 3, 4), math.nan), "NaN"),
         (torch.full((1, 3, 4), -math.inf), "infinite"),
-        (torch.zeros(1, 1, 3, 4), r"shape \(1, 1, 3, 4\)"),
-        (torch.zeros(1, 3, 4, dtype=torch.uint8), "torch.uint8"),
-        (np.zeros((1, 3, 4), dtype=np.float32), "ndarray"),
+        (torch.zeros(3, 4), r"shape \(3, 4\)"),
+        (torch.zeros(2, 1, 1, 3, 4), r"shape \(2, 1, 1, 3, 4\)"),
+        (torch.zeros(0, 1, 3, 4), r"shape \(0, 1, 3, 4\); wanted at least one pixel"),
+        (torch.zeros(1, 3, 4, dtype=torch.uint8), "torch.uint8 .* divide by 255"),
+        (torch.zeros(1, 3, 4, dtype=torch.int64), "torch.int64"),
+        (np.zeros((1, 3, 4), dtype=np.uint8), "uint8 of shape .* divide by 255"),
+        (np.zeros((5, 1, 3, 4), dtype=np.uint8), "uint8 of shape .* divide by 255"),
+        (np.full((1, 3, 4), np.nan, dtype=np.float32), "NaN"),
+        ([[[0.5]]], "a list; wanted a float tensor or NumPy array"),
     ],
 )
 def test_what_is_no_image_is_refused(image, came: str) -> None:
@@ -362,7 +372,7 @@ def in_sequence(smoothed: SmoothedClassifier, rule: Rule, seed: int = 0, **chang
 def test_sequential_votes_are_the_first_of_the_fixed_ones_and_end_where_the_rule_says(rule: Rule) -> None:
     box, ends = CountingBox(linear_box()), set()
     smoothed = SmoothedClassifier(box, 3, SIGMA)
-    sizes = rule.sizes(CAP, 0.01, SIGMA)
+    sizes = rule.sizes(CAP, 0.01, asked(rule, LAW))
     for seed in range(12):
         box.batch_sizes.clear()
         certificate = in_sequence(smoothed, rule, seed)
@@ -374,7 +384,7 @@ def test_sequential_votes_are_the_first_of_the_fixed_ones_and_end_where_the_rule
         fixed = [smoothed.certify(x, n0=5, n=n, alpha=0.4, seed=seed).counts for n, _ in looks]
         assert [votes for _, votes in looks] == [counts[certificate.selected] for counts in fixed]
         assert certificate.counts == fixed[-1]
-        told = [rule.decide(looks[: k + 1], CAP, 0.01, SIGMA) for k in range(len(looks))]
+        told = [rule.decide(looks[: k + 1], CAP, 0.01, asked(rule, LAW)) for k in range(len(looks))]
         assert [decision.stop for decision in told] == [False] * (len(looks) - 1) + [True]
         assert certificate.p_lower == told[-1].p_lower
         assert certificate.radius == confidence.radius(certificate.p_lower, SIGMA)
@@ -454,7 +464,7 @@ def test_a_sequential_certificate_replays_and_another_alpha_reads_the_same_looks
             assert other.at_alpha(0.01) == certificate
             assert other.replay() == other
             assert other.looks is not None
-            told = sequential.p_lower_at(rule.as_dict() | {"cap": CAP}, other.looks, 0.01, SIGMA, at=other.alpha)
+            told = recorded.p_lower_at(recorded.record(rule, CAP, 0.01), other.looks, LAW, at=other.alpha)
             assert other.p_lower == told
         labels |= {certificate.label, tighter.label}
     assert None in labels
@@ -532,19 +542,6 @@ def test_numbers_of_numpy_are_certified_with_and_kept_as_pythons(kind: Callable[
     json.dumps(made.as_dict())
 
 
-def test_a_rule_that_no_replay_would_know_is_refused_before_a_vote() -> None:
-    class Mine(EProcess):  # pyright: ignore
-        def as_dict(self) -> dict[str, Any]:
-            return super().as_dict() | {"name": "mine"}
-
-    counting = CountingBox(linear_box())
-    with pytest.raises(InvalidInput, match="the stopping rule is 'mine'"):
-        SmoothedClassifier(counting, 3, SIGMA).certify(
-            picture(1, 3, 4), n0=5, n=200, alpha=0.05, seed=0, rule=Mine(radii=(0.1,))
-        )
-    assert counting.calls == 0
-
-
 @pytest.mark.parametrize("rule", [EProcess(radii=(SIGMA / 4,)), AlphaSpending(radii=(SIGMA / 4,))])
 def test_a_single_selection_vote_makes_no_certificate_false_too_often(rule: Rule) -> None:
     w, alpha, trials = torch.tensor([1.0, 0.0]), 0.2, 200
@@ -603,10 +600,10 @@ def test_of_two_classes_the_second_is_the_complement_of_the_first() -> None:
 
 
 def test_the_second_class_takes_its_half_of_alpha_from_the_smallest_n() -> None:
-    assert SmoothedClassifier(linear_box(2), 2, SIGMA).sizes(10, 0.001, second_class=True) == (10,)
+    assert Sampling(1, 10, 0.001, second_class=True).sizes(LAW, 2) == (10,)
     with pytest.raises(InvalidInput, match="smallest n is 11"):
-        SmoothedClassifier(linear_box(), 3, SIGMA).sizes(10, 0.001, second_class=True)
-    assert SmoothedClassifier(linear_box(), 3, SIGMA).sizes(11, 0.001, second_class=True) == (11,)
+        Sampling(1, 10, 0.001, second_class=True).sizes(LAW, 3)
+    assert Sampling(1, 11, 0.001, second_class=True).sizes(LAW, 3) == (11,)
 
 
 # ----------------------------------------------------------------------------------------------------------- predict
@@ -653,7 +650,7 @@ def test_predict_is_wrong_no_more_often_than_alpha() -> None:
 
 
 def test_noise_is_drawn_as_it_is_asked_for() -> None:
-    stream = noisy_batches(picture(1, 2, 2), SIGMA, 0, 10**15, 100, PATH)
+    stream = noisy_batches(picture(1, 2, 2), LAW, 0, 10**15, 100, PATH)
     for _ in range(3):
         batch = next(stream)
         kept = weakref.ref(batch)
@@ -709,12 +706,12 @@ def test_radii_out_of_reach_are_those_that_unanimous_votes_do_not_prove(kind: ty
     rule = kind(radii=radii)
 
     def proves(size: int) -> float:
-        looks = [(votes, votes) for votes in rule.sizes(size, alpha, SIGMA)]
-        return confidence.radius(rule.decide(looks, size, alpha, SIGMA).p_lower, SIGMA)
+        looks = [(votes, votes) for votes in rule.sizes(size, alpha, asked(rule, LAW))]
+        return confidence.radius(rule.decide(looks, size, alpha, asked(rule, LAW)).p_lower, SIGMA)
 
     smallest = {radius: next(size for size in range(n, 400) if proves(size) >= radius) for radius in radii}
-    told = out_of_reach(rule, n, alpha, SIGMA)
+    told = out_of_reach(rule, n, alpha, LAW)
     beyond = [f"r = {radius:g} (the smallest n is {size})" for radius, size in smallest.items() if size > n]
     assert (told is None) == (not beyond) == (n == 200)
     assert told is None or told.startswith(f"n = {n} cannot certify {', '.join(beyond)}: 0 % there")
-    assert out_of_reach(kind(tolerance=0.1), n, alpha, SIGMA) is None
+    assert out_of_reach(kind(tolerance=0.1), n, alpha, LAW) is None

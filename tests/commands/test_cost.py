@@ -16,11 +16,14 @@ from torch import nn
 
 from certibox import networks
 from certibox.certification.dataset import certify_dataset
+from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.commands.cost import Cost, QueryCost, expected_samples, plan, run, unseen
 from certibox.commands.options import EstimatorOptions, RuleOptions
 from certibox.confidence.forecast import forecast
+from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
+from certibox.confidence.stopping import asked
 from certibox.data import Images
 from certibox.errors import InvalidInput
 from certibox.queries.client import QueryClient
@@ -264,9 +267,13 @@ def test_certify_spends_the_plan() -> None:
 def test_what_certify_refuses_is_not_priced(given: dict[str, Any], n: int) -> None:
     """In the same words; and the smallest n that the message names is priced."""
     options = QueryCost(certify_images=5, n=n, sigma=SIGMA, **given)
-    smoothed = SmoothedClassifier(box(), 3, SIGMA)
+
+    def certify() -> None:
+        n0, _ = options.sample_sizes()
+        Sampling(n0, n, 0.001, options.build_rule(SIGMA)).sizes(Gaussian(SIGMA), 3)
+
     with pytest.raises(InvalidInput) as refused:
-        smoothed.sizes(n, 0.001, options.build_rule(SIGMA)) if options.n0 is None else options.sample_sizes()
+        certify()
     with pytest.raises(InvalidInput, match=re.escape(str(refused.value))):
         plan(options)
     if smallest := re.search(r"smallest n is (\d+)$", str(refused.value)):
@@ -316,7 +323,7 @@ def test_unlimited_pilots_expect_the_exact_mean() -> None:
         )
         for i, p in enumerate(ps)
     ]  # fmt: skip
-    exact = np.array([forecast(rule, p, CAP, ALPHA, SIGMA).samples for p in ps])
+    exact = np.array([forecast(rule, p, CAP, ALPHA, asked(rule, Gaussian(SIGMA))).samples for p in ps])
     mean, error = expected_samples(known, rule, CAP)
     assert mean == pytest.approx(exact.mean(), rel=1e-3)
     assert error == pytest.approx(exact.std(ddof=1) / math.sqrt(3), rel=1e-3)

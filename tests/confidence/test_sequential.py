@@ -18,9 +18,12 @@ from scipy.integrate import quad
 from scipy.stats import binom, binomtest, norm
 
 from certibox import confidence
-from certibox.confidence import sequential
+from certibox.confidence import recorded, sequential
 from certibox.confidence.forecast import forecast
+from certibox.confidence.gaussian import Gaussian
+from certibox.confidence.looks import needed
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
+from certibox.confidence.stopping import Decision, asked
 from certibox.errors import InvalidInput
 from places import ROOT
 
@@ -28,6 +31,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import sequential_certification as benchmark
 
 SIGMA, ALPHA = 0.25, 0.001
+LAW = Gaussian(SIGMA)
 MODES = {
     "one radius": {"radii": (0.25,)},
     "a grid": {"radii": (0.0, 0.0625, 0.125, 0.25)},
@@ -40,6 +44,11 @@ RULES = [
     for futility in (0.05, None)
 ]
 GRID = EProcess(radii=(0.125, 0.25))
+
+
+def p0s(rule: Rule) -> tuple[float, ...]:
+    """What the radii of a rule need under the noise of these tests."""
+    return asked(rule, LAW)
 
 
 def bet(u: float, successes: int, failures: int, p0: float) -> float:
@@ -91,7 +100,7 @@ def test_a_bound_is_false_with_probability_at_most_alpha_at_every_p(rule: Rule) 
     n, alpha = 600, 0.05
     asked = [confidence.threshold(radius, SIGMA) for radius in rule.radii or (0.0,)]
     grid = [*np.linspace(0.02, 0.98, 13), *asked, *(float(np.nextafter(p0, 0)) for p0 in asked)]
-    false = [forecast(rule, p, n, alpha, SIGMA, proven=(p,)).proven[0] for p in grid]
+    false = [forecast(rule, p, n, alpha, p0s(rule), proven=(p,)).proven[0] for p in grid]
     assert alpha / 10 < max(false) <= alpha
 
 
@@ -103,13 +112,13 @@ def test_the_recursion_knows_every_path_of_votes(rule: Rule) -> None:
     expected = {"samples": 0.0, "proven": np.zeros(len(asked))}
     stops: dict[str, float] = {}
     for looks, chance in _paths(coarse, n, alpha, p):
-        decision = coarse.decide(looks, n, alpha, SIGMA)
-        level = coarse.level(alpha, len(coarse.sizes(n, alpha, SIGMA)))
-        proven = [any(s >= sequential.needed(coarse, m, p0, level) for m, s in looks) for p0 in asked]
+        decision = coarse.decide(looks, n, alpha, p0s(coarse))
+        level = coarse.level(alpha, len(coarse.sizes(n, alpha, p0s(coarse))))
+        proven = [any(s >= needed(coarse, m, p0, level) for m, s in looks) for p0 in asked]
         expected["samples"] += chance * looks[-1][0]
         expected["proven"] += chance * np.array(proven)
         stops[decision.why] = stops.get(decision.why, 0.0) + chance
-    found = forecast(coarse, p, n, alpha, SIGMA, proven=asked)
+    found = forecast(coarse, p, n, alpha, p0s(coarse), proven=asked)
     assert found.samples == pytest.approx(expected["samples"], rel=1e-12)
     assert found.proven == pytest.approx(expected["proven"], rel=1e-12)
     assert found.stops == pytest.approx({why: stops.get(why, 0.0) for why in found.stops}, abs=1e-14)
@@ -122,12 +131,12 @@ def _settings(rule: Rule) -> dict:
 
 def _paths(rule: Rule, n: int, alpha: float, p: float, before: tuple = ((0, 0),)):
     """Every run of looks until the rule stops, with its probability."""
-    size = rule.sizes(n, alpha, SIGMA)[len(before) - 1]
+    size = rule.sizes(n, alpha, p0s(rule))[len(before) - 1]
     samples, successes = before[-1]
     for more in range(size - samples + 1):
         looks = (*before, (size, successes + more))
         chance = float(binom.pmf(more, size - samples, p))
-        if rule.decide(looks[1:], n, alpha, SIGMA).stop:
+        if rule.decide(looks[1:], n, alpha, p0s(rule)).stop:
             yield looks[1:], chance
         else:
             yield from ((rest, chance * later) for rest, later in _paths(rule, n, alpha, p, looks))
@@ -137,13 +146,13 @@ def _paths(rule: Rule, n: int, alpha: float, p: float, before: tuple = ((0, 0),)
 def test_simulated_certificates_are_false_no_more_often_than_alpha(rule: Rule) -> None:
     n, runs = 1000, 100_000
     p = float(np.nextafter(confidence.threshold(0.25, SIGMA), 0))
-    sizes = rule.sizes(n, ALPHA, SIGMA)
+    sizes = rule.sizes(n, ALPHA, p0s(rule))
 
     @cache
-    def decide(look: int, successes: int) -> sequential.Decision:
+    def decide(look: int, successes: int) -> Decision:
         """With one radius, what was seen before matters only through having gone on."""
         looks = [*((size, 0) for size in sizes[:look]), (sizes[look], successes)]
-        return rule.decide(looks, n, ALPHA, SIGMA)
+        return rule.decide(looks, n, ALPHA, p0s(rule))
 
     rng, successes, false = np.random.default_rng(0), np.zeros(runs, dtype=int), 0
     for look, step in enumerate(np.diff(sizes, prepend=0)):
@@ -155,17 +164,17 @@ def test_simulated_certificates_are_false_no_more_often_than_alpha(rule: Rule) -
         successes = successes[np.isin(successes, going)]
     assert not len(successes), "every certificate ends at the cap"
     assert binomtest(false, runs, ALPHA, alternative="greater").pvalue > 1e-4
-    exact = forecast(rule, p, n, ALPHA, SIGMA, proven=(p,)).proven[0]
+    exact = forecast(rule, p, n, ALPHA, p0s(rule), proven=(p,)).proven[0]
     assert binomtest(false, runs, exact).pvalue > 1e-4
 
 
 def test_one_look_of_alpha_spending_is_the_fixed_certificate() -> None:
     n = confidence.smallest_n(ALPHA, 0.25, SIGMA)
     rule = AlphaSpending(radii=(0.25,))
-    assert rule.sizes(n, ALPHA, SIGMA) == (n,)
+    assert rule.sizes(n, ALPHA, p0s(rule)) == (n,)
     for successes in (n, n - 1, n // 2):
         bound = confidence.lower_confidence_bound(successes, n, ALPHA)
-        assert rule.decide([(n, successes)], n, ALPHA, SIGMA).p_lower == pytest.approx(bound, rel=1e-12)
+        assert rule.decide([(n, successes)], n, ALPHA, p0s(rule)).p_lower == pytest.approx(bound, rel=1e-12)
 
 
 @given(st.floats(0.0, 6.0), st.floats(0.05, 2.0))
@@ -180,14 +189,14 @@ def test_a_decided_radius_is_reached_despite_rounding(ratio: float, sigma: float
 @pytest.mark.parametrize("rule", [EProcess(radii=(0.25, 0.5)), AlphaSpending(radii=(0.25, 0.5))], ids=["e", "spending"])
 def test_the_fewest_successes_that_prove_a_radius_reach_it(rule: Rule) -> None:
     n, p0 = 5000, confidence.threshold(0.5, SIGMA)
-    sizes = rule.sizes(n, ALPHA, SIGMA)
+    sizes = rule.sizes(n, ALPHA, p0s(rule))
     level = rule.level(ALPHA, len(sizes))
     for k, size in enumerate(sizes):
-        fewest = sequential.needed(rule, size, p0, level)
+        fewest = needed(rule, size, p0, level)
         if fewest > size:
             continue
         before = [(m, 0) for m in sizes[:k]]
-        proven, short = (rule.decide([*before, (size, s)], n, ALPHA, SIGMA) for s in (fewest, fewest - 1))
+        proven, short = (rule.decide([*before, (size, s)], n, ALPHA, p0s(rule)) for s in (fewest, fewest - 1))
         assert proven.why == "certified"
         assert confidence.radius(proven.p_lower, SIGMA) >= 0.5 > confidence.radius(short.p_lower, SIGMA)
 
@@ -195,7 +204,7 @@ def test_the_fewest_successes_that_prove_a_radius_reach_it(rule: Rule) -> None:
 @pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
 def test_looks_begin_where_unanimous_votes_decide_and_end_at_the_cap(kind: type[Rule]) -> None:
     rule = kind(radii=(0.5, 0.75))
-    sizes = rule.sizes(20_000, ALPHA, SIGMA)
+    sizes = rule.sizes(20_000, ALPHA, p0s(rule))
     assert sizes[-1] == 20_000
     assert list(sizes) == sorted(set(sizes))
     ratios = np.diff(np.log(sizes))
@@ -212,13 +221,13 @@ def test_looks_begin_where_unanimous_votes_decide_and_end_at_the_cap(kind: type[
 def test_a_cap_that_can_only_abstain_is_refused_with_the_smallest_one(kind: type[Rule]) -> None:
     rule = kind(radii=(0.75,))
     with pytest.raises(InvalidInput, match="the smallest n is") as refused:
-        rule.sizes(1000, ALPHA, SIGMA)
+        rule.sizes(1000, ALPHA, p0s(rule))
     smallest = int(str(refused.value).split()[-1])
-    assert rule.sizes(smallest, ALPHA, SIGMA) == (smallest,)
+    assert rule.sizes(smallest, ALPHA, p0s(rule)) == (smallest,)
     for n in range(smallest, smallest + 5 * smallest // 2, 97):
-        assert rule.sizes(n, ALPHA, SIGMA)[-1] == n
+        assert rule.sizes(n, ALPHA, p0s(rule))[-1] == n
     with pytest.raises(InvalidInput, match=f"smallest n is {smallest}"):
-        rule.sizes(smallest - 1, ALPHA, SIGMA)
+        rule.sizes(smallest - 1, ALPHA, p0s(rule))
 
 
 @pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
@@ -226,7 +235,7 @@ def test_futility_saves_samples_and_makes_no_certificate(kind: type[Rule]) -> No
     patient, hasty = (kind(radii=(0.25,), futility=level) for level in (None, 0.05))
     p0 = confidence.threshold(0.25, SIGMA)
     for p in (0.5, 0.8, 0.85, 0.9):
-        slow, fast = (forecast(rule, p, 2000, ALPHA, SIGMA, proven=(p0,)) for rule in (patient, hasty))
+        slow, fast = (forecast(rule, p, 2000, ALPHA, p0s(rule), proven=(p0,)) for rule in (patient, hasty))
         assert fast.proven[0] <= slow.proven[0]
         assert fast.samples < slow.samples
 
@@ -235,8 +244,8 @@ def test_futility_saves_samples_and_makes_no_certificate(kind: type[Rule]) -> No
 def test_a_tolerance_is_met(kind: type[Rule]) -> None:
     rule, n = kind(tolerance=0.1), 20_000
     looks = _looks(rule, n)
-    decision = rule.decide(looks, n, ALPHA, SIGMA)
-    most = rule.lower_bounds(0.9 * n, n, rule.level(ALPHA, len(rule.sizes(n, ALPHA, SIGMA)))).item()
+    decision = rule.decide(looks, n, ALPHA, p0s(rule))
+    most = rule.lower_bounds(0.9 * n, n, rule.level(ALPHA, len(rule.sizes(n, ALPHA, p0s(rule))))).item()
     reached = confidence.radius(decision.p_lower, SIGMA) / confidence.radius(most, SIGMA)
     assert decision.why == "tolerance"
     assert 0.9 <= reached < 0.97
@@ -246,22 +255,23 @@ def test_a_tolerance_is_met(kind: type[Rule]) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_a_record_replays_from_its_votes(rule: Rule) -> None:
     n = 2000
-    kept = sequential.record(rule, n)
-    assert sequential.rule_from_dict(kept) == rule
+    kept = recorded.record(rule, n, ALPHA)
+    assert recorded.rule_from_dict(kept) == rule
     looks = _looks(rule, n)
-    decision = sequential.replay(kept, looks, ALPHA, SIGMA)
+    decision = recorded.replay(kept, looks, LAW)
     assert decision.stop
-    assert sequential.p_lower_at(kept, looks, ALPHA, SIGMA, at=ALPHA) == decision.p_lower
-    bounds = [sequential.p_lower_at(kept, looks, ALPHA, SIGMA, at=at) for at in (1e-6, ALPHA, 0.05)]
+    assert recorded.p_lower_at(kept, looks, LAW, at=ALPHA) == decision.p_lower
+    assert rule.p_lower_at(looks, n, ALPHA, p0s(rule), at=ALPHA) == decision.p_lower
+    bounds = [recorded.p_lower_at(kept, looks, LAW, at=at) for at in (1e-6, ALPHA, 0.05)]
     assert bounds == sorted(set(bounds)), "a smaller alpha proves less"
 
 
 def _looks(rule: Rule, n: int) -> list[tuple[int, int]]:
     """The looks of a run whose votes succeed 9 times in 10."""
     looks: list[tuple[int, int]] = []
-    for size in rule.sizes(n, ALPHA, SIGMA):
+    for size in rule.sizes(n, ALPHA, p0s(rule)):
         looks.append((size, math.ceil(0.9 * size)))
-        if rule.decide(looks, n, ALPHA, SIGMA).stop:
+        if rule.decide(looks, n, ALPHA, p0s(rule)).stop:
             break
     return looks
 
@@ -279,16 +289,16 @@ def _looks(rule: Rule, n: int) -> list[tuple[int, int]]:
 def test_a_broken_record_is_refused(change, message: str) -> None:
     rule = EProcess(radii=(0.25,))
     with pytest.raises(InvalidInput, match=message):
-        sequential.replay(sequential.record(rule, 2000), change(_looks(rule, 2000)), ALPHA, SIGMA)
+        recorded.replay(recorded.record(rule, 2000, ALPHA), change(_looks(rule, 2000)), LAW)
 
 
 def test_a_record_that_goes_on_after_its_end_is_refused() -> None:
     rule = EProcess(radii=(0.25,))
     looks = _looks(rule, 2000)
-    size = rule.sizes(2000, ALPHA, SIGMA)[len(looks)]
+    size = rule.sizes(2000, ALPHA, p0s(rule))[len(looks)]
     longer = [*looks, (size, looks[-1][1] + size - looks[-1][0])]
     with pytest.raises(InvalidInput, match=f"stops at look {len(looks)}"):
-        sequential.replay(sequential.record(rule, 2000), longer, ALPHA, SIGMA)
+        recorded.replay(recorded.record(rule, 2000, ALPHA), longer, LAW)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +332,7 @@ def test_radii_may_come_in_any_sequence(kind: type[Rule], radii: Sequence[float]
     rule = kind(radii=radii)
     assert rule == kind(radii=(0.25, 0.5))
     assert hash(rule) == hash(kind(radii=(0.25, 0.5)))
-    assert sequential.rule_from_dict(json.loads(json.dumps(rule.as_dict()))) == rule
+    assert recorded.rule_from_dict(json.loads(json.dumps(rule.as_dict()))) == rule
 
 
 @pytest.mark.parametrize(
@@ -344,18 +354,19 @@ def test_radii_may_come_in_any_sequence(kind: type[Rule], radii: Sequence[float]
 )
 def test_a_rule_that_is_not_known_is_named(kept: dict, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        sequential.rule_from_dict(kept)
+        recorded.rule_from_dict(kept)
 
 
 def test_a_record_without_its_cap_is_refused() -> None:
     rule = EProcess(radii=(0.25,))
     with pytest.raises(InvalidInput, match="cap None"):
-        sequential.replay(rule.as_dict(), _looks(rule, 2000), ALPHA, SIGMA)
+        recorded.replay(rule.as_dict(), _looks(rule, 2000), LAW)
 
 
 @pytest.mark.parametrize("kind", [EProcess, AlphaSpending])
 def test_a_radius_that_the_cap_cannot_prove_takes_no_samples(kind: type[Rule]) -> None:
-    one, more = (forecast(kind(radii=radii), 0.99, 1000, ALPHA, SIGMA) for radii in ((0.25,), (0.25, 0.9)))
+    rules = [kind(radii=radii) for radii in ((0.25,), (0.25, 0.9))]
+    one, more = (forecast(rule, 0.99, 1000, ALPHA, p0s(rule)) for rule in rules)
     assert more.samples == pytest.approx(one.samples)
     assert more.stops["futile"] == pytest.approx(1.0)
 

@@ -2,6 +2,7 @@
 
 - `noise`: the noise of smoothing, in blocks that nothing but the seed decides;
 - `smoothing`: the smoothed classifier, which knows only a callable;
+- `sampling`: how many votes a certificate may take, checked once;
 - `certificate`: what votes prove about one image;
 - `dataset`: a data set certified row by row; `votes`: the votes of the image under way;
 - `stored`: what follows from stored votes without a query: another alpha, replay, merge;

@@ -1,6 +1,7 @@
 from .certificate import Certificate as Certificate
 from .certificate import Prediction as Prediction
 from .dataset import certify_dataset as certify_dataset
+from .sampling import Sampling as Sampling
 from .sigma import SigmaChoice as SigmaChoice
 from .sigma import choose_sigma as choose_sigma
 from .sigma import envelope as envelope

@@ -2,68 +2,94 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, final
 
-from certibox import confidence
-from certibox.confidence import sequential
-from certibox.confidence.sequential import Rule, StoppingRule
+from certibox.confidence import recorded
+from certibox.confidence.binomial import lower_confidence_bound, top_two_bounds
+from certibox.confidence.gaussian import Gaussian, NoiseLaw, smallest_n
+from certibox.confidence.looks import smallest_unanimous
+from certibox.confidence.sequential import Rule
+from certibox.confidence.stopping import RuleTable, StoppingRule, asked
 from certibox.errors import InvalidInput
+from certibox.records.certificates import check_votes, plain_fields
 
 
+@final
 @dataclass(frozen=True)
 class Certificate:
-    """What n0 + n answers prove about g at one image; integer counts, so that another alpha costs nothing.
-
-    label: the certified class, or None for an abstention. radius: l2, in pixels on [0, 1]; g is constant within it
-    unless the bound failed (probability at most alpha over the seed). selected: the class that the n0 selection votes
-    picked. counts: the n estimation votes per class, without n0. queries: n0 + n. image: SHA-256 of the float image.
-    second_class: whether the radius also rests on an upper bound of the runner-up; half of alpha is then p_lower's.
-    rule: the stopping rule of a sequential certificate as plain values, with the cap on n and the alpha under which
-    it ran; None where n was fixed. looks: every look at the votes, as (samples, votes for `selected`) so far.
-    """
+    """What n0 + n answers prove about g at one image; integer counts, so that another alpha costs nothing."""
 
     label: int | None
+    """Certified class, or None for an abstention."""
     radius: float
+    """Certified l2 radius, in pixels on [0, 1]; g is constant within it unless the bound failed (probability at most
+    alpha over the seed). 0 for an abstention."""
     p_lower: float
+    """Lower bound of the selected class's probability under the noise."""
     selected: int
+    """Class that the n0 selection votes picked."""
     counts: tuple[int, ...]
+    """Estimation votes per class (K,), without the n0 selection votes."""
     n0: int
+    """Number of selection votes."""
     n: int
+    """Number of estimation votes drawn; a stopping rule may have ended them below its maximum."""
     alpha: float
+    """Failure probability of the certificate."""
     sigma: float
+    """Standard deviation of the noise, in pixels on [0, 1]."""
     seed: int
+    """Seed of the noise."""
     queries: int
+    """Number of queries, n0 + n."""
     image: str
+    """SHA-256 (hex) of the float image."""
     second_class: bool = False
+    """Whether the radius also rests on an upper bound of the other classes; half of alpha is then `p_lower`'s."""
     rule: dict[str, Any] | None = field(default=None, hash=False)
+    """Stopping rule as plain values, with the maximum n as "cap" and the "alpha" it ran under; None for a fixed n."""
     looks: tuple[tuple[int, int], ...] | None = None
+    """Looks of the rule at the votes: (samples, votes for `selected`) so far; None for a fixed n."""
 
-    def at_alpha(self, alpha: float) -> Certificate:
+    @property
+    def law(self) -> NoiseLaw:
+        """Law of the noise under which the votes were drawn."""
+        return Gaussian(self.sigma)
+
+    def at_alpha(self, alpha: float, rules: RuleTable | None = None) -> Certificate:
         """The certificate that the same votes give at another alpha, fixed in advance; no query is spent.
 
-        A sequential one was looked at and stopped under the alpha of its `rule`. The bounds of both rules hold at all
-        looks at once, at every level, so they hold at its last look at the new level too, whatever ended the sampling;
-        but the new alpha itself might have stopped sooner or gone on, so this is not the certificate of another run.
-        Errors: `InvalidInput` if n votes cannot certify anything at alpha, or the looks are not where the rule's are.
+        A sequential one was looked at and stopped under the alpha of its `rule`. The bounds of certibox's rules hold at
+        all looks at once, at every level, so they hold at its last look at the new level too, whatever ended the
+        sampling; but the new alpha itself might have stopped sooner or gone on, so this is not the certificate of
+        another run. A rule of your own is asked by its `p_lower_at`, and has no other alpha without one.
+
+        Args:
+            alpha: Failure probability of the certificate, in (0, 1), chosen without these votes.
+            rules: Builders of stopping rules of your own, by the names in their `as_dict`.
+
+        Raises:
+            InvalidInput: if n votes cannot certify anything at alpha, the looks are not where the rule's are, or the
+                rule is not known.
         """
-        p_lower, radius = self._bounds(alpha)
+        p_lower, radius = self._bounds(alpha, rules)
         label = self.selected if radius > 0 else None
         return replace(self, label=label, radius=radius, p_lower=p_lower, alpha=alpha)
 
-    def replay(self) -> Certificate:
+    def replay(self, rules: RuleTable | None = None) -> Certificate:
         """This certificate, computed again from its votes; `InvalidInput` unless that gives what it states.
 
         A sequential one must have looked where its rule looks, gone on where it goes on and stopped where it stops.
+
+        Args:
+            rules: Builders of stopping rules of your own, by the names in their `as_dict`; a rule must be built as it
+                was when the certificate was made, and certibox takes its bound as it is.
         """
-        if self.n0 < 1 or self.queries != self.n0 + self.n:
-            came = f"{self.queries} queries are stated, with n0 = {self.n0} and n = {self.n}"
-            raise InvalidInput(f"{came}; wanted n0 >= 1 and their sum: discard it")
-        if sum(self.counts) != self.n or not 0 <= self.selected < len(self.counts):
-            came = f"n = {self.n} and class {self.selected} are stated, with the votes {list(self.counts)}"
-            raise InvalidInput(f"{came}: discard it")
+        self._check_counts()
         if self.rule is not None:
             last, end = (self.looks or ())[-1:], (self.n, self.counts[self.selected])
             if self.second_class or last != (end,):
@@ -71,10 +97,9 @@ class Certificate:
                 raise InvalidInput(
                     f"the last look is {list(last)}, {came}; a rule bounds the top class alone: discard it"
                 )
-            ended = sequential.replay(self.rule, self.looks or (), _ran(self.rule), self.sigma).stop
-            if not ended:
+            if not recorded.replay(self.rule, self.looks or (), self.law, rules).stop:
                 raise InvalidInput(f"its looks end at {self.n} samples, where the rule goes on; discard it")
-        again = self.at_alpha(self.alpha)
+        again = self.at_alpha(self.alpha, rules)
         pairs = ((again.radius, self.radius), (again.p_lower, self.p_lower))  # SciPy may round otherwise elsewhere
         if again.label != self.label or not all(math.isclose(*pair, rel_tol=1e-9) for pair in pairs):
             came = f"class {self.label} within {self.radius} (p_lower {self.p_lower})"
@@ -82,80 +107,153 @@ class Certificate:
             raise InvalidInput(f"{came} is stated, but {follows} follows from the votes; discard it")
         return again
 
-    def _bounds(self, alpha: float) -> tuple[float, float]:
-        """The lower bound of the selected class's probability at level alpha, and the radius that the votes prove."""
-        if self.rule is not None:
-            p_lower = sequential.p_lower_at(self.rule, self.looks or (), _ran(self.rule), self.sigma, at=alpha)
-            return p_lower, confidence.radius(p_lower, self.sigma)
-        share = top_share(alpha, len(self.counts), self.second_class)
-        require_certifiable(self.n, share)
-        p_lower = confidence.lower_confidence_bound(self.counts[self.selected], self.n, share)
-        if self.second_class:
-            return p_lower, confidence.second_class_radius(self.counts, self.selected, alpha, self.sigma)
-        return p_lower, confidence.radius(p_lower, self.sigma)
-
     def as_dict(self) -> dict[str, object]:
-        """The fields as plain values, ready for JSON."""
+        """The fields as plain values, ready for JSON; `from_dict` is the inverse."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Certificate:
+        """The certificate that `as_dict` gave, before or after it was JSON.
 
+        The fields must fit each other; whether the radius follows from the votes is what `replay` tells.
+
+        Args:
+            values: Fields of a certificate by their names.
+
+        Raises:
+            InvalidInput: for fields that are missing, unknown, of another type, or contradict each other.
+        """
+        try:
+            made = cls(**plain_fields(cls, json.loads(json.dumps(dict(values)))))
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"this is no certificate: {error}; wanted what Certificate.as_dict gave") from error
+        check_votes(made, made.label, "the certificate")
+        made._check_counts()
+        return made
+
+    def _check_counts(self) -> None:
+        """Raise `InvalidInput` unless the numbers of votes and queries fit each other."""
+        if self.n0 < 1 or self.queries != self.n0 + self.n:
+            came = f"{self.queries} queries are stated, with n0 = {self.n0} and n = {self.n}"
+            raise InvalidInput(f"{came}; wanted n0 >= 1 and their sum: discard it")
+        if sum(self.counts) != self.n or not 0 <= self.selected < len(self.counts):
+            came = f"n = {self.n} and class {self.selected} are stated, with the votes {list(self.counts)}"
+            raise InvalidInput(f"{came}: discard it")
+
+    def _bounds(self, alpha: float, rules: RuleTable | None) -> tuple[float, float]:
+        """The lower bound of the selected class's probability at level alpha, and the radius that the votes prove."""
+        if self.rule is None:
+            return fixed_bounds(self.law, self.counts, self.selected, alpha, self.second_class)
+        p_lower = recorded.p_lower_at(self.rule, self.looks or (), self.law, alpha, rules)
+        return p_lower, reach(self.law, recorded.rule_from_dict(self.rule, rules), p_lower)
+
+
+@final
 @dataclass(frozen=True)
 class Prediction:
-    """g's class at one image, or None (abstain) where the top two classes cannot be told apart at level alpha."""
+    """g's class at one image, or an abstention where the top two classes cannot be told apart at level alpha."""
 
     label: int | None
+    """Class with the most votes, or None for an abstention."""
     counts: tuple[int, ...]
+    """Votes per class (K,)."""
     p_value: float
+    """P-value of "the top two classes are equally likely"."""
     n: int
+    """Number of votes."""
     alpha: float
+    """Probability of a wrong class that is accepted."""
     sigma: float
+    """Standard deviation of the noise, in pixels on [0, 1]."""
     seed: int
+    """Seed of the noise."""
     queries: int
+    """Number of queries, n."""
+
+
+def fixed_bounds(
+    law: NoiseLaw, counts: Sequence[int], selected: int, alpha: float, second_class: bool
+) -> tuple[float, float]:
+    """The bound of the selected class's probability from a fixed number of votes, and the radius that they prove.
+
+    Args:
+        law: Law of the noise.
+        counts: Estimation votes per class (K,).
+        selected: Class that is certified, picked without these votes.
+        alpha: Failure probability of the radius, in (0, 1).
+        second_class: Whether an upper bound of the other classes takes half of alpha.
+
+    Raises:
+        InvalidInput: if even unanimous votes could only abstain.
+    """
+    share, n = top_share(alpha, len(counts), second_class), sum(counts)
+    require_certifiable(n, share)
+    p_lower = lower_confidence_bound(counts[selected], n, share)
+    if second_class:
+        return p_lower, law.second_class_radius(*top_two_bounds(counts, selected, alpha))
+    return p_lower, law.radius(p_lower)
+
+
+def reach(law: NoiseLaw, rule: StoppingRule, p_lower: float) -> float:
+    """The radius of a rule's bound; a radius whose threshold the bound reaches is certified, however Φ⁻¹ rounds.
+
+    Args:
+        law: Law of the noise.
+        rule: Stopping rule that gave the bound.
+        p_lower: Lower bound of the selected class's probability.
+    """
+    decided = [r for r, p0 in zip(rule.radii or (), asked(rule, law), strict=False) if p0 <= p_lower]
+    return max([law.radius(p_lower), *decided[-1:]])
 
 
 def require_certifiable(n: int, alpha: float) -> None:
-    """Raise `InvalidInput`, naming the smallest n, if even n unanimous votes could only abstain at alpha."""
-    smallest = confidence.smallest_n(alpha)
+    """Raise `InvalidInput`, naming the smallest n, if even n unanimous votes could only abstain at alpha.
+
+    Args:
+        n: Number of estimation votes.
+        alpha: Failure probability of the bound of the top class.
+    """
+    smallest = smallest_n(alpha)
     if n < smallest:
         raise InvalidInput(
             f"n = {n} can only abstain at alpha = {alpha}, even with unanimous votes; the smallest n is {smallest}"
         )
 
 
-def out_of_reach(rule: Rule, n: int, alpha: float, sigma: float) -> str | None:
+def out_of_reach(rule: StoppingRule, n: int, alpha: float, law: NoiseLaw) -> str | None:
     """A line that names the radii of `rule` that even n unanimous votes cannot certify; None where there are none.
 
     n certifies at least the smallest radius, or `sizes` refuses it. Each radius has the smallest n that can certify
     it beside the others: more looks may leave each a lower level, so that n is the fixed point of what its looks ask.
+
+    Args:
+        rule: Stopping rule; of one that is not certibox's nothing is known.
+        n: Maximum number of votes.
+        alpha: Failure probability of the certificate.
+        law: Law of the noise.
     """
-    open_ = []
-    for radius, p0 in zip(rule.radii or (), sequential.thresholds(rule, sigma), strict=True):
+    if not isinstance(rule, Rule):
+        return None
+    open_, thresholds = [], asked(rule, law)
+    for radius, p0 in zip(rule.radii or (), thresholds, strict=False):
         smallest = n
-        while (asked := sequential.smallest_unanimous(rule, p0, _level(rule, smallest, alpha, sigma))) > smallest:
-            smallest = asked
+        while True:
+            level = rule.level(alpha, len(rule.sizes(smallest, alpha, thresholds)))
+            needed = smallest_unanimous(rule, p0, level)
+            if needed <= smallest:
+                break
+            smallest = needed
         if smallest > n:
             open_.append(f"r = {radius:g} (the smallest n is {smallest:,})")
     return f"n = {n:,} cannot certify {', '.join(open_)}: 0 % there says nothing of the model" if open_ else None
 
 
-def _level(rule: Rule, n: int, alpha: float, sigma: float) -> float:
-    """The failure probability of each look of `rule` under the cap n."""
-    return rule.level(alpha, len(rule.sizes(n, alpha, sigma)))
-
-
 def top_share(alpha: float, num_classes: int, second_class: bool) -> float:
-    """What of alpha bounds the top class: half, beside a runner-up; all of it for two classes, whose bound is one."""
+    """What of alpha bounds the top class: half beside a bound of the others; all of it for two classes.
+
+    Args:
+        alpha: Failure probability of the radius.
+        num_classes: Number of classes K.
+        second_class: Whether the other classes are bounded too.
+    """
     return alpha / 2 if second_class and num_classes > 2 else alpha
-
-
-def rule_record(rule: StoppingRule, n: int, alpha: float) -> dict[str, Any]:
-    """A rule as certificates keep it: the values of JSON, with its cap n and the alpha under which it runs."""
-    kept = sequential.record(rule, n) | {"alpha": alpha}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
-
-
-def _ran(rule: Mapping[str, Any]) -> float:
-    """The alpha under which a recorded rule ran."""
-    if not isinstance(rule.get("alpha"), float):
-        raise InvalidInput(f"the recorded rule has the alpha {rule.get('alpha')!r}; wanted the one it ran under")
-    return rule["alpha"]

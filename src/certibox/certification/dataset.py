@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from certibox import __version__
-from certibox.certification.certificate import Certificate, rule_record
+from certibox.certification.certificate import Certificate
+from certibox.certification.sampling import Sampling, sampling_of
 from certibox.certification.smoothing import SmoothedClassifier, image_digest
 from certibox.certification.stored import row_of, shared_settings
 from certibox.certification.votes import VoteFile
-from certibox.confidence.sequential import StoppingRule
+from certibox.confidence.stopping import StoppingRule
 from certibox.data import Images
 from certibox.errors import InvalidInput
 from certibox.records.certificates import CertificateRow, append_row, read_rows
@@ -29,16 +30,30 @@ Progress = Callable[[int, int, str], None]  # images done, images in all, what i
 Ask = Callable[..., Certificate]  # an image and `journal=` -> its certificate
 
 
+@runtime_checkable
+class Booking(Protocol):
+    """What a base classifier belongs to, where it books queries by phase, as `QueryClient` and `Defense` do."""
+
+    def default_phase(self, name: str) -> AbstractContextManager[None]:
+        """Book what is spent inside under a name, unless the caller has named a phase already.
+
+        Args:
+            name: Name of the phase.
+        """
+        ...
+
+
 def certify_dataset(
     smoothed: SmoothedClassifier,
     images: Images,
     *,
-    n0: int,
-    n: int,
-    alpha: float,
+    n0: int | None = None,
+    n: int | None = None,
+    alpha: float | None = None,
     seed: int,
     rule: StoppingRule | None = None,
     second_class: bool = False,
+    sampling: Sampling | None = None,
     out: str | Path | None = None,
     model: str | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -47,44 +62,51 @@ def certify_dataset(
 ) -> list[CertificateRow]:
     """Certify every image of a shard and return all its rows, those of earlier runs included.
 
-    Image i of `images` belongs to shard i % k of (index, k). out: a JSON-lines file to append to and resume from; it
-    must hold rows of the same n0, n, alpha, sigma, seed, model, rule and bound, or `ConfigMismatch` is raised and
-    nothing touched. rule, second_class: as in `SmoothedClassifier.certify`; with a rule, n is its cap.
-    model: a name for the base classifier; a `QueryClient` or `Defense` has its own, but two bare functions can only be
-    told apart by the names that you give them.
-    The noise of an image depends on its pixels and `seed` alone: not on shards, batches or interruptions. Errors
-    of the base classifier (`BudgetExceeded` among them) pass through; rows and votes so far are kept.
+    The noise of an image depends on its pixels and `seed` alone: not on shards, batches or interruptions. Errors of the
+    base classifier (`BudgetExceeded` among them) pass through; rows and votes so far are kept. Queries of a client or a
+    defense are booked under the phase `certify`, unless the caller is inside a phase of another name.
+
+    Args:
+        smoothed: Smoothed classifier to certify.
+        images: Images to certify, with labels where they are known.
+        n0: Number of votes that pick the class.
+        n: Number of votes that bound its probability; with a rule, the maximum of them.
+        alpha: Failure probability of each certificate, in (0, 1).
+        seed: Seed of the noise.
+        rule: Stopping rule that looks at the votes as they come; None draws all n votes.
+        second_class: Whether the other classes are bounded from above too, as in `SmoothedClassifier.certify`.
+        sampling: Sampling in place of n0, n, alpha, rule and second_class.
+        out: JSON-lines file to append to and resume from.
+        model: Name of the base classifier in the rows; a `QueryClient` or `Defense` has its own, but two bare functions
+            can only be told apart by the names that you give them.
+        shard: Index and number k of the shards; image i belongs to shard i % k.
+        batch_size: Number of noisy copies at a time.
+        progress: Function that is told (images done, images in all, what is going on).
+
+    Raises:
+        ConfigMismatch: if `out` holds rows of another n0, n, alpha, sigma, seed, model, rule or bound; nothing is
+            touched then.
+        InvalidInput: for what `Sampling` refuses, a shard that does not exist, labels beyond the classes, or rows of
+            other images in `out`.
     """
     index, shards = shard
     if not 0 <= index < shards:
         raise InvalidInput(f"shard is {index} of {shards}; wanted an index from 0 to {shards - 1}")
-    n0, n, alpha, second_class = int(n0), int(n), float(alpha), bool(second_class)  # as JSON has them
-    smoothed.sizes(n, alpha, rule, second_class)
+    wanted = sampling_of(sampling, n0, n, alpha, rule, second_class)
+    wanted.sizes(smoothed.law, smoothed.num_classes)  # before a file is touched
     if images.num_classes is not None and images.num_classes > smoothed.num_classes:
         came = f"labels go up to {images.num_classes - 1} but the classifier has {smoothed.num_classes} classes"
         raise InvalidInput(f"{came}; wanted labels below {smoothed.num_classes}")
     settings: dict[str, Any] = {
-        "n0": n0,
-        "n": n,
-        "alpha": alpha,
+        **wanted.as_dict(),
         "sigma": smoothed.sigma,
         "seed": seed,
         "model": model or smoothed.model_id,
-        "second_class": second_class,
-        "rule": rule_record(rule, n, alpha) if rule else None,
     }
-    ask = partial(
-        smoothed.certify,
-        n0=n0,
-        n=n,
-        alpha=alpha,
-        seed=seed,
-        rule=rule,
-        second_class=second_class,
-        batch_size=batch_size,
-    )
-    path = Path(out) if out is not None else None
-    with exclusive(path) if path else nullcontext():
+    ask = partial(smoothed.certify, sampling=wanted, seed=seed, batch_size=batch_size)
+    path, owner = Path(out) if out is not None else None, smoothed.owner
+    booked = owner.default_phase("certify") if isinstance(owner, Booking) else nullcontext()
+    with exclusive(path) if path else nullcontext(), booked:
         return _certify(ask, images, settings, smoothed.num_classes, path, shard, progress)
 
 

@@ -1,7 +1,7 @@
-"""The noise of randomized smoothing, which nothing but the seed and its path decides.
+"""The noise of randomized smoothing, which nothing but its law, the seed and its path decides.
 
 It comes in blocks of `BLOCK` samples, each from its own seed, so neither the batch size nor an interruption nor a look
-at the votes in between changes which noise an image sees.
+at the votes in between changes which noise an image sees. How a block is filled is the law's (`NoiseLaw.noisy`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from certibox import seeds
+from certibox.confidence.gaussian import NoiseLaw
 
 BLOCK = 100  # samples in a block of noise; part of what a seed means, so never change it
 SERIAL = 1 << 16  # values of noise up to which starting threads costs more than it saves
@@ -20,31 +21,39 @@ SERIAL = 1 << 16  # values of noise up to which starting threads costs more than
 
 def noisy_batches(
     x: Tensor,
-    sigma: float,
+    law: NoiseLaw,
     start: int,
     stop: int,
     batch_size: int,
     path: tuple[int, *tuple[str, ...]],
     kept: dict[int, Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """x + δ for samples start..stop-1 of the stream at `path`, in batches (b, c, h, w); b <= batch_size.
+    """Noisy copies of x: samples start..stop-1 of the stream at `path`, in batches (b, c, h, w).
 
-    path: the seed, then the names under it. Sample i is row i % BLOCK of block i // BLOCK, whatever the batches are.
-    Blocks fill in parallel: the Gaussian draw is the largest cost above the model, and it is serial within a block.
-    kept: where the noise of a block that a batch ended in waits for the next batch; give the same dict again to go on
-    with the same stream, or a look every few samples would draw that block every time.
+    Sample i is row i % BLOCK of block i // BLOCK, whatever the batches are. Blocks fill in parallel: the Gaussian draw
+    is the largest cost above the model, and it is serial within a block.
+
+    Args:
+        x: Image (c, h, w), pixels on [0, 1].
+        law: Law of the noise.
+        start: Number of the first sample.
+        stop: Number after the last sample.
+        batch_size: Maximum b of a batch.
+        path: Seed, then the names under it.
+        kept: Blocks that a batch ended in, which wait for the next batch; give the same dict again to go on with the
+            same stream, or a look every few samples would draw that block every time.
     """
     kept = {} if kept is None else kept
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         for low in range(start, stop, batch_size):
             # Nothing here refers to the batch after it is handed over, so it dies when its reader drops it.
-            yield _draw(pool, x, sigma, low, min(low + batch_size, stop), path, kept)
+            yield _draw(pool, x, law, low, min(low + batch_size, stop), path, kept)
 
 
 def _draw(
     pool: ThreadPoolExecutor,
     x: Tensor,
-    sigma: float,
+    law: NoiseLaw,
     low: int,
     high: int,
     path: tuple[int, *tuple[str, ...]],
@@ -53,21 +62,21 @@ def _draw(
     """Samples low..high-1: (high - low, c, h, w)."""
     noisy = torch.empty((high - low, *x.shape), dtype=x.dtype, device=x.device)
 
-    def noise(block: int, rows: Tensor) -> Tensor:
-        return rows.normal_(0.0, sigma, generator=seeds.generator(*path, block, device=x.device))
+    def copies(block: int, out: Tensor) -> Tensor:
+        return law.noisy(x, out, seeds.generator(*path, block, device=x.device))
 
     def fill(block: int) -> None:
         first, last = max(low, block * BLOCK), min(high, (block + 1) * BLOCK)
         rows = noisy[first - low : last - low]
         with torch.inference_mode():  # a setting of the thread, and this is another one than the caller's
             if last - first == BLOCK:
-                noise(block, rows).add_(x)
+                copies(block, rows)
                 return
             # A part of a block is cut from the whole draw, or its values would depend on the cut.
             whole = kept.pop(block, None)
             if whole is None:
-                whole = noise(block, torch.empty((BLOCK, *x.shape), dtype=x.dtype, device=x.device))
-            torch.add(whole[first - block * BLOCK : last - block * BLOCK], x, out=rows)
+                whole = copies(block, torch.empty((BLOCK, *x.shape), dtype=x.dtype, device=x.device))
+            rows.copy_(whole[first - block * BLOCK : last - block * BLOCK])
             if last < (block + 1) * BLOCK:
                 kept[block] = whole
 

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 from certibox.errors import InvalidInput
 from certibox.records.certificates import CertificateRow
 from certibox.report import certified_accuracy
 
 
+@final
 @dataclass(frozen=True)
 class SigmaChoice:
-    """The sigma with which to certify each radius, and the images that it was chosen on.
-
-    sigmas: radius -> sigma. images: SHA-256 of the validation images, none of which may be certified under the choice.
-    """
+    """The sigma with which to certify each radius, and the images that it was chosen on."""
 
     sigmas: dict[float, float]
+    """Standard deviation of the noise for each radius, both in pixels on [0, 1]."""
     images: frozenset[str]
+    """SHA-256 (hex) of the validation images, none of which may be certified under the choice."""
 
 
 def choose_sigma(rows_by_sigma: Mapping[float, Sequence[CertificateRow]], radii: Sequence[float]) -> SigmaChoice:
     """For each radius the sigma with the most certified accuracy on validation images; ties go to the smaller sigma.
 
-    rows_by_sigma: sigma -> rows of the same validation images. The radius asked decides which sigma a test image is
-    certified with, and never the image: Theorem 1 holds for one g, so a sigma that depends on the input has no
-    certificate. Errors: `InvalidInput` for rows of another sigma, or without labels, or of different images, or whose
-    rule did not decide one of the radii.
+    The radius asked decides which sigma a test image is certified with, and never the image: Theorem 1 holds for one g,
+    so a sigma that depends on the input has no certificate.
+
+    Args:
+        rows_by_sigma: Rows of the same validation images under each sigma.
+        radii: Radii asked, in pixels on [0, 1].
+
+    Raises:
+        InvalidInput: for rows of another sigma, or without labels, or of different images, or whose rule did not decide
+            one of the radii.
     """
     images = [_images(rows_by_sigma, sigma) for sigma in sorted(rows_by_sigma)]
     if not images or any(seen != images[0] for seen in images):
@@ -42,7 +49,12 @@ def choose_sigma(rows_by_sigma: Mapping[float, Sequence[CertificateRow]], radii:
 def envelope(choice: SigmaChoice, rows_by_sigma: Mapping[float, Sequence[CertificateRow]]) -> dict[float, float]:
     """Certified accuracy on test images at each radius, under the sigma that validation images chose for it.
 
-    rows_by_sigma: sigma -> test rows. Errors: `InvalidInput` if an image was chosen on, or a chosen sigma has no rows.
+    Args:
+        choice: Sigma of each radius, from `choose_sigma`.
+        rows_by_sigma: Rows of test images under each sigma.
+
+    Raises:
+        InvalidInput: if an image was chosen on, or a chosen sigma has no rows.
     """
     for sigma in sorted(set(choice.sigmas.values())):
         if shared := _images(rows_by_sigma, sigma) & choice.images:
@@ -55,7 +67,12 @@ def envelope(choice: SigmaChoice, rows_by_sigma: Mapping[float, Sequence[Certifi
 
 
 def undecided(rows: Sequence[CertificateRow], radii: Sequence[float]) -> list[float]:
-    """Those of `radii` that the stopping rule of some row was not asked about: it stopped before it knew."""
+    """Those of `radii` that the stopping rule of some row was not asked about: it stopped before it knew.
+
+    Args:
+        rows: Rows of any certification.
+        radii: Radii asked, in pixels on [0, 1].
+    """
     return [r for r in radii if any(row.decided is not None and r not in row.decided for row in rows)]
 
 

@@ -11,17 +11,18 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from certibox import confidence
-from certibox.certification.certificate import Certificate, Prediction, require_certifiable, rule_record, top_share
+from certibox.certification.certificate import Certificate, Prediction, fixed_bounds, reach
 from certibox.certification.noise import noisy_batches
-from certibox.confidence import sequential
-from certibox.confidence.sequential import StoppingRule
+from certibox.certification.sampling import Sampling, sampling_of
+from certibox.confidence.gaussian import Gaussian, NoiseLaw
+from certibox.confidence.stopping import Decision, StoppingRule, asked, decided
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
 
 BaseClassifier = Callable[[Tensor], Tensor]
@@ -31,119 +32,194 @@ class VoteJournal(Protocol):
     """Where votes are kept as they are paid for, so that an interrupted certificate goes on where it stopped."""
 
     def recall(self, stream: str) -> tuple[int, np.ndarray | None]:
-        """How many samples of `stream` are done, and their votes per class (None when there are none)."""
+        """How many samples of a stream are done, and their votes per class (None when there are none).
+
+        Args:
+            stream: Name of the votes: of the selection, or of a look at the estimation.
+        """
         ...
 
     def note(self, stream: str, done: int, votes: np.ndarray) -> None:
-        """Keep the running total `votes` (K,) after `done` samples of `stream`."""
+        """Keep the running total of a stream.
+
+        Args:
+            stream: Name of the votes.
+            done: Number of samples so far.
+            votes: Votes per class (K,) of these samples.
+        """
         ...
 
 
 class SmoothedClassifier:
-    """The smoothed version of `base_classifier`, with `certify` and `predict` of Cohen et al. 2019.
+    """The smoothed version of a base classifier, with `certify` and `predict` of Cohen et al. 2019.
 
-    base_classifier: (b, c, h, w) float32 -> (b, K) scores, or (b,) integer labels. num_classes: K. sigma: standard
-    deviation of the noise, in pixels on [0, 1].
+    Args:
+        base_classifier: Function (b, c, h, w) float32 -> (b, K) scores, or (b,) integer labels.
+        num_classes: Number of classes K.
+        sigma: Standard deviation of the Gaussian noise, in pixels on [0, 1].
+
+    Raises:
+        InvalidInput: if sigma is not positive and finite, or there are fewer than two classes.
     """
 
     def __init__(self, base_classifier: BaseClassifier, num_classes: int, sigma: float) -> None:
-        if not sigma > 0 or not np.isfinite(sigma):
-            raise InvalidInput(f"sigma is {sigma}; wanted a positive standard deviation in pixels, such as 0.25")
         if num_classes < 2:
             raise InvalidInput(f"num_classes is {num_classes}; wanted at least 2")
-        self.base_classifier, self.num_classes, self.sigma = base_classifier, num_classes, float(sigma)
-        owner = getattr(base_classifier, "__self__", base_classifier)
-        self.model_id: str = getattr(owner, "model_id", "base classifier")  # a bare function says nothing of itself
-        size = getattr(owner, "batch_size", None)
+        self.base_classifier, self.num_classes = base_classifier, num_classes
+        self.law: NoiseLaw = Gaussian(sigma)
+        self.owner: object = getattr(base_classifier, "__self__", base_classifier)  # of a method, or the base itself
+        self.model_id: str = getattr(self.owner, "model_id", "base classifier")  # a bare function tells nothing
+        size = getattr(self.owner, "batch_size", None)
         self._asked_at_a_time = size if isinstance(size, int) and size > 0 else None
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise, in pixels on [0, 1]."""
+        return self.law.sigma
+
+    def __repr__(self) -> str:
+        base = getattr(self.owner, "model_id", None) or getattr(self.base_classifier, "__qualname__", None)
+        base = base or type(self.base_classifier).__name__
+        return f"SmoothedClassifier({base}, num_classes={self.num_classes}, sigma={self.sigma})"
 
     def certify(
         self,
-        x: Tensor,
+        x: Tensor | np.ndarray,
         *,
-        n0: int,
-        n: int,
-        alpha: float,
+        n0: int | None = None,
+        n: int | None = None,
+        alpha: float | None = None,
         seed: int,
         rule: StoppingRule | None = None,
         second_class: bool = False,
+        sampling: Sampling | None = None,
         batch_size: int = 1000,
         journal: VoteJournal | None = None,
-    ) -> Certificate:
-        """Certify g at one image: n0 votes pick a class, up to n fresh votes bound its probability from below.
+    ) -> Any:
+        """Certify g at an image: n0 votes pick a class, up to n fresh votes bound its probability from below.
 
-        x: (c, h, w), pixels on [0, 1]. rule: looks at the votes as they come and ends the sampling, at n at the latest;
-        without one all n are drawn. A sequential certificate's votes are the first of the fixed one's with this seed.
-        The votes of the selection never bound anything, so n0 may be as small as 1: a wrong class costs an abstention,
-        never a false certificate. second_class: bound the runner-up from above too, for a fixed n; alpha is split.
-        Memory is one batch, whatever n. Errors: `InvalidInput` if n0 < 1, alpha is outside (0, 1) or n cannot certify
-        anything at alpha. Source: Cohen et al. 2019, `Certify` and Proposition 2; the rules' own in `sequential`.
+        A sequential certificate's votes are the first of the fixed one's with this seed. Memory is one batch, whatever
+        n. A batch of images is certified one by one; `certify_dataset` also keeps what was done when a query fails.
+        Source: Cohen et al. 2019, `Certify` and Proposition 2; the rules' own in `confidence.sequential`.
+
+        Args:
+            x: Image (c, h, w) or images (m, c, h, w), float pixels on [0, 1]; a tensor or a NumPy array.
+            n0: Number of votes that pick the class. They bound nothing, so a wrong class costs an abstention, never a
+                false certificate.
+            n: Number of votes that bound the class's probability; with a rule, the maximum of them.
+            alpha: Failure probability of a certificate, in (0, 1).
+            seed: Seed of the noise; an image's noise depends on its pixels and the seed alone.
+            rule: Stopping rule that looks at the votes as they come and ends the sampling; None draws all n votes.
+            second_class: Whether the other classes are bounded from above too, with alpha split; for a fixed n only.
+            sampling: Sampling in place of n0, n, alpha, rule and second_class.
+            batch_size: Number of noisy copies at a time.
+            journal: Place that keeps votes as they are paid for; for one image only.
+
+        Returns:
+            A `Certificate`; for images (m, c, h, w) a list of m.
+
+        Raises:
+            InvalidInput: for what `Sampling` refuses, or where n cannot certify anything at alpha.
+            InvalidImages: for anything but finite float pixels on about [0, 1].
         """
-        check_image(x)
-        if n0 < 1:
-            raise InvalidInput(f"n0 is {n0}; wanted at least 1 vote that picks a class")
-        n0, n, alpha, second_class = int(n0), int(n), float(alpha), bool(second_class)  # as JSON has them
-        sizes = self.sizes(n, alpha, rule, second_class)
-        image = image_digest(x)
-        count = partial(self._count, x, batch_size=batch_size, journal=journal)
-        selected = int(count(n0, (seed, image, "select")).argmax())
-        looks: list[tuple[int, int]] = []
-        counts, kept = np.zeros(self.num_classes, dtype=np.int64), {}
-        for size in sizes:
-            # Each look has its own entry in the journal, so that an interrupted run still knows all of them.
-            entry = f"estimate to {size}" if rule else "estimate"
-            counts = count(size, (seed, image, "estimate"), entry=entry, before=counts, kept=kept)
-            looks.append((size, int(counts[selected])))
-            if rule and rule.decide(looks, n, alpha, self.sigma).stop:
-                break
-        drawn = looks[-1][0]
-        unproven = Certificate(
-            label=None,
-            radius=0.0,
-            p_lower=0.0,
-            selected=selected,
-            counts=tuple(int(count) for count in counts),
-            n0=n0,
-            n=drawn,
-            alpha=alpha,
-            sigma=self.sigma,
-            seed=seed,
-            queries=n0 + drawn,
-            image=image,
-            second_class=second_class,
-            rule=rule_record(rule, n, alpha) if rule else None,
-            looks=tuple(looks) if rule else None,
-        )
-        return unproven.at_alpha(alpha)
+        wanted, images = sampling_of(sampling, n0, n, alpha, rule, second_class), as_images(x)
+        sizes = wanted.sizes(self.law, self.num_classes)
+        certify = partial(self._certify, sampling=wanted, sizes=sizes, seed=seed, batch_size=batch_size)
+        if images.ndim == 3:
+            return certify(images, journal=journal)
+        if journal is not None:
+            raise InvalidInput("a journal keeps the votes of one image; wanted one image (c, h, w), or no journal")
+        return [certify(image, journal=None) for image in images]
 
-    def sizes(
-        self, n: int, alpha: float, rule: StoppingRule | None = None, second_class: bool = False
-    ) -> tuple[int, ...]:
-        """The numbers of samples at which `certify` looks at the votes: those of the rule, or n alone.
+    def predict(self, x: Tensor | np.ndarray, *, n: int, alpha: float, seed: int, batch_size: int = 1000) -> Any:
+        """g's class at an image from n votes; wrong with probability at most alpha, else an abstention.
 
-        Errors: `InvalidInput` if even unanimous votes could only abstain, for a rule with a second class, and for one
-        that `sequential.replay` would not know again.
+        Source: Cohen et al. 2019, `Predict` and Proposition 1.
+
+        Args:
+            x: Image (c, h, w) or images (m, c, h, w), float pixels on [0, 1]; a tensor or a NumPy array.
+            n: Number of votes.
+            alpha: Probability of a wrong class that is accepted, in (0, 1).
+            seed: Seed of the noise.
+            batch_size: Number of noisy copies at a time.
+
+        Returns:
+            A `Prediction`; for images (m, c, h, w) a list of m.
+
+        Raises:
+            InvalidInput: if alpha is outside (0, 1) or n can only abstain.
+            InvalidImages: for anything but finite float pixels on about [0, 1].
         """
-        if rule is None:
-            require_certifiable(n, top_share(alpha, self.num_classes, second_class))
-            return (n,)
-        if second_class:
-            raise InvalidInput(
-                "second_class is for a fixed n, and a rule bounds the top class alone; wanted one of them"
-            )
-        sequential.rule_from_dict(rule_record(rule, n, alpha))
-        return rule.sizes(n, alpha, self.sigma)
-
-    def predict(self, x: Tensor, *, n: int, alpha: float, seed: int, batch_size: int = 1000) -> Prediction:
-        """g's class at one image from n votes; wrong with probability at most alpha, else None.
-
-        x: (c, h, w), pixels on [0, 1]. Source: Cohen et al. 2019, `Predict` and Proposition 1.
-        """
-        check_image(x)
+        images = as_images(x)
         confidence.check_alpha(alpha)
         smallest = math.ceil(1 - math.log2(alpha))  # unanimous votes have a p-value of 2 / 2^n
         if n < smallest:
             raise InvalidInput(f"n is {n}, which can only abstain at alpha = {alpha}; the smallest n is {smallest}")
+        predict = partial(self._predict, n=n, alpha=alpha, seed=seed, batch_size=batch_size)
+        return predict(images) if images.ndim == 3 else [predict(image) for image in images]
+
+    def _certify(
+        self,
+        x: Tensor,
+        *,
+        sampling: Sampling,
+        sizes: tuple[int, ...],
+        seed: int,
+        batch_size: int,
+        journal: VoteJournal | None,
+    ) -> Certificate:
+        """The certificate of one checked image (c, h, w) that looks at its votes at `sizes`."""
+        image, rule = image_digest(x), sampling.rule
+        count = partial(self._count, x, batch_size=batch_size, journal=journal)
+        selected = int(count(sampling.n0, (seed, image, "select")).argmax())
+        votes, looks, decision = self._estimate(count, (seed, image, "estimate"), sizes, selected, sampling)
+        if rule is None or decision is None:
+            p_lower, radius = fixed_bounds(self.law, votes, selected, sampling.alpha, sampling.second_class)
+        else:
+            p_lower, radius = decision.p_lower, reach(self.law, rule, decision.p_lower)
+        return Certificate(
+            label=selected if radius > 0 else None,
+            radius=radius,
+            p_lower=p_lower,
+            selected=selected,
+            counts=votes,
+            n0=sampling.n0,
+            n=looks[-1][0],
+            alpha=sampling.alpha,
+            sigma=self.sigma,
+            seed=seed,
+            queries=sampling.n0 + looks[-1][0],
+            image=image,
+            second_class=sampling.second_class,
+            rule=sampling.record(),
+            looks=tuple(looks) if rule is not None else None,
+        )
+
+    def _estimate(
+        self,
+        count: Callable[..., np.ndarray],
+        path: tuple[int, str, str],
+        sizes: tuple[int, ...],
+        selected: int,
+        sampling: Sampling,
+    ) -> tuple[tuple[int, ...], list[tuple[int, int]], Decision | None]:
+        """Votes per class (K,) of the stream at `path`, the looks at them, and what the rule said at the last one."""
+        rule, looks, decision = sampling.rule, [], None
+        thresholds = asked(rule, self.law) if rule is not None else ()
+        counts, kept = np.zeros(self.num_classes, dtype=np.int64), {}
+        for size in sizes:
+            # Each look has its own entry in the journal, so that an interrupted run still knows all of them.
+            entry = path[-1] if rule is None else f"{path[-1]} to {size}"
+            counts = count(size, path, entry=entry, before=counts, kept=kept)
+            looks.append((size, int(counts[selected])))
+            if rule is not None:
+                decision = decided(rule, looks, sampling.n, sampling.alpha, thresholds)
+                if decision.stop:
+                    break
+        return tuple(int(count) for count in counts), looks, decision
+
+    def _predict(self, x: Tensor, *, n: int, alpha: float, seed: int, batch_size: int) -> Prediction:
+        """The prediction at one checked image (c, h, w)."""
         counts = self._count(x, n, (seed, image_digest(x), "predict"), batch_size=batch_size)
         second, first = np.argsort(counts, kind="stable")[-2:]
         p_value = confidence.two_sided_p_value(int(counts[first]), int(counts[second]))
@@ -176,7 +252,7 @@ class SmoothedClassifier:
         total = np.zeros(self.num_classes, dtype=np.int64) if held is None else held.copy()
         done = int(total.sum())
         with torch.inference_mode():
-            for noisy in noisy_batches(x, self.sigma, done, n, batch_size, path, kept):
+            for noisy in noisy_batches(x, self.law, done, n, batch_size, path, kept):
                 # Votes are kept as they are paid for: no more than the box is asked at a time is ever lost.
                 for asked in noisy.split(self._asked_at_a_time or len(noisy)):
                     total += self._votes(self.base_classifier(asked), len(asked))
@@ -210,22 +286,41 @@ class SmoothedClassifier:
         return np.bincount(labels.cpu().numpy(), minlength=self.num_classes)
 
 
-def check_image(x: Tensor) -> None:
-    """Raise `InvalidImages` unless x is one finite float image (c, h, w)."""
-    if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
-        came = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidImages(f"the image is {came}; wanted one float tensor (channels, height, width) on [0, 1]")
-    if not torch.isfinite(x).all():
+def as_images(x: Tensor | np.ndarray) -> Tensor:
+    """One image (c, h, w) or images (m, c, h, w) as a float tensor, checked; NumPy arrays become float32.
+
+    Args:
+        x: Float pixels on [0, 1].
+
+    Raises:
+        InvalidImages: for another shape or type, for pixels that are not finite, or far from [0, 1].
+    """
+    if not isinstance(x, Tensor | np.ndarray):
+        raise InvalidImages(f"the image is a {type(x).__name__}; wanted a float tensor or NumPy array on [0, 1]")
+    floats = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"
+    if x.ndim not in (3, 4) or not floats:
+        wanted = "one float image (channels, height, width) on [0, 1], or a batch of them"
+        scale = ": divide by 255" if str(x.dtype).endswith("uint8") else ""
+        raise InvalidImages(f"the image is {x.dtype} of shape {tuple(x.shape)}; wanted {wanted}{scale}")
+    images = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float32))
+    if not images.numel():
+        raise InvalidImages(f"the image has shape {tuple(x.shape)}; wanted at least one pixel")
+    if not torch.isfinite(images).all():
         raise InvalidImages("the image holds NaN or infinite pixels; wanted finite pixels on [0, 1]")
-    low, high = (float(pixel) for pixel in x.aminmax())
+    low, high = (float(pixel) for pixel in images.aminmax())
     if high > 16 or low < -16:
         raise InvalidImages(f"pixels go from {low:g} to {high:g}; wanted [0, 1], the units of sigma: divide by 255")
     if high > 1.001 or low < -0.001:
         text = "an image has pixels outside [0, 1]: sigma and radius are in the units of its own pixels"
         warnings.warn(text, stacklevel=3)  # the same text every time, so that it is shown once
+    return images
 
 
 def image_digest(x: Tensor) -> str:
-    """SHA-256 (hex) of an image's shape and float32 pixels."""
+    """SHA-256 (hex) of an image's shape and float32 pixels.
+
+    Args:
+        x: Image (c, h, w).
+    """
     pixels = x.detach().to("cpu", torch.float32).contiguous().numpy()
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()

@@ -9,28 +9,42 @@ from pathlib import Path
 from typing import Any
 
 from certibox.certification.certificate import Certificate
+from certibox.confidence.stopping import RuleTable
 from certibox.errors import InvalidInput
 from certibox.records.certificates import CertificateRow, append_row, read_rows
 from certibox.storage.files import write_text_atomic
 from certibox.storage.settings import require_same
 
 
-def at_alpha(rows: Iterable[CertificateRow], alpha: float) -> list[CertificateRow]:
-    """The rows that the same votes give at another alpha; no query is spent. See `Certificate.at_alpha`."""
-    return [_again(row, _certificate(row).at_alpha(alpha)) for row in rows]
+def at_alpha(rows: Iterable[CertificateRow], alpha: float, rules: RuleTable | None = None) -> list[CertificateRow]:
+    """The rows that the same votes give at another alpha; no query is spent. See `Certificate.at_alpha`.
+
+    Args:
+        rows: Rows of any certification.
+        alpha: Failure probability of each certificate, in (0, 1), chosen without these votes.
+        rules: Builders of stopping rules of your own, by the names in their `as_dict`.
+    """
+    return [_again(row, _certificate(row).at_alpha(alpha, rules)) for row in rows]
 
 
-def replay(rows: Iterable[CertificateRow]) -> list[CertificateRow]:
+def replay(rows: Iterable[CertificateRow], rules: RuleTable | None = None) -> list[CertificateRow]:
     """The rows, computed again from their votes: every look, every decision of the rule, bound, radius and queries.
 
-    Errors: `InvalidInput`, naming the image, for a row that states anything else. A row that contradicts itself nowhere
-    passes: this cannot see whether the votes came from the box, or from the noise of the seed; nor that a rule was
-    taken away, where a sequential row is rewritten as one of a fixed n. For that, the queries must be asked again.
+    A row that contradicts itself nowhere passes: this cannot see whether the votes came from the box, or from the noise
+    of the seed; nor that a rule was taken away, where a sequential row is rewritten as one of a fixed n; nor whether
+    the bound of a rule of your own holds. For the votes, the queries must be asked again.
+
+    Args:
+        rows: Rows of any certification.
+        rules: Builders of stopping rules of your own, by the names in their `as_dict`.
+
+    Raises:
+        InvalidInput: naming the image, for a row that states anything else, or whose rule is not known.
     """
     replayed = []
     for row in rows:
         try:
-            replayed.append(_again(row, _certificate(row).replay()))
+            replayed.append(_again(row, _certificate(row).replay(rules)))
         except InvalidInput as error:
             raise InvalidInput(f"row of image {row.idx} does not replay: {error}") from error
     return replayed
@@ -39,8 +53,15 @@ def replay(rows: Iterable[CertificateRow]) -> list[CertificateRow]:
 def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
     """Merge the files of shards into one, in order of images.
 
-    Errors: `ConfigMismatch` if their settings differ; `InvalidInput` if two files disagree about an image. A row that
-    is in two files alike is kept once.
+    A row that is in two files alike is kept once.
+
+    Args:
+        parts: Files of rows.
+        out: File to write, atomically.
+
+    Raises:
+        ConfigMismatch: if their settings differ.
+        InvalidInput: if two files disagree about an image.
     """
     if not parts:
         raise InvalidInput("there is nothing to merge; wanted the certificate files of some shards")
@@ -65,7 +86,11 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
 
 
 def shared_settings(row: CertificateRow) -> dict[str, Any]:
-    """What all rows of one file share; n is the cap of a sequential rule."""
+    """What all rows of one file share; n is the maximum of a stopping rule.
+
+    Args:
+        row: Row of the file.
+    """
     shared = {key: getattr(row, key) for key in ("n0", "alpha", "sigma", "seed", "model", "second_class")}
     return shared | {"n": row.cap, "rule": row.rule}
 
@@ -83,7 +108,16 @@ def _again(row: CertificateRow, certificate: Certificate) -> CertificateRow:
 def row_of(
     certificate: Certificate, idx: int, label: int | None, seconds: float, model: str, version: str
 ) -> CertificateRow:
-    """The row of one certificate; `label` is the true class, where it is known."""
+    """The row of one certificate.
+
+    Args:
+        certificate: Certificate of the image.
+        idx: Position of the image in its data set.
+        label: True class; None when unknown.
+        seconds: Time that the certificate took.
+        model: Name of the base classifier.
+        version: Version of certibox.
+    """
     held = {key: value for key, value in certificate.as_dict().items() if key != "label"}
     correct = None if label is None else certificate.label == label
     predict = certificate.label

@@ -13,7 +13,12 @@ from certibox.storage.files import truncate_partial_line
 
 
 class VoteFile:
-    """Votes of the image under way: one JSON line a batch, kept only until the next image begins."""
+    """Votes of the image under way: one JSON line a batch, kept only until the next image begins.
+
+    Args:
+        path: File of the rows; the votes lie beside it, with ".votes" at its end.
+        settings: Settings of the certification; votes of others are ignored.
+    """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self._settings = path.with_name(path.name + ".votes"), settings
@@ -25,16 +30,22 @@ class VoteFile:
                 self._take(line)
 
     def of(self, image: str) -> VoteFile:
-        """The journal of one image: what an interrupted run left of it, else empty."""
+        """The journal of one image: what an interrupted run left of it, else empty.
+
+        Args:
+            image: SHA-256 (hex) of the image.
+        """
         if image != self._image:
             self._image, self._streams = image, {}
             self.discard()
         return self
 
     def recall(self, stream: str) -> tuple[int, np.ndarray | None]:
+        """See `VoteJournal.recall`."""
         return self._streams.get(stream, (0, None))
 
     def note(self, stream: str, done: int, votes: np.ndarray) -> None:
+        """See `VoteJournal.note`."""
         entry = {"image": self._image, "settings": self._settings, "stream": stream}
         line = json.dumps({**entry, "done": done, "votes": votes.tolist()})
         with self.path.open("a", encoding="utf-8") as file:  # closed, so flushed, before the next query

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
 
 from certibox import certification, report
-from certibox.certification.certificate import out_of_reach, require_certifiable
+from certibox.certification.certificate import out_of_reach
+from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.commands.fields import Needs, option
 from certibox.commands.options import ALPHA, BoxOptions, DataOptions, RuleOptions
@@ -79,10 +80,13 @@ class Predict(BoxOptions, DataOptions, Smoothing):
 
 
 def run_certify(options: Certify) -> None:
-    """`certibox certify`."""
+    """`certibox certify`.
+
+    Args:
+        options: Options of the command.
+    """
     index, shards = _shard(options.shard)
-    n0, n = options.sample_sizes()
-    require_certifiable(n, options.alpha)
+    sampling = Sampling(*options.sample_sizes(), options.alpha)  # what can only abstain is refused before images load
     out = Path(options.out)
     name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
     images = options.images()
@@ -92,8 +96,9 @@ def run_certify(options: Certify) -> None:
         )
     client, smoothed, model, defense = _smoothed(options, images, Path(options.ledger or out / "ledger.sqlite"))
     rule = options.build_rule(smoothed.sigma)
-    smoothed.sizes(n, options.alpha, rule, options.second_class)  # again below, but after the canaries
-    if rule and (beyond := out_of_reach(rule, n, options.alpha, smoothed.sigma)):
+    sampling = replace(sampling, rule=rule, second_class=options.second_class)
+    sampling.sizes(smoothed.law, smoothed.num_classes)  # again below, but after the canaries
+    if rule and (beyond := out_of_reach(rule, sampling.n, sampling.alpha, smoothed.law)):
         OUT.print(beyond)
     if options.check_box:
         _check_box(defense, client)
@@ -101,12 +106,8 @@ def run_certify(options: Certify) -> None:
         rows = certification.certify_dataset(
             smoothed,
             images,
-            n0=n0,
-            n=n,
-            alpha=options.alpha,
+            sampling=sampling,
             seed=options.seed,
-            rule=rule,
-            second_class=options.second_class,
             out=out / name,
             model=model,
             shard=(index, shards),
@@ -122,7 +123,11 @@ def run_certify(options: Certify) -> None:
 
 
 def run_predict(options: Predict) -> None:
-    """`certibox predict`."""
+    """`certibox predict`.
+
+    Args:
+        options: Options of the command.
+    """
     images = options.images()
     ledger = Path(options.ledger) if options.ledger else None
     client, smoothed, _, defense = _smoothed(options, images, ledger)

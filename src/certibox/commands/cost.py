@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import beta
 
-from certibox.certification.certificate import out_of_reach, require_certifiable, rule_record
+from certibox.certification.certificate import out_of_reach, require_certifiable
 from certibox.commands.fields import Needs, option
 from certibox.commands.options import ALPHA, EstimatorOptions, RuleOptions
 from certibox.confidence.forecast import forecast
+from certibox.confidence.gaussian import Gaussian
+from certibox.confidence.recorded import record
 from certibox.confidence.sequential import Rule
+from certibox.confidence.stopping import asked
 from certibox.errors import InvalidInput
 from certibox.estimators import RGE, GradientEstimator, Guided
 from certibox.estimators.step_size import DIRECTIONS, STEPS
@@ -161,7 +164,7 @@ def _rule(options: QueryCost, n: int, pilot: Sequence[CertificateRow] | None) ->
         require_certifiable(n, alpha)
     if options.certify_images and rule is not None:
         try:
-            rule.sizes(n, alpha, 1.0 if sigma is None else sigma)
+            rule.sizes(n, alpha, asked(rule, Gaussian(1.0 if sigma is None else sigma)))
         except InvalidInput as error:
             raise InvalidInput(f"{error}{' (r in units of sigma)' if sigma is None else ''}") from error
     return rule
@@ -184,12 +187,14 @@ def expected_samples(rows: Sequence[CertificateRow], rule: Rule, n: int) -> tupl
     if len(rows) < 2 or len({(row.sigma, row.alpha) for row in rows}) > 1:
         raise InvalidInput(f"the pilot has {len(rows)} rows; wanted at least 2, of one sigma and one alpha")
     sigma, alpha = rows[0].sigma, rows[0].alpha
-    if all(row.rule == rule_record(rule, n, alpha) for row in rows):
+    if all(row.rule == record(rule, n, alpha) for row in rows):
         drawn = [float(row.n) for row in rows]
     else:
-        votes = [(row.counts[row.selected], row.n) for row in rows]
+        votes, thresholds = [(row.counts[row.selected], row.n) for row in rows], asked(rule, Gaussian(sigma))
         expected = {
-            (s, trials): np.mean([forecast(rule, float(p), n, alpha, sigma).samples for p in _posterior(s, trials)])
+            (s, trials): np.mean(
+                [forecast(rule, float(p), n, alpha, thresholds).samples for p in _posterior(s, trials)]
+            )
             for s, trials in set(votes)
         }
         drawn = [float(expected[seen]) for seen in votes]
@@ -281,7 +286,7 @@ def _skips_dead(estimator: GradientEstimator) -> bool:
 def _beyond(options: QueryCost, rule: Rule | None, n: int, pilot: Sequence[CertificateRow] | None) -> str | None:
     """A note on the radii that n cannot certify, as `certify` gives it."""
     sigma, alpha = _noise(options, pilot)
-    line = out_of_reach(rule, n, alpha, 1.0 if sigma is None else sigma) if rule else None
+    line = out_of_reach(rule, n, alpha, Gaussian(1.0 if sigma is None else sigma)) if rule else None
     return f"{line} (r in units of sigma)" if line and sigma is None else line
 
 

@@ -52,7 +52,11 @@ class Report:
 
 
 def run_merge(options: Merge) -> None:
-    """`certibox merge`."""
+    """`certibox merge`.
+
+    Args:
+        options: Options of the command.
+    """
     for file in options.files:
         _rows(file)
     rows = certification.merge(options.files, options.out)
@@ -62,7 +66,11 @@ def run_merge(options: Merge) -> None:
 
 
 def run_report(options: Report) -> None:
-    """`certibox report`."""
+    """`certibox report`.
+
+    Args:
+        options: Options of the command.
+    """
     out, runs, held = Path(options.out), [], []
     for entry in options.files:
         name, _, file = entry.rpartition("=")
@@ -163,6 +171,7 @@ def _rules(rows: list[CertificateRow]) -> str:
 def _rule(row: CertificateRow) -> str:
     if row.rule is None:
         return "fixed n"
-    if row.decided is None:
-        return f"{row.rule['name']} (tolerance {row.rule['tolerance']})"
-    return f"{row.rule['name']} (r = {', '.join(f'{radius:g}' for radius in row.decided)})"
+    if row.decided is not None:
+        return f"{row.rule['name']} (r = {', '.join(f'{radius:g}' for radius in row.decided)})"
+    tolerance = row.rule.get("tolerance")  # a rule that is not certibox's may have none
+    return f"{row.rule['name']} (tolerance {tolerance})" if tolerance is not None else row.rule["name"]

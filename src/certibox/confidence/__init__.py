@@ -3,7 +3,9 @@
 - `binomial`: Clopper–Pearson bounds, intervals and p-values;
 - `gaussian`: the law of the noise, radius of a probability and back;
 - `bootstrap`: paired differences;
-- `sequential`: stopping rules, and their decisions replayed from the looks;
+- `stopping`: what a stopping rule is, ours or a stranger's;
+- `sequential`: the stopping rules of certibox; `looks`: what they say of their looks;
+- `recorded`: rules in certificates, and their decisions replayed from the looks;
 - `forecast`: what a rule is expected to take and to prove.
 """
 
@@ -11,12 +13,19 @@ from __future__ import annotations
 
 from certibox.confidence.binomial import check_alpha, interval, lower_confidence_bound, two_sided_p_value
 from certibox.confidence.bootstrap import paired_bootstrap
-from certibox.confidence.gaussian import radius, second_class_radius, smallest_n, threshold
-from certibox.confidence.sequential import AlphaSpending, EProcess
+from certibox.confidence.gaussian import Gaussian, NoiseLaw, radius, second_class_radius, smallest_n, threshold
+from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
+from certibox.confidence.stopping import AnyLevelRule, Decision, StoppingRule
 
 __all__ = [
     "AlphaSpending",
+    "AnyLevelRule",
+    "Decision",
     "EProcess",
+    "Gaussian",
+    "NoiseLaw",
+    "Rule",
+    "StoppingRule",
     "check_alpha",
     "interval",
     "lower_confidence_bound",

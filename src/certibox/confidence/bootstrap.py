@@ -13,8 +13,14 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Mean of a − b over the same images with its percentile bootstrap interval: (difference, low, high).
 
-    a, b: (n,) outcomes per image, 0/1 or real; a number for b is the same for every image. Images are resampled in
-    pairs, so what both share cancels.
+    Images are resampled in pairs, so what both share cancels.
+
+    Args:
+        a: Outcomes per image (n,), 0/1 or real.
+        b: Outcomes of the same images in the same order (n,); a number stands for every image.
+        confidence: Probability with which the interval holds, in (0, 1).
+        resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap samples.
     """
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)  # (n,)
     if difference.ndim != 1 or not len(difference):

@@ -9,40 +9,51 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from scipy.stats import binom
 
-from certibox.confidence.gaussian import threshold
-from certibox.confidence.sequential import Rule, hopeless, needed, thresholds, within
+from certibox.confidence.looks import hopeless, needed, open_thresholds, within
+from certibox.confidence.sequential import Rule
 
 ENDS: tuple[str, ...] = ("certified", "tolerance", "futile", "cap")
 DROPPED = 1e-20  # probability below which a state is forgotten
 
 
+@final
 @dataclass(frozen=True)
 class Forecast:
-    """What a rule will do at a known p, by exact recursion.
-
-    samples: their expected number. proven: the chance that the bound ends above each p0 asked. stops: the chance of
-    each end ("certified", "tolerance", "futile", "cap").
-    """
+    """What a rule will do at a known p, by exact recursion."""
 
     samples: float
+    """Expected number of samples."""
     proven: tuple[float, ...]
+    """Chance that the bound ends above each p0 asked."""
     stops: dict[str, float]
+    """Chance of each end: "certified", "tolerance", "futile", "cap"."""
 
 
-def forecast(rule: Rule, p: float, n: int, alpha: float, sigma: float, proven: Sequence[float] = ()) -> Forecast:
+def forecast(
+    rule: Rule, p: float, n: int, alpha: float, thresholds: Sequence[float], proven: Sequence[float] = ()
+) -> Forecast:
     """Expected samples and chances of a certificate whose votes succeed with probability p, without simulation.
 
-    proven: ascending p0 for which the chance of proving p > p0 is asked, such as `threshold(radius, sigma)`; with p
-    itself, the chance of a false bound. The recursion carries P(successes, how many of the p0 are proven, still
-    sampling) from look to look: increments are binomial and independent of the past. Terms below `DROPPED` are dropped.
+    The recursion carries P(successes, how many of the p0 are proven, still sampling) from look to look: increments are
+    binomial and independent of the past. Terms below `DROPPED` are dropped.
+
+    Args:
+        rule: Stopping rule of the certificate.
+        p: Success probability of a vote.
+        n: Maximum number of votes.
+        alpha: Failure probability of the certificate, in (0, 1).
+        thresholds: Probabilities that the rule's radii need under the noise: `stopping.asked(rule, law)`.
+        proven: Ascending p0 for which the chance of proving p > p0 is asked, such as those of `thresholds`; with p
+            itself, the chance of a false bound.
     """
-    sizes = rule.sizes(n, alpha, sigma)
+    sizes = rule.sizes(n, alpha, thresholds)
     level = rule.level(alpha, len(sizes))
-    marks = sorted({*proven, *thresholds(rule, sigma)})
+    marks = sorted({*proven, *open_thresholds(rule, thresholds)})
     state, low, before, samples = _start(len(marks)), 0, 0, 0.0
     reached, stops = np.zeros(len(marks) + 1), dict.fromkeys(ENDS, 0.0)
     for size in sizes:
@@ -50,7 +61,7 @@ def forecast(rule: Rule, p: float, n: int, alpha: float, sigma: float, proven: S
         state, low = _advance(state, low, size - before, p)
         before = size
         state = _lift(state, low, [needed(rule, size, p0, level) for p0 in marks])
-        for why, ends in _ends(rule, state.shape, low, size, n, marks, level, sigma):
+        for why, ends in _ends(rule, state.shape, low, size, n, marks, level, thresholds):
             stops[why] += float(state[ends].sum())
             reached += np.where(ends, state, 0.0).sum(axis=1)
             state = np.where(ends, 0.0, state)
@@ -88,11 +99,17 @@ def _lift(state: np.ndarray, low: int, needs: Sequence[int]) -> np.ndarray:
 
 
 def _ends(
-    rule: Rule, shape: tuple[int, ...], low: int, size: int, n: int, marks: Sequence[float], level: float, sigma: float
+    rule: Rule,
+    shape: tuple[int, ...],
+    low: int,
+    size: int,
+    n: int,
+    marks: Sequence[float],
+    level: float,
+    asked: Sequence[float],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(why, where) of the states that stop at this look, in the order in which `_decide` asks."""
+    """(why, where) of the states that stop at this look, in the order in which `looks.decide` asks."""
     successes = np.broadcast_to(low + np.arange(shape[1]), shape)
-    asked = thresholds(rule, sigma) or [threshold(0.0, sigma)]
     if rule.tolerance is not None:
         yield "tolerance", np.broadcast_to(within(rule, successes[0], size, n, level), shape)
         open_p0 = [asked[0]] * shape[0]

@@ -1,61 +1,29 @@
 """Certificates that stop when the question is answered: anytime-valid bounds and α-spending. NumPy and SciPy; no torch.
 
-Votes on the selected class are independent with success probability p, and a certificate of radius r claims
-p > Φ(r / σ). A `StoppingRule` looks at the votes at sample sizes fixed beforehand (`sizes`), and after each look says
-whether to go on (`decide`). Both rules here bound p from below by a **running maximum of bounds that hold at all looks
-at once**: for every true p, P(at some look the bound exceeds p) <= alpha. When to stop may then depend on the votes
-in any way — futility, tolerance, a full grid of radii — without a correction: whatever stops the sampling, the bound
-at that moment is one of those that hold together.
+Votes on the selected class are independent with success probability p, and a certificate claims p > p0, the probability
+that its radius needs. A `StoppingRule` looks at the votes at sample sizes fixed beforehand (`sizes`), and after each
+look says whether to go on (`decide`). Both rules here bound p from below by a **running maximum of bounds that hold at
+all looks at once**: for every true p, P(at some look the bound exceeds p) <= alpha. When to stop may then depend on the
+votes in any way — futility, tolerance, a full grid of radii — without a correction: whatever stops the sampling, the
+bound at that moment is one of those that hold together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betainc, betaincinv, betaln, ndtri
+from scipy.special import betainc, betaincinv, betaln
 
-from certibox import confidence
-from certibox.confidence.gaussian import threshold
+from certibox.confidence.looks import decide, looks_up_to, p_lower_at
+from certibox.confidence.stopping import Decision, Looks
 from certibox.errors import InvalidInput
 
 SLACK = 1e-8  # log of wealth asked for beyond log(1/alpha): far above the rounding of log Γ at a million samples
-Looks = Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a rule says after a look.
-
-    stop: whether sampling ends. p_lower: a lower bound on p that holds at this moment, 0.0 when nothing is proven.
-    why: "certified" (every radius asked is proven), "tolerance" (the radius is as near to what the cap would give as
-    asked), "futile" (no open radius is in reach of the cap), "cap", or "" (goes on).
-    """
-
-    stop: bool
-    p_lower: float
-    why: str
-
-
-class StoppingRule(Protocol):
-    """When to look at the votes, and when to stop; what `SmoothedClassifier.certify` takes as `rule`."""
-
-    def sizes(self, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
-        """Ascending sample sizes of the looks; the last is the cap n. Errors: `InvalidInput` if n can only abstain."""
-        ...
-
-    def decide(self, looks: Looks, n: int, alpha: float, sigma: float) -> Decision:
-        """What follows from `looks`: (samples so far, successes so far) at the first sizes, the latest last."""
-        ...
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values with a "name"; `rule_from_dict` is the inverse."""
-        ...
 
 
 @final
@@ -77,43 +45,68 @@ class EProcess:
     falls in p0, so {p0: E_n(p0) >= 1/alpha} is an interval that starts at 0, and its end is a lower bound that holds
     at all looks and for all radii at once: for it to exceed the true p, E_n(p) itself must reach 1/alpha.
 
-    radii: decide these radii (pixels, ascending; 0 asks for any positive radius). tolerance: instead, go on until the
-    radius is within this relative tolerance of what the cap would give at the present share of successes. futility:
-    stop once the upper Clopper–Pearson bound on p at this level is below the share of successes that the smallest open
-    radius would need at the cap; None never does. It can only cost certificates, never make a false one. growth:
-    ratio of successive looks. Source: Ville 1939; betting: Waudby-Smith & Ramdas 2024; for smoothing: Horváth
-    et al. 2022, Voracek 2024.
+    Source: Ville 1939; betting: Waudby-Smith & Ramdas 2024; for smoothing: Horváth et al. 2022, Voracek 2024.
+
+    Raises:
+        InvalidInput: for settings out of range, or unless exactly one of radii and tolerance is given.
     """
 
     radii: Sequence[float] | None = None
+    """Radii to decide, in pixels, ascending; 0 asks for any positive radius. None where a tolerance is given."""
     tolerance: float | None = None
+    """Relative tolerance in (0, 1), instead of radii: sampling goes on until the radius is this near to what the
+    maximum n would give at the present share of successes. Radii are compared in units of sigma, as Gaussian noise has
+    them."""
     futility: float | None = 0.05
+    """Level in (0, 1) of the upper Clopper–Pearson bound on p: sampling stops once the bound is below the share of
+    successes that the smallest open radius would need at the maximum n; None never stops so. Stopping can only cost
+    certificates, never make a false one."""
     growth: float = 1.1
+    """Ratio of successive looks, at least 1.01."""
     all_in: float = 0.5
+    """Share of the first wealth that bets on unanimous votes, in (0, 1)."""
 
     def __post_init__(self) -> None:
         _check(self)
         if not 0.0 < self.all_in < 1.0:
             raise InvalidInput(f"all_in is {self.all_in}; wanted a share of the first wealth strictly between 0 and 1")
 
-    def sizes(self, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
-        """Geometric looks, from the smallest sample whose unanimous votes prove the smallest radius."""
-        return _sizes(self, n, alpha, sigma)
+    def sizes(self, n: int, alpha: float, thresholds: Sequence[float]) -> tuple[int, ...]:
+        """Geometric looks, from the smallest sample whose unanimous votes prove the smallest radius.
 
-    def decide(self, looks: Looks, n: int, alpha: float, sigma: float) -> Decision:
+        Args and errors: as in `StoppingRule.sizes`.
+        """
+        return looks_up_to(self, n, alpha, thresholds[0])
+
+    def decide(self, looks: Looks, n: int, alpha: float, thresholds: Sequence[float]) -> Decision:
         """See `StoppingRule.decide`."""
-        return _decide(self, looks, n, alpha, sigma)
+        return decide(self, looks, n, alpha, thresholds)
+
+    def p_lower_at(self, looks: Looks, n: int, alpha: float, thresholds: Sequence[float], at: float) -> float:
+        """See `AnyLevelRule.p_lower_at`."""
+        return p_lower_at(self, looks, n, alpha, thresholds, at)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with "name": "e-process"."""
         return {"name": "e-process", **asdict(self)}
 
     def level(self, alpha: float, looks: int) -> float:
-        """The failure probability that each of `looks` looks is tested at: all of alpha, at every one."""
+        """The failure probability that each look is tested at: all of alpha, at every one.
+
+        Args:
+            alpha: Failure probability of the certificate.
+            looks: Number of looks.
+        """
         return alpha
 
     def log_wealth(self, successes: ArrayLike, samples: ArrayLike, p0: ArrayLike) -> np.ndarray:
-        """log E_n(p0), elementwise over arrays that broadcast; p0 strictly between 0 and 1."""
+        """log E_n(p0), elementwise over arrays that broadcast.
+
+        Args:
+            successes: Successes s so far.
+            samples: Samples n so far.
+            p0: Probabilities to refute, strictly between 0 and 1.
+        """
         s, n, t = np.broadcast_arrays(np.asarray(successes, float), samples, np.log(p0))
         return self._log_wealth(s, n - s, t)[0]
 
@@ -131,7 +124,14 @@ class EProcess:
         return log_e, (1.0 - part) * slope + part * s
 
     def rejects(self, successes: ArrayLike, samples: int, p0: float, alpha: float) -> np.ndarray:
-        """Whether p <= p0 is refuted at failure probability alpha, elementwise."""
+        """Whether p <= p0 is refuted at failure probability alpha, elementwise.
+
+        Args:
+            successes: Successes at one look.
+            samples: Samples at that look.
+            p0: Probability to refute.
+            alpha: Failure probability of the look.
+        """
         return self.log_wealth(successes, samples, p0) >= SLACK - math.log(alpha)
 
     def lower_bounds(self, successes: ArrayLike, samples: ArrayLike, alpha: float) -> np.ndarray:
@@ -139,6 +139,11 @@ class EProcess:
 
         log E is convex and falling in log p0 (a log-sum of exponentials of convex functions), so from wherever Newton's
         method starts, all its later iterates are refuted and rise to the root.
+
+        Args:
+            successes: Successes at each look.
+            samples: Samples at each look.
+            alpha: Failure probability of a look.
         """
         s, n = (np.atleast_1d(part) for part in np.broadcast_arrays(np.asarray(successes, float), samples))
         goal = 2 * SLACK - math.log(alpha)
@@ -159,92 +164,79 @@ class AlphaSpending:
 
     With K looks at fixed sizes n_k, the count of the first n_k votes is Binomial(n_k, p): marginally, not given earlier
     looks, whose votes it contains, and the union bound asks for no more. Each bound thus fails with probability at most
-    alpha / K for every p (`confidence.lower_confidence_bound`), hence some of them fails with probability at most
-    alpha, and their running maximum is a bound that holds at all looks at once, those never reached too. `radii`,
-    `tolerance`, `futility`: as in `EProcess`. growth: ratio of successive looks; fewer looks cost less of alpha each.
+    alpha / K for every p (`lower_confidence_bound`), hence some of them fails with probability at most
+    alpha, and their running maximum is a bound that holds at all looks at once, those never reached too.
     Source: Bonferroni's inequality; group-sequential tests with equal levels: Pocock 1977.
+
+    Raises:
+        InvalidInput: for settings out of range, or unless exactly one of radii and tolerance is given.
     """
 
     radii: Sequence[float] | None = None
+    """Radii to decide, in pixels, ascending; 0 asks for any positive radius. None where a tolerance is given."""
     tolerance: float | None = None
+    """Relative tolerance in (0, 1), instead of radii, as in `EProcess`."""
     futility: float | None = 0.05
+    """Level in (0, 1) at which sampling stops as futile, as in `EProcess`; None never stops so."""
     growth: float = 1.5
+    """Ratio of successive looks, at least 1.01; fewer looks cost less of alpha each."""
 
     def __post_init__(self) -> None:
         _check(self)
 
-    def sizes(self, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
-        """Geometric looks, from the smallest sample whose unanimous votes prove the smallest radius."""
-        return _sizes(self, n, alpha, sigma)
+    def sizes(self, n: int, alpha: float, thresholds: Sequence[float]) -> tuple[int, ...]:
+        """Geometric looks, from the smallest sample whose unanimous votes prove the smallest radius.
 
-    def decide(self, looks: Looks, n: int, alpha: float, sigma: float) -> Decision:
+        Args and errors: as in `StoppingRule.sizes`.
+        """
+        return looks_up_to(self, n, alpha, thresholds[0])
+
+    def decide(self, looks: Looks, n: int, alpha: float, thresholds: Sequence[float]) -> Decision:
         """See `StoppingRule.decide`."""
-        return _decide(self, looks, n, alpha, sigma)
+        return decide(self, looks, n, alpha, thresholds)
+
+    def p_lower_at(self, looks: Looks, n: int, alpha: float, thresholds: Sequence[float], at: float) -> float:
+        """See `AnyLevelRule.p_lower_at`."""
+        return p_lower_at(self, looks, n, alpha, thresholds, at)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with "name": "alpha-spending"."""
         return {"name": "alpha-spending", **asdict(self)}
 
     def level(self, alpha: float, looks: int) -> float:
-        """The failure probability that each of `looks` looks is tested at."""
+        """The failure probability that each look is tested at: an equal part of alpha.
+
+        Args:
+            alpha: Failure probability of the certificate.
+            looks: Number of looks.
+        """
         return alpha / looks
 
     def rejects(self, successes: ArrayLike, samples: int, p0: float, alpha: float) -> np.ndarray:
-        """Whether p <= p0 is refuted at failure probability alpha, elementwise."""
+        """Whether p <= p0 is refuted at failure probability alpha, elementwise.
+
+        Args:
+            successes: Successes at one look.
+            samples: Samples at that look.
+            p0: Probability to refute.
+            alpha: Failure probability of the look.
+        """
         return self.lower_bounds(successes, samples, alpha) >= p0
 
     def lower_bounds(self, successes: ArrayLike, samples: ArrayLike, alpha: float) -> np.ndarray:
-        """One-sided Clopper–Pearson bounds, elementwise; 0 without a success."""
+        """One-sided Clopper–Pearson bounds, elementwise; 0 without a success.
+
+        Args:
+            successes: Successes at each look.
+            samples: Samples at each look.
+            alpha: Failure probability of a look.
+        """
         s, n = (np.atleast_1d(part) for part in np.broadcast_arrays(np.asarray(successes, float), samples))
         return np.where(s > 0, betaincinv(np.maximum(s, 1), n - s + 1, alpha), 0.0)
 
 
 Rule = EProcess | AlphaSpending
 RULES: dict[str, type[Rule]] = {"e-process": EProcess, "alpha-spending": AlphaSpending}
-
-
-def rule_from_dict(kept: Mapping[str, Any]) -> Rule:
-    """The rule that `as_dict` (or `record`) wrote. Errors: `InvalidInput` for an unknown name, setting or value."""
-    settings: dict[str, Any] = {key: value for key, value in kept.items() if key not in ("name", "cap", "alpha")}
-    name = kept.get("name")
-    if not isinstance(name, str) or name not in RULES:
-        raise InvalidInput(f"the stopping rule is {name!r}; wanted one of {', '.join(RULES)}")
-    known = [item.name for item in fields(RULES[name])]
-    for key in settings:
-        if key not in known:
-            raise InvalidInput(f"the stopping rule {name} has no setting {key!r}; wanted {', '.join(known)}")
-    return RULES[name](**settings)
-
-
-def record(rule: StoppingRule, n: int) -> dict[str, Any]:
-    """What a certificate keeps of its rule: `as_dict` with the "cap" n."""
-    return {**rule.as_dict(), "cap": n}
-
-
-def replay(rule: Mapping[str, Any], looks: Looks, alpha: float, sigma: float) -> Decision:
-    """The last decision of a recorded certificate, from its votes alone; `rule` is what `record` gave.
-
-    Errors: `InvalidInput` if a look was not at its due size, its votes cannot follow the look before, or an earlier
-    look had already ended the sampling.
-    """
-    known, n = rule_from_dict(rule), _cap(rule)
-    _check_looks(looks, known.sizes(n, alpha, sigma))
-    for k in range(1, len(looks)):
-        if known.decide(looks[:k], n, alpha, sigma).stop:
-            raise InvalidInput(f"the rule stops at look {k}; the record has {len(looks)} looks: it was not made by it")
-    return known.decide(looks, n, alpha, sigma)
-
-
-def p_lower_at(rule: Mapping[str, Any], looks: Looks, alpha: float, sigma: float, at: float) -> float:
-    """The bound that recorded looks (made for `alpha`) give at another failure probability `at`.
-
-    Valid because the bounds at level `at` hold at all looks at once too, so also at the look where the rule stopped
-    for alpha; `at` must not be chosen by these votes. No radius is promised to be reached.
-    """
-    known, n = rule_from_dict(rule), _cap(rule)
-    due = known.sizes(n, alpha, sigma)
-    _check_looks(looks, due)
-    return _running_bound(known, looks, known.level(confidence.check_alpha(at), len(due)), sigma)
 
 
 def _check(rule: Rule) -> None:
@@ -283,118 +275,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf
-
-
-def _cap(rule: Mapping[str, Any]) -> int:
-    if not isinstance(rule.get("cap"), int):
-        raise InvalidInput(f"the recorded rule has the cap {rule.get('cap')!r}; wanted the n it was used with")
-    return rule["cap"]
-
-
-def _check_looks(looks: Looks, due: tuple[int, ...]) -> None:
-    sizes = tuple(samples for samples, _ in looks)
-    if not looks or sizes != due[: len(sizes)]:
-        raise InvalidInput(f"the looks were at {list(sizes)} samples; due were {list(due[: len(sizes)]) or due[0]}")
-    for (n0, s0), (n1, s1) in zip([(0, 0), *looks], looks, strict=False):
-        if not 0 <= s1 - s0 <= n1 - n0:
-            raise InvalidInput(f"{s1} successes in {n1} samples cannot follow {s0} in {n0}: the record is broken")
-
-
-@lru_cache(maxsize=4096)
-def _sizes(rule: Rule, n: int, alpha: float, sigma: float) -> tuple[int, ...]:
-    """Geometric looks up to n, from the first that can prove the smallest radius; only n, where that is little more."""
-    confidence.check_alpha(alpha)
-    p0, count = threshold(rule.radii[0] if rule.radii else 0.0, sigma), 1
-    smallest = smallest_unanimous(rule, p0, rule.level(alpha, 1))
-    if smallest > n:
-        asked = f"r = {rule.radii[0]:g}" if rule.radii else "any radius"
-        raise InvalidInput(f"n = {n} cannot certify {asked} at alpha = {alpha}; the smallest n is {smallest}")
-    # More looks mean a lower level for each, so a later first look: take the fewest looks that fit their own level.
-    while (first := smallest_unanimous(rule, p0, rule.level(alpha, count))) < n:
-        steps = math.ceil(math.log(n / first) / math.log(rule.growth) - 1e-9)
-        sizes = tuple(sorted({round(first * (n / first) ** (i / steps)) for i in range(steps)} | {n}))
-        if rule.level(alpha, len(sizes)) >= rule.level(alpha, count):
-            return sizes
-        count += 1
-    return (n,)
-
-
-@lru_cache(maxsize=4096)
-def smallest_unanimous(rule: Rule, p0: float, alpha: float) -> int:
-    """The smallest sample whose unanimous votes refute p <= p0 at one look."""
-    low, high = 0, 1  # refutes at high, not at low
-    while not rule.rejects(high, high, p0, alpha).item():
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if rule.rejects(middle, middle, p0, alpha).item() else (middle, high)
-    return high
-
-
-@lru_cache(maxsize=65536)
-def needed(rule: Rule, samples: int, p0: float, alpha: float) -> int:
-    """The fewest successes in `samples` that refute p <= p0 at one look; samples + 1 where none do."""
-    low, high = -1, samples + 1  # refutes from high on, not at low
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if rule.rejects(middle, samples, p0, alpha).item() else (middle, high)
-    return high
-
-
-def _running_bound(rule: Rule, looks: Looks, alpha: float, sigma: float) -> float:
-    """The best of the bounds of all looks; a radius on the list that is proven is always reached."""
-    samples, successes = np.array(looks).T
-    best = float(rule.lower_bounds(successes, samples, alpha).max())
-    proven = [p0 for p0 in thresholds(rule, sigma) if _proven(rule, looks, p0, alpha)]
-    # By radius first: the rounding of Φ⁻¹ must not lose a radius that was decided.
-    return max([best, *proven[-1:]], key=lambda p: (confidence.radius(p, sigma), p))
-
-
-def thresholds(rule: Rule, sigma: float) -> list[float]:
-    return [threshold(radius, sigma) for radius in rule.radii or ()]
-
-
-def _proven(rule: Rule, looks: Looks, p0: float, alpha: float) -> bool:
-    return any(successes >= needed(rule, samples, p0, alpha) for samples, successes in looks)
-
-
-def _decide(rule: Rule, looks: Looks, n: int, alpha: float, sigma: float) -> Decision:
-    level = rule.level(alpha, len(_sizes(rule, n, alpha, sigma)))
-    p_lower = _running_bound(rule, looks, level, sigma)
-    samples, successes = looks[-1]
-    if rule.tolerance is not None:
-        smallest = threshold(0.0, sigma)
-        if within(rule, successes, samples, n, level).item():
-            return Decision(True, p_lower, "tolerance")
-    else:
-        still = [p0 for p0 in thresholds(rule, sigma) if not _proven(rule, looks, p0, level)]
-        if not still:
-            return Decision(True, p_lower, "certified")
-        smallest = still[0]
-    if samples >= n:
-        return Decision(True, p_lower, "cap")
-    futile = successes <= hopeless(rule, samples, n, smallest, level)
-    return Decision(futile, p_lower, "futile" if futile else "")
-
-
-def within(rule: Rule, successes: ArrayLike, samples: int, n: int, alpha: float) -> np.ndarray:
-    """Whether the radius of a look is within the tolerance of what n samples with the same share of successes give."""
-    s, keep = np.asarray(successes, float), 1.0 - (rule.tolerance or 0.0)
-    now = ndtri(rule.lower_bounds(s, samples, alpha))
-    return (now > 0) & (now >= keep * ndtri(rule.lower_bounds(np.rint(s / samples * n), n, alpha)))
-
-
-@lru_cache(maxsize=65536)
-def hopeless(rule: Rule, samples: int, n: int, p0: float, alpha: float) -> int:
-    """The most successes at a look that end the sampling as futile while p0 is open; −1 where none do."""
-    if rule.futility is None:
-        return -1
-    share = needed(rule, n, p0, alpha) / n
-    if share > 1.0:  # the cap cannot prove it, whatever comes
-        return samples
-    low, high = -1, samples  # futile at low, not at high: all successes leave any p possible
-    while high - low > 1:
-        middle = (low + high) // 2
-        upper = 1.0 - confidence.lower_confidence_bound(samples - middle, samples, rule.futility)
-        low, high = (middle, high) if upper < share else (low, middle)
-    return low

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ class Defense:
     def batch_size(self) -> int:
         """Images that the box is asked at a time."""
         return self.client.batch_size
+
+    def default_phase(self, name: str) -> AbstractContextManager[None]:
+        """Book what the box is asked inside under `name`, unless the caller has named a phase already."""
+        return self.client.default_phase(name)
 
     def save(self, directory: str | Path) -> Path:
         """Write `defense.safetensors` (everything) and `defense.json` (the same facts, to read) into `directory`."""

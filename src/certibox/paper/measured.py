@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from scipy.stats import norm
 
+from certibox.confidence.gaussian import Gaussian
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.paper.plans import Attack, Certify, parse
 from certibox.storage.files import append_line, whole_lines
@@ -154,7 +154,7 @@ def _check_values(row: Measured) -> None:
         if not listed or not all(_is_number(value) or (value is None and certifies) for value in series):
             raise ValueError(f"series {name!r} is no list of numbers")
     if isinstance(wanted, Certify):
-        farthest = sigma * float(norm.ppf(wanted.alpha ** (1 / wanted.n)))
+        farthest = Gaussian(sigma).radius(wanted.alpha ** (1 / wanted.n))
         if not all(value is None or 0 <= value <= farthest for value in row.values["reach"]):
             raise ValueError(f"a reach is outside 0 to {farthest:.4f}, the most that n unanimous votes certify")
     elif f"adaptive rmse {wanted.epsilons[0]:g}" not in row.values:

@@ -16,6 +16,7 @@ import torch
 
 from certibox import __version__
 from certibox.certification.dataset import certify_dataset
+from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.data import Images
 from certibox.errors import InvalidInput
@@ -140,7 +141,8 @@ def _certified(
     base = model if isinstance(model, QueryClient) else model.outputs
     classes = client.num_outputs or client.spec.num_classes  # not the labels': some class may have no test image
     assert classes is not None
-    asked = {"n0": wanted.n0, "n": wanted.n, "alpha": wanted.alpha}
+    sampling = Sampling(wanted.n0, wanted.n, wanted.alpha)
+    asked = {"n0": sampling.n0, "n": sampling.n, "alpha": sampling.alpha}
     name = f"certificates-{digest({**asked, 'images': test.digest})}.jsonl"
     with client.phase("certify"), workshop.bar(f"certify {job.row.name}") as progress:
         rows = certify_dataset(
@@ -150,7 +152,7 @@ def _certified(
             out=folder / name,
             batch_size=CERTIFY_BATCH,
             progress=progress,
-            **asked,
+            sampling=sampling,
         )
     return {"reach": [rounded_down(row.radius) if row.correct else None for row in rows]}, sum(r.queries for r in rows)
 

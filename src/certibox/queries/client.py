@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,14 @@ from certibox.queries.ledger import Ledger
 from certibox.queries.meter import Meter, Tally
 
 Entry = tuple[str, int, str, np.ndarray]
+UNNAMED = "query"  # the phase of what is spent under no name
 
 
 @dataclass(frozen=True)
 class _Booking:
     """How a caller's queries are booked."""
 
-    phase: str = "query"
+    phase: str = UNNAMED
     journal: Journal | None = None
     tallies: tuple[Tally, ...] = ()
 
@@ -167,6 +168,14 @@ class QueryClient:
         """
         with self._booking.set(replace(self._booking.get(), phase=name)):
             yield
+
+    def default_phase(self, name: str) -> AbstractContextManager[None]:
+        """Book what this thread or task spends inside the block under a name, unless it is in a phase already.
+
+        Args:
+            name: Name of the phase.
+        """
+        return self.phase(name) if self._booking.get().phase == UNNAMED else nullcontext()
 
     @contextmanager
     def journal(self, scope: str, position: int) -> Iterator[Journal | None]:

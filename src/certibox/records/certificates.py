@@ -10,9 +10,9 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar, final
 
-from certibox import confidence
+from certibox.confidence.gaussian import Gaussian, NoiseLaw
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.storage.files import PathLike, whole_lines
 
@@ -37,96 +37,169 @@ class Outcome(Protocol):
 _Row = TypeVar("_Row", bound=Outcome)
 
 
+class Votes(Protocol):
+    """What a certificate states of its votes; `CertificateRow` and `certification.Certificate` both satisfy it."""
+
+    @property
+    def radius(self) -> float: ...
+    @property
+    def selected(self) -> int: ...
+    @property
+    def p_lower(self) -> float: ...
+    @property
+    def counts(self) -> tuple[int, ...]: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def sigma(self) -> float: ...
+    @property
+    def law(self) -> NoiseLaw: ...
+    @property
+    def second_class(self) -> bool: ...
+    @property
+    def rule(self) -> dict[str, Any] | None: ...
+    @property
+    def looks(self) -> tuple[tuple[int, int], ...] | None: ...
+
+
+@final
 @dataclass(frozen=True)
 class CertificateRow:
     """One certified image with everything needed to check, replay or merge its certificate.
 
-    Raises `InvalidInput` when the fields contradict each other.
+    Raises:
+        InvalidInput: when the fields contradict each other.
     """
 
-    idx: int  # position of the image in its data set
-    label: int | None  # true class, None when unknown
-    predict: int | None  # certified class, None on abstention
-    radius: float  # l2, in pixels in [0, 1]; 0.0 on abstention
-    correct: bool | None  # None when the label is unknown; an abstention is False
+    idx: int
+    """Position of the image in its data set."""
+    label: int | None
+    """True class; None when unknown."""
+    predict: int | None
+    """Certified class; None for an abstention."""
+    radius: float
+    """Certified l2 radius, in pixels on [0, 1]; 0 for an abstention."""
+    correct: bool | None
+    """Whether the certified class is the true one; None when the label is unknown, False for an abstention."""
     seconds: float
-    selected: int  # class picked by the n0 votes, kept on abstention so that another alpha can be replayed
+    """Time that the certificate took, in seconds."""
+    selected: int
+    """Class that the n0 votes picked, kept for an abstention too, so that another alpha can be replayed."""
     p_lower: float
-    counts: tuple[int, ...]  # the n estimation votes per class, without the n0 selection votes
+    """Lower bound of the selected class's probability under the noise."""
+    counts: tuple[int, ...]
+    """Estimation votes per class (K,), without the n0 selection votes."""
     n0: int
-    n: int  # estimation votes drawn; a sequential rule may have stopped below its cap
+    """Number of selection votes."""
+    n: int
+    """Number of estimation votes drawn; a stopping rule may have ended them below its maximum."""
     alpha: float
+    """Failure probability of the certificate."""
     sigma: float
+    """Standard deviation of the noise, in pixels on [0, 1]."""
     seed: int
+    """Seed of the noise."""
     queries: int
-    image: str  # sha256 of the image
-    model: str  # id of the base classifier
-    version: str  # certibox version
-    second_class: bool = False  # whether the radius also rests on a bound of the runner-up
-    rule: dict[str, Any] | None = None  # the stopping rule as plain values; None where n was fixed
-    looks: tuple[tuple[int, int], ...] | None = None  # its looks: samples, and votes for `selected`, so far
+    """Number of queries, n0 + n."""
+    image: str
+    """SHA-256 (hex) of the float image."""
+    model: str
+    """Name of the base classifier."""
+    version: str
+    """Version of certibox."""
+    second_class: bool = False
+    """Whether the radius also rests on an upper bound of the other classes."""
+    rule: dict[str, Any] | None = None
+    """Stopping rule as plain values, with the maximum n as "cap" and the "alpha" it ran under; None for a fixed n."""
+    looks: tuple[tuple[int, int], ...] | None = None
+    """Looks of the rule at the votes: (samples, votes for `selected`) so far; None for a fixed n."""
 
     @property
     def cap(self) -> int:
-        """The estimation votes that might have been drawn: n, or the cap of a sequential rule."""
+        """Maximum number of estimation votes: n, or that of the stopping rule."""
         return self.n if self.rule is None else self.rule["cap"]
 
     @property
     def decided(self) -> tuple[float, ...] | None:
-        """The radii that the stopping rule was asked to decide; None where it was asked for none in particular."""
+        """Radii that the stopping rule was asked to decide; None where it was asked for none in particular."""
         radii = self.rule.get("radii") if self.rule is not None else None
         return None if radii is None else tuple(float(radius) for radius in radii)
 
+    @property
+    def law(self) -> NoiseLaw:
+        """Law of the noise under which the votes were drawn."""
+        return Gaussian(self.sigma)
+
     def __post_init__(self) -> None:
         check_outcome(self)
-        _require(sum(self.counts) == self.n, self.idx, f"{sum(self.counts)} votes for n = {self.n}")
-        _require(0 <= self.selected < len(self.counts), self.idx, f"no votes for the selected class {self.selected}")
-        _require(
-            self.predict in (None, self.selected), self.idx, f"predict {self.predict}, but {self.selected} selected"
-        )
-        _require(0 <= self.p_lower <= 1, self.idx, f"p_lower {self.p_lower} outside [0, 1]")
-        _require(0 < self.sigma < math.inf, self.idx, f"sigma {self.sigma}, wanted finite and > 0")
-        _require((self.rule is None) == (self.looks is None), self.idx, "a rule and its looks go together")
-        if self.rule is not None and self.looks is not None:
-            _check_looks(self, self.rule, self.looks)
+        check_votes(self, self.predict, f"row of image {self.idx}")
 
 
-def _check_looks(row: CertificateRow, rule: dict[str, Any], looks: tuple[tuple[int, int], ...]) -> None:
+def check_votes(votes: Votes, predict: int | None, where: str) -> None:
+    """Raise `InvalidInput` for votes that contradict what is stated of them.
+
+    Args:
+        votes: Row or certificate.
+        predict: Certified class; None for an abstention.
+        where: Words that name the row or certificate in the message.
+    """
+    _check_radius(votes.radius, predict, where)
+    _require(sum(votes.counts) == votes.n, where, f"{sum(votes.counts)} votes for n = {votes.n}")
+    _require(0 <= votes.selected < len(votes.counts), where, f"no votes for the selected class {votes.selected}")
+    _require(predict in (None, votes.selected), where, f"predict {predict}, but {votes.selected} selected")
+    _require(0 <= votes.p_lower <= 1, where, f"p_lower {votes.p_lower} outside [0, 1]")
+    _require(0 < votes.sigma < math.inf, where, f"sigma {votes.sigma}, wanted finite and > 0")
+    _require((votes.rule is None) == (votes.looks is None), where, "a rule and its looks go together")
+    if votes.rule is not None and votes.looks is not None:
+        _check_looks(votes, votes.rule, votes.looks, where)
+
+
+def _check_looks(votes: Votes, rule: dict[str, Any], looks: tuple[tuple[int, int], ...], where: str) -> None:
     """What any sequential certificate obeys; whether its looks are where the rule puts them, a replay tells."""
-    cap, ran, end = rule.get("cap"), rule.get("alpha"), (row.n, row.counts[row.selected])
-    _require(type(cap) is int and cap >= row.n, row.idx, f"n = {row.n} for a rule with the cap {cap}")
-    _require(type(ran) is float and 0 < ran < 1, row.idx, f"a rule that ran at alpha = {ran}")
-    _require(looks[-1:] == (end,), row.idx, f"the last look is {looks[-1:]}, but the votes are {end}")
+    cap, ran, end = rule.get("cap"), rule.get("alpha"), (votes.n, votes.counts[votes.selected])
+    _require(type(cap) is int and cap >= votes.n, where, f"n = {votes.n} for a rule with the cap {cap}")
+    _require(type(ran) is float and 0 < ran < 1, where, f"a rule that ran at alpha = {ran}")
+    _require(looks[-1:] == (end,), where, f"the last look is {looks[-1:]}, but the votes are {end}")
     for (n, successes), (later_n, later) in zip(((0, 0), *looks), looks, strict=False):
         # Between two looks there is a sample at least, and each of them is a vote for `selected` or another class.
-        _require(
-            0 <= later - successes <= later_n - n != 0, row.idx, f"no look {later_n, later} follows {n, successes}"
-        )
-    reached = confidence.radius(row.p_lower, row.sigma)
+        _require(0 <= later - successes <= later_n - n != 0, where, f"no look {later_n, later} follows {n, successes}")
+    reached = votes.law.radius(votes.p_lower)
     _require(
-        math.isclose(row.radius, reached, rel_tol=1e-9), row.idx, f"radius {row.radius}, not the {reached} of p_lower"
+        math.isclose(votes.radius, reached, rel_tol=1e-9), where, f"radius {votes.radius}, not the {reached} of p_lower"
     )
-    _require(not row.second_class, row.idx, "a rule and a bound of the second class; there is no such certificate")
+    _require(not votes.second_class, where, "a rule and a bound of the second class; there is no such certificate")
 
 
-def _require(holds: bool, idx: int, contradiction: str) -> None:
+def _check_radius(radius: float, predict: int | None, where: str) -> None:
+    _require(math.isfinite(radius) and radius >= 0, where, f"radius {radius}, wanted finite and >= 0")
+    _require(predict is not None or radius == 0, where, f"radius {radius} on an abstention, wanted 0")
+
+
+def _require(holds: bool, where: str, contradiction: str) -> None:
     if not holds:
-        raise InvalidInput(f"row of image {idx}: {contradiction}; fix what wrote the row")
+        raise InvalidInput(f"{where}: {contradiction}; fix what wrote it")
 
 
 def check_outcome(row: Outcome) -> None:
-    _require(math.isfinite(row.radius) and row.radius >= 0, row.idx, f"radius {row.radius}, wanted finite and >= 0")
-    _require(row.predict is not None or row.radius == 0, row.idx, f"radius {row.radius} on an abstention, wanted 0")
+    """Raise `InvalidInput` for an outcome that contradicts itself.
+
+    Args:
+        row: One image's outcome, of ours or published.
+    """
+    where = f"row of image {row.idx}"
+    _check_radius(row.radius, row.predict, where)
     correct = None if row.label is None else row.predict == row.label
-    _require(
-        row.correct is correct, row.idx, f"correct is {row.correct} for label {row.label} and predict {row.predict}"
-    )
+    _require(row.correct is correct, where, f"correct is {row.correct} for label {row.label} and predict {row.predict}")
 
 
 def append_row(file_handle: TextIO, row: CertificateRow) -> None:
     """Write `row` as one JSON line and flush, so that a later crash of the process cannot lose it.
 
     What a row of fixed n and one bound lacks is left out, so its line is the one that earlier versions wrote and read.
+
+    Args:
+        file_handle: Text file open for appending.
+        row: Row to write.
     """
     values = {name: value for name, value in asdict(row).items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
     file_handle.write(json.dumps(values, allow_nan=False) + "\n")
@@ -136,8 +209,13 @@ def append_row(file_handle: TextIO, row: CertificateRow) -> None:
 def read_rows(path: PathLike) -> list[CertificateRow]:
     """All certificates of a JSON-lines file in the order they were written.
 
-    A last line cut short by a crash is ignored. Raises `UnreadableFile` when the file is missing, a line is corrupt or
-    an image appears twice.
+    A last line cut short by a crash is ignored.
+
+    Args:
+        path: File that `append_row` wrote.
+
+    Raises:
+        UnreadableFile: when the file is missing, a line is corrupt or an image appears twice.
     """
     return collect(path, whole_lines(path), _parse_json_row, first_line=1)
 
@@ -157,8 +235,20 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _parse_json_row(line: bytes) -> CertificateRow:
-    values = json.loads(line)
-    wanted = {field.name: _JSON_TYPES[str(field.type)] for field in fields(CertificateRow)}
+    return CertificateRow(**plain_fields(CertificateRow, json.loads(line)))
+
+
+def plain_fields(kind: type[Any], values: Any) -> dict[str, Any]:
+    """The fields of a dataclass of votes from values of JSON, lists as tuples.
+
+    Args:
+        kind: Dataclass whose fields are wanted, such as `CertificateRow`.
+        values: Values of JSON by the fields' names.
+
+    Raises:
+        ValueError: for fields that are missing, unknown or of another type.
+    """
+    wanted = {field.name: _JSON_TYPES[str(field.type)] for field in fields(kind)}
     if not isinstance(values, dict) or (_OPTIONAL | values).keys() != wanted.keys():
         raise ValueError("the fields are not those of a certificate")
     for name, value in values.items():
@@ -168,8 +258,8 @@ def _parse_json_row(line: bytes) -> CertificateRow:
     looks = values.get("looks")
     if not all(_whole(counts) for counts in (values["counts"], *(looks or ()))):
         raise ValueError("counts and looks are not all integers >= 0")
-    values["looks"] = tuple(tuple(look) for look in looks) if looks is not None else None
-    return CertificateRow(**{**values, "counts": tuple(values["counts"])})
+    tuples = {"counts": tuple(values["counts"]), "looks": tuple(map(tuple, looks)) if looks is not None else None}
+    return {**values, **tuples}
 
 
 def _whole(counts: Any) -> bool:
@@ -178,7 +268,14 @@ def _whole(counts: Any) -> bool:
 
 
 def collect(path: PathLike, lines: Iterable[bytes], parse: Callable[[bytes], _Row], first_line: int) -> list[_Row]:
-    """Parse every line; any failure becomes an `UnreadableFile` that names the file and the line."""
+    """Parse every line; any failure becomes an `UnreadableFile` that names the file and the line.
+
+    Args:
+        path: File that the message names.
+        lines: Lines of the file.
+        parse: Function from a line to its row; raises `ValueError`.
+        first_line: Number of the first line in the file.
+    """
     rows: list[_Row] = []
     line_of: dict[int, int] = {}
     for number, line in enumerate(lines, first_line):

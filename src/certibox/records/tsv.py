@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
+from typing import final
 
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.records.certificates import Outcome, check_outcome, collect
@@ -17,19 +18,27 @@ _TSV_RADIUS_STEP = Decimal("1e-6")
 _CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
+@final
 @dataclass(frozen=True)
 class PublishedRow:
     """One row of a published TSV: an outcome without its provenance.
 
-    Raises `InvalidInput` when the fields contradict each other.
+    Raises:
+        InvalidInput: when the fields contradict each other.
     """
 
     idx: int
+    """Position of the image in its data set."""
     label: int
-    predict: int | None  # None on abstention
-    radius: float  # l2, in pixels in [0, 1]
+    """True class."""
+    predict: int | None
+    """Certified class; None for an abstention."""
+    radius: float
+    """Certified l2 radius, in pixels on [0, 1]; 0 for an abstention."""
     correct: bool
+    """Whether the certified class is the true one; False for an abstention."""
     seconds: float
+    """Time that the certificate took, in seconds."""
 
     def __post_init__(self) -> None:
         check_outcome(self)
@@ -38,8 +47,14 @@ class PublishedRow:
 def write_tsv(rows: Iterable[Outcome], path: PathLike) -> None:
     """Write labelled rows in the format of Cohen et al. (2019), atomically.
 
-    `predict` is -1 on abstention and `time` is H:MM:SS.ffffff. Raises `InvalidInput` for a row without a label, which
-    the format cannot express.
+    `predict` is -1 on abstention and `time` is H:MM:SS.ffffff.
+
+    Args:
+        rows: Outcomes of labelled images.
+        path: File to write.
+
+    Raises:
+        InvalidInput: for a row without a label, which the format cannot express.
     """
     write_text_atomic(path, "\n".join([TSV_HEADER, *(_tsv_line(row) for row in rows)]) + "\n")
 
@@ -60,7 +75,11 @@ def _tsv_line(row: Outcome) -> str:
 def read_tsv(path: PathLike) -> list[PublishedRow]:
     """Rows of a TSV in the format of Cohen et al. (2019); `time` may be a clock time or plain seconds.
 
-    Raises `UnreadableFile` when the file is missing, has another header, holds a corrupt line or an image twice.
+    Args:
+        path: File to read.
+
+    Raises:
+        UnreadableFile: when the file is missing, has another header, holds a corrupt line or an image twice.
     """
     header, *lines = read_bytes(path).splitlines() or [b""]
     if header != TSV_HEADER.encode():

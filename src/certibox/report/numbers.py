@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,44 +17,72 @@ _CONFIDENCE = 0.95
 _NEVER = -np.inf  # the radius of a row that counts at no radius at all
 
 
+@final
 @dataclass(frozen=True)
 class Run:
-    """One line of a table: a name, its rows, and the queries it spent by phase, as `QueryClient.spent` tells them.
-
-    Phases named "train ..." are counted as training and "certify ..." as certification; others, such as "fingerprint",
-    appear in the list of phases only. A phase that is not named is unknown, not zero.
-    """
+    """One line of a table: certified images of one model."""
 
     name: str
+    """Name of the run, unlike the others' of a table."""
     rows: Sequence[Outcome]
+    """Certified images, of certibox or published."""
     queries: Mapping[str, int] = field(default_factory=dict)
+    """Queries by phase, as `QueryClient.spent` tells them. Phases named "train ..." count as training and "certify ..."
+    as certification; other phases, such as "fingerprint", appear in the list of phases only. A phase that is not named
+    is unknown, not zero."""
 
 
 def certified_accuracy(rows: Sequence[Outcome], radii: ArrayLike) -> np.ndarray:
-    """Share of rows that are correct with a certified radius of at least r. radii (k,) -> shares (k,).
+    """Share of rows that are correct with a certified radius of at least r: (k,) shares.
 
-    An abstention counts as wrong (Cohen et al. 2019). Raises `InvalidInput` for no rows or rows without a label.
+    An abstention counts as wrong (Cohen et al. 2019).
+
+    Args:
+        rows: Certified images of one run.
+        radii: Radii (k,), in pixels on [0, 1].
+
+    Raises:
+        InvalidInput: for no rows, or rows without a label.
     """
     return shares(_correct_reach(rows), radii)
 
 
 def certified_accuracy_interval(rows: Sequence[Outcome], radii: ArrayLike, confidence: float = 0.95) -> np.ndarray:
-    """Two-sided Clopper–Pearson interval of `certified_accuracy` at each radius alone. radii (k,) -> (k, 2)."""
+    """Two-sided Clopper–Pearson interval of `certified_accuracy` at each radius alone: (k, 2).
+
+    Args:
+        rows: Certified images of one run.
+        radii: Radii (k,), in pixels on [0, 1].
+        confidence: Probability with which an interval holds, in (0, 1).
+    """
     return intervals(_correct_reach(rows), radii, confidence)
 
 
 def certified_share(rows: Sequence[Outcome], radii: ArrayLike) -> np.ndarray:
-    """Share of rows certified, right or wrong, with a radius of at least r; needs no labels. radii (k,) -> (k,)."""
+    """Share of rows certified, right or wrong, with a radius of at least r: (k,) shares; needs no labels.
+
+    Args:
+        rows: Certified images of one run.
+        radii: Radii (k,), in pixels on [0, 1].
+    """
     return shares(_certified_reach(rows), radii)
 
 
 def abstention_rate(rows: Sequence[Outcome]) -> float:
-    """Share of rows that abstain."""
+    """Share of rows that abstain.
+
+    Args:
+        rows: Certified images of one run.
+    """
     return float(np.mean([row.predict is None for row in _some(rows)]))
 
 
 def average_certified_radius(rows: Sequence[Outcome]) -> float:
-    """Mean of radius · correct, the area under the certified-accuracy curve (Zhai et al. 2020). Needs labels."""
+    """Mean of radius · correct, the area under the certified-accuracy curve (Zhai et al. 2020). Needs labels.
+
+    Args:
+        rows: Certified images of one run.
+    """
     return float(np.maximum(_correct_reach(rows), 0.0).mean())
 
 
@@ -68,7 +96,18 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Certified accuracy of a minus that of b at `radius`, bootstrapped over images: (difference, low, high).
 
-    Rows are joined on idx. Raises `InvalidInput` unless both cover the same images with the same labels.
+    Rows are joined on idx.
+
+    Args:
+        rows_a: Certified images of run a.
+        rows_b: Certified images of run b.
+        radius: Radius, in pixels on [0, 1].
+        confidence: Probability with which the interval holds, in (0, 1).
+        resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap samples.
+
+    Raises:
+        InvalidInput: unless both cover the same images with the same labels.
     """
     (radius,) = checked_radii([radius])
     reach_a, reach_b = (_correct_reach(rows) for rows in joined(rows_a, rows_b))
@@ -100,7 +139,11 @@ def _successes(reach: np.ndarray, radii: ArrayLike) -> np.ndarray:
 
 
 def checked_radii(radii: ArrayLike) -> np.ndarray:
-    """The radii as (k,) floats, or `InvalidInput`."""
+    """The radii as (k,) floats, or `InvalidInput`.
+
+    Args:
+        radii: Radii, in pixels on [0, 1].
+    """
     asked = np.asarray(radii, dtype=float)
     if asked.ndim != 1 or not np.all(np.isfinite(asked) & (asked >= 0)):
         raise InvalidInput(f"radii are {radii!r}, wanted a list of finite numbers >= 0, such as [0, 0.25, 0.5]")
@@ -108,16 +151,34 @@ def checked_radii(radii: ArrayLike) -> np.ndarray:
 
 
 def shares(reach: np.ndarray, radii: ArrayLike) -> np.ndarray:
+    """Share of images that count at each radius: (k,).
+
+    Args:
+        reach: Radius up to which each image counts (n,); −inf for one that never does.
+        radii: Radii (k,), in pixels on [0, 1].
+    """
     return _successes(reach, radii) / len(reach)
 
 
 def intervals(reach: np.ndarray, radii: ArrayLike, confidence: float = _CONFIDENCE) -> np.ndarray:
+    """Two-sided Clopper–Pearson interval of the share at each radius alone: (k, 2).
+
+    Args:
+        reach: Radius up to which each image counts (n,); −inf for one that never does.
+        radii: Radii (k,), in pixels on [0, 1].
+        confidence: Probability with which an interval holds, in (0, 1).
+    """
     pairs = [bounds.interval(int(count), len(reach), confidence) for count in _successes(reach, radii)]
     return np.array(pairs).reshape(-1, 2)
 
 
 def joined(rows_a: Sequence[Outcome], rows_b: Sequence[Outcome]) -> tuple[Sequence[Outcome], Sequence[Outcome]]:
-    """Both row lists in the order of idx."""
+    """Both row lists in the order of idx; `InvalidInput` unless they are of the same images with the same labels.
+
+    Args:
+        rows_a: Certified images of one run.
+        rows_b: Certified images of another run.
+    """
     a, b = ({row.idx: row for row in _some(rows)} for rows in (rows_a, rows_b))
     if len(a) < len(rows_a) or len(b) < len(rows_b):
         raise InvalidInput("an image appears twice in the rows of one run; keep one row for each idx")
@@ -136,13 +197,17 @@ def _told(a: Outcome, b: Outcome) -> bool:
     return hasattr(a, "image") and hasattr(b, "image")
 
 
+@final
 @dataclass(frozen=True)
 class Measure:
     """What the tables and curves show: certified accuracy, or the certified share when a run has no labels."""
 
     name: str
+    """Name in full."""
     symbol: str
+    """Name in the head of a column."""
     reach: Callable[[Sequence[Outcome]], np.ndarray]
+    """Function from rows to the radius up to which each of them counts (n,)."""
 
 
 _ACCURACY = Measure("certified accuracy", "CA", _correct_reach)
@@ -150,6 +215,11 @@ _SHARE = Measure("certified share", "share", _certified_reach)
 
 
 def measure_of(runs: Sequence[Run]) -> Measure:
+    """Certified accuracy, or the certified share where a row lacks its label.
+
+    Args:
+        runs: Runs of one table; `InvalidInput` for none, or two of one name.
+    """
     names = [run.name for run in runs]
     if not names or len(set(names)) < len(names):
         raise InvalidInput(f"runs are named {names}, wanted at least one run and distinct names; rename them")
@@ -157,12 +227,16 @@ def measure_of(runs: Sequence[Run]) -> Measure:
 
 
 def summary_table(runs: Sequence[Run], radii: ArrayLike) -> list[dict[str, Any]]:
-    """One JSON-ready dict for each run, in their order; shares are in [0, 1].
+    """One dictionary for each run, in their order, as values of JSON; shares are in [0, 1].
 
     Keys: name, images, measure ("certified accuracy", or "certified share" for all runs when one lacks labels), radii,
     share and interval (95 %) at each radius, abstention_rate, average_certified_radius (None without labels),
     samples_per_image (mean votes, those of the selection included), training_queries and certification_queries (None
     when unknown), queries by phase.
+
+    Args:
+        runs: Runs of one table.
+        radii: Radii (k,), in pixels on [0, 1].
     """
     measure = measure_of(runs)
     return [_summary(run, radii, measure) for run in runs]

@@ -60,8 +60,19 @@ def write_report(
 ) -> Path:
     """Write `report.html`, one file without scripts or remote parts, and `ca_curve.png`; return the page's path.
 
-    facts: what was run (sigma, n0, n, alpha, model, data). pictures: PNG bytes by caption. The same input gives the
-    same bytes. Raises `InvalidInput` for no runs, a run without rows or two runs of one name.
+    The same input gives the same bytes.
+
+    Args:
+        directory: Folder of both files.
+        runs: Runs to compare.
+        radii: Radii (k,) of the tables, in pixels on [0, 1].
+        title: Title of the page.
+        pictures: PNG bytes by caption.
+        facts: Words on what was run (sigma, n0, n, alpha, model, data), by name.
+        notes: Lines at the end of the page.
+
+    Raises:
+        InvalidInput: for no runs, a run without rows or two runs of one name.
     """
     directory = Path(directory)
     curve = plot_ca_curves(runs, directory / "ca_curve.png")

@@ -32,10 +32,15 @@ _DPI = 150
 def plot_ca_curves(
     runs: Sequence[Run], path: PathLike | None, *, bands: bool = True, dashed: Collection[str] | None = None
 ) -> bytes:
-    """Certified accuracy against radius with light 95 % bands, one exact step curve for each run; a PNG.
+    """Certified accuracy against radius, one exact step curve for each run: the bytes of a PNG.
 
-    dashed: runs, by name, to draw dashed, all others solid; by default lines alternate.
-    Shows the certified share instead when a run has no labels. Also writes the PNG to `path` unless None.
+    The certified share stands in its place when a run has no labels.
+
+    Args:
+        runs: Runs to draw.
+        path: File that receives the PNG too; None writes none.
+        bands: Whether light 95 % bands are drawn.
+        dashed: Names of the runs to draw dashed, all others solid; by default lines alternate.
     """
     measure = measure_of(runs)
     figure = _figure(7.0, 4.2)
@@ -77,8 +82,13 @@ def _draw_curve(axes: Axes, reach: np.ndarray, colour: str, line: Any, band: boo
 def plot_images(columns: Mapping[str, np.ndarray], path: PathLike | None) -> bytes:
     """A row for each image, a titled column for each stage, such as clean, noisy, denoised, decoded; a PNG.
 
-    columns: arrays (m, c, h, w) with c 1 or 3 and the same m and h everywhere. Noise leaves [0, 1]: values are clipped
-    for display only. Also writes the PNG to `path` unless None. Raises `InvalidImages` for other shapes.
+    Args:
+        columns: Arrays (m, c, h, w) by title, with c 1 or 3 and the same m and h everywhere. Noise leaves [0, 1]:
+            values are clipped for display only.
+        path: File that receives the PNG too; None writes none.
+
+    Raises:
+        InvalidImages: for other shapes.
     """
     shapes = {name: np.shape(images) for name, images in columns.items()}
     pictures = all(len(shape) == 4 and shape[1] in (1, 3) and 0 not in shape for shape in shapes.values())

@@ -15,7 +15,12 @@ UNKNOWN = "–"
 
 
 def cells(runs: Sequence[Run], radii: ArrayLike) -> list[list[str]]:
-    """The summary as text: a header row, then a row for each run. Shares become percent."""
+    """The summary as text: a header row, then a row for each run. Shares become percent.
+
+    Args:
+        runs: Runs of one table.
+        radii: Radii (k,), in pixels on [0, 1].
+    """
     summaries = summary_table(runs, radii)
     symbol = measure_of(runs).symbol
     header = ["run", "images", *(f"{symbol}({r:g}) %" for r in summaries[0]["radii"])]
@@ -54,6 +59,11 @@ def _summary_cells(summary: dict[str, Any], sampled: bool, trained: bool) -> lis
 
 
 def count_cell(number: int | None) -> str:
+    """A count as text.
+
+    Args:
+        number: Count; None when unknown.
+    """
     return UNKNOWN if number is None else f"{number:,}"
 
 
@@ -63,7 +73,12 @@ def _samples_cell(summary: dict[str, Any]) -> str:
 
 
 def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
-    """The summary for a terminal of 80 columns: each share in percent above its 95 % interval."""
+    """The summary for a terminal of 80 columns: each share in percent above its 95 % interval.
+
+    Args:
+        runs: Runs of one table.
+        radii: Radii (k,), in pixels on [0, 1].
+    """
     summaries, measure = summary_table(runs, radii), measure_of(runs)
     table = Table(title=f"{measure.name} at l2 radius r, in % with 95 % intervals")
     table.add_column("run")
@@ -85,12 +100,21 @@ def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
 
 
 def markdown_table(runs: Sequence[Run], radii: ArrayLike) -> str:
-    """The summary as a Markdown table: each share in percent with its 95 % interval in brackets."""
+    """The summary as a Markdown table: each share in percent with its 95 % interval in brackets.
+
+    Args:
+        runs: Runs of one table.
+        radii: Radii (k,), in pixels on [0, 1].
+    """
     return markdown(cells(runs, radii))
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells: the first row is the header, and every column but the first is set to the right."""
+    """A Markdown table of cells: the first row is the header, and every column but the first is set to the right.
+
+    Args:
+        rows: Cells of each row, as many in each.
+    """
     header, *body = rows
     rule = ["---", *("---:" for _ in header[1:])]
     return "".join("| " + " | ".join(_markdown_cell(cell) for cell in row) + " |\n" for row in [header, rule, *body])
