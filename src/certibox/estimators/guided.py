@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeGuard, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, one_of
 from certibox.estimators.differences import (
     Block,
     Objective,
@@ -85,7 +85,7 @@ class Guided:
         if self.q != "auto" and (not isinstance(self.q, int) or self.q < 0):
             raise InvalidInput(f"q is {self.q}; wanted a number of correcting directions >= 0, or 'auto'")
         if self.surrogate not in SURROGATES:
-            raise InvalidInput(f"surrogate is {self.surrogate!r}; wanted one of {', '.join(SURROGATES)}")
+            raise InvalidInput(f"surrogate is {self.surrogate!r}; wanted {one_of(self.surrogate, SURROGATES)}")
         for name, low, high in (
             *(("ask", 0, 1), ("target", 0, 1), ("trust", 0, 1)),
             ("jitter", 0, math.inf),

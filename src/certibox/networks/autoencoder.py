@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .. import seeds
-from ..errors import InvalidImages, InvalidInput
+from ..errors import InvalidImages, InvalidInput, one_of
 from .initial import start_like_he
 
 ImageShape = tuple[int, int, int]  # (c, h, w)
@@ -179,7 +179,7 @@ def _stated(latent: Latent) -> dict[str, str]:
 def _mirrored(image_shape: ImageShape, layers: Sequence[Layer], latent: Latent) -> Autoencoder:
     """Convolution and ReLU for each layer, `latent` for the last; backwards the same, transposed, up to a sigmoid."""
     if latent not in LATENTS:
-        raise InvalidInput(f"latent is {latent!r}; wanted one of {', '.join(LATENTS)}")
+        raise InvalidInput(f"latent is {latent!r}; wanted {one_of(latent, LATENTS)}")
     channels, *size = image_shape
     encoder: list[nn.Module] = []
     decoder: list[nn.Module] = []

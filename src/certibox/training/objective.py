@@ -25,8 +25,9 @@ from certibox.estimators.step_size import choose_step, precision_is_safe
 from certibox.queries.client import QueryClient
 from certibox.training import losses
 from certibox.training.loop import Task
-from certibox.training.methods import METHODS, Method, Settings
+from certibox.training.methods import METHODS, Method
 from certibox.training.schedules import Phase
+from certibox.training.settings import TrainingSettings
 from certibox.training.stability import StabilityObjective, tf32_is_on
 from certibox.training.steps import Step
 from certibox.training.surrogate import BATCH, GuidedStability, Surrogate, probe, resolved, surrogate_for
@@ -39,7 +40,7 @@ VALIDATION_BATCH = 128  # validation noise is drawn in batches of this size, wha
 class Objective:
     """One run of `train`: settings, data and the white part, with the terms of a step and the validation score."""
 
-    settings: Settings
+    settings: TrainingSettings
     client: QueryClient
     pipeline: RobustPipeline
     shown: Images
@@ -105,7 +106,7 @@ class Objective:
             terms["live"] = live.sum(1).float().mean()
         stability, told = self._stability(z, target, tuple(x.shape[1:]), step, live)
         terms |= {"stability": stability.mean(), **told}
-        return terms | {"loss": loss + s.gamma * terms["stability"]}
+        return terms | {"loss": loss + s.stability_weight * terms["stability"]}
 
     def score(self) -> float:
         """Validation score, higher is better: the share of noisy votes that keep the target, or minus the MSE."""
@@ -270,7 +271,7 @@ class Objective:
         batches = torch.arange(len(images)).split(self.client.batch_size)
         with torch.inference_mode():
             answers = torch.cat([self.client(images.floats(index)) for index in batches])
-            targets = losses.targets(answers, self.client.spec.outputs, self.settings.hard_targets)
+            targets = losses.targets(answers, self.client.spec.outputs, self.settings.targets == "hard")
         return targets.clone(), answers.clone()
 
     def _count_classes(self) -> int:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, one_of
 
 OPTIMIZERS, OBJECTIVES, SHAPES = ("adam", "sgd"), ("full", "denoise"), ("step", "one-cycle")
 
@@ -36,7 +36,8 @@ class Phase:
             raise InvalidInput(f"decay_every is {self.decay_every}; wanted at least 1, or None for a constant rate")
         for name, known in (("optimizer", OPTIMIZERS), ("objective", OBJECTIVES), ("shape", SHAPES)):
             if getattr(self, name) not in known:
-                raise InvalidInput(f"{name} is {getattr(self, name)!r}; wanted one of {', '.join(known)}")
+                came = getattr(self, name)
+                raise InvalidInput(f"{name} is {came!r}; wanted {one_of(came, known)}")
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate at `step` (from 0) of this phase."""
