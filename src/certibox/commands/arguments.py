@@ -31,7 +31,8 @@ def parse(name: str, options: type, arguments: list[str]) -> Any:
     except (ArgumentError, UnicodeDecodeError) as error:
         places = {item.name for item in fields(options) if _positional(item)}
         text = _explained(" ".join(str(error).split()), get_type_hints(options), arguments, places)
-        raise InvalidInput(f"{text}; see certibox {name} --help") from error
+        end = " see" if text.endswith("?") else "; see"
+        raise InvalidInput(f"{text}{end} certibox {name} --help") from error
     values = {key: value for key, value in parsed.as_dict().items() if key not in ("config", "print_config")}
     return options(**values)
 
@@ -147,8 +148,9 @@ def _explained(text: str, hints: dict[str, Any], arguments: list[str], places: s
     if valueless and valueless[1].replace("-", "_") in hints:
         return f"--{valueless[1]} has no value; wanted {_kind(hints[valueless[1].replace('-', '_')])}"
     unknown = re.match(r"unrecognized arguments: (?:.* )?(--[\w-]+)|Option '(\w+)' is not accepted", text)
-    flags = [_flag(name) for name in hints if name not in places]
-    meant = did_you_mean(unknown[1] or _flag(unknown[2]), flags) if unknown else ""
+    names = [name for name in hints if name not in places]
+    flags = [_flag(name) for name in names]
+    meant = (did_you_mean(unknown[1], flags) if unknown[1] else did_you_mean(unknown[2], names)) if unknown else ""
     if text.startswith(("Option ", "Problems parsing config", "Unexpected config", "'utf-8' codec")):
         parts = " ".join(arguments).replace("=", " ").split()
         file = parts[parts.index("--config") + 1] if "--config" in parts[:-1] else "the file of options"
