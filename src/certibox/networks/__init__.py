@@ -84,9 +84,13 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(spec: dict[str, Any]) -> nn.Module:
-    """The architecture that `spec` describes, with fresh weights: `build(module.spec)` has `module`'s state_dict keys.
+    """The architecture that a spec describes, with fresh weights: `build(module.spec)` has `module`'s state_dict keys.
 
-    Raises `InvalidInput` for an unknown name, naming the known ones, and for arguments that its factory refuses.
+    Args:
+        spec: Name and arguments of a network, {"name": ..., "arguments": {...}}.
+
+    Raises:
+        InvalidInput: The name is unknown, or its factory refuses the arguments.
     """
     if not isinstance(spec, dict) or spec.keys() != {"name", "arguments"}:
         raise InvalidInput(f"network spec is {spec!r}; give {{'name': ..., 'arguments': {{...}}}}")

@@ -41,13 +41,21 @@ class Objective:
     """One run of `train`: settings, data and the white part, with the terms of a step and the validation score."""
 
     settings: TrainingSettings
+    """Settings of the run."""
     client: QueryClient
+    """Meter around the box."""
     pipeline: RobustPipeline
+    """White part that trains."""
     shown: Images
+    """Training images."""
     held: Images
+    """Validation images."""
     num_classes: int | None = None
+    """Number of classes K, once it is known."""
     surrogate: Surrogate | None = None
-    step_choice: dict[str, Any] | None = None  # how mu was measured, where it was
+    """Network that learns the box, for `Guided`."""
+    step_choice: dict[str, Any] | None = None
+    """How the step mu was measured, where it was."""
 
     @property
     def method(self) -> Method:

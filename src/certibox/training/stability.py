@@ -22,22 +22,30 @@ Heard = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 class StabilityObjective:
     """ℓ(z) = loss(f(ψ_dec(z)), target) at k variants of b points: what an estimator differentiates by queries.
 
-    client: answers images. target: (b, ...). exact: with TF32 off. Points are decoded and asked in batches of the
-    client's size, so memory does not grow with k.
+    Points are decoded and asked in batches of the client's size, so memory does not grow with k.
     """
 
     pipeline: RobustPipeline
+    """White part, whose decoder makes images of points."""
     client: QueryClient
+    """Meter around the box."""
     loss: Loss
+    """Loss of each answer: outputs (n, ...) and targets (n, ...) -> (n,)."""
     target: Tensor
+    """Targets (b, ...) of the points."""
     image_shape: tuple[int, ...]
+    """Shape (c, h, w) of an image."""
     exact: bool = True
+    """Whether TF32 is off while the box is asked."""
 
     def __call__(self, points: Tensor, active: Tensor | None = None, heard: Heard | None = None) -> Tensor:
-        """(k, b, d) -> (k, b); points outside `active` (k, b) are not asked and score 0.
+        """Losses (k, b).
 
-        heard: told of each batch: points (n, d), the images (n,) of 0 to b - 1 that they belong to, what the box saw
-        (n, c, h, w) and what it answered.
+        Args:
+            points: Points (k, b, d): k variants of b points.
+            active: Mask (k, b) of the points to ask about; the others score 0. None for all.
+            heard: Function that is told of each batch: points (n, d), the places (n,) of their images among 0 to b - 1,
+                what the box saw (n, c, h, w) and what it answered.
         """
         k, b, _ = points.shape
         wanted = torch.arange(k * b, device=points.device) if active is None else active.flatten().nonzero().squeeze(1)
