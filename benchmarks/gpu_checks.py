@@ -36,9 +36,9 @@ from certibox.paper.plans import Network, Plan
 from certibox.paper.stages import Workshop
 from certibox.queries.client import QueryClient
 from certibox.training import losses
-from certibox.training.methods import Settings
 from certibox.training.objective import Objective as Training
 from certibox.training.schedules import Phase, Schedule
+from certibox.training.settings import TrainingSettings
 from certibox.training.stability import StabilityObjective, full_precision
 from certibox.training.steps import steps
 
@@ -244,20 +244,16 @@ def timed_steps(
     return round(seconds / size.steps, 4), round(queries / size.steps, 1)
 
 
-def settings(schedule: Schedule, way: str) -> Settings:
+def settings(schedule: Schedule, way: str) -> TrainingSettings:
     """Both terms of eq. 2; the release's alone would save a few white operations."""
     estimator, skip_dead = WAYS[way]
-    return Settings(
+    return TrainingSettings(
         method="ZO-AE-DS",
         sigma=0.25,
         schedule=schedule,
         seed=0,
         estimator=estimator,
         gamma=1.0,
-        denoise_weight=1.0,
-        reconstruction_weight=0.0,
-        scheme="denoiser+encoder",
-        hard_targets=True,
         augmentation="crop-flip",
         skip_dead=skip_dead,
         validation_votes=1,

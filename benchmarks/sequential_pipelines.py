@@ -47,13 +47,13 @@ import certibox as cb
 from certibox import __version__, certification
 from certibox.blackbox import as_blackbox
 from certibox.commands import demo
-from certibox.commands.cost import expected_samples
 from certibox.commands.progress import bar
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.data import Images
 from certibox.defense.saved import Defense, load_defense
 from certibox.paper.stages import spread
 from certibox.paper.suite import Suite
+from certibox.planning import expected_samples
 from certibox.records.certificates import CertificateRow
 from certibox.report import markdown
 from certibox.storage.files import append_line, whole_lines

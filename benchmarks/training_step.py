@@ -25,7 +25,7 @@ from certibox import networks
 from certibox.data import Images
 from certibox.storage.files import write_json_atomic
 from certibox.training import defenses as training
-from certibox.training import methods, objective
+from certibox.training import objective
 from certibox.training.schedules import Schedule
 from certibox.training.steps import steps
 
@@ -53,19 +53,13 @@ def main() -> None:
 
 def measure(client: cb.QueryClient, images: Images, autoencoder: cb.Autoencoder, repetitions: int) -> dict:
     schedule = cb.one_cycle(epochs=1, batch_size=BATCH)
-    settings = methods.Settings(
+    settings = cb.TrainingSettings(
         method="ZO-AE-DS",
         sigma=0.25,
         schedule=schedule,
         seed=0,
         estimator=cb.CGE(mu=0.05),
         gamma=1.0,
-        denoise_weight=1.0,
-        reconstruction_weight=0.0,
-        scheme="denoiser+encoder",
-        hard_targets=True,
-        augmentation="none",
-        skip_dead=True,
         validation_votes=1,
     )
     pipeline = training._pipeline(settings, client, images.shape, "dncnn", autoencoder, None)

@@ -19,9 +19,8 @@ from certibox.paper.suite import NAMES, Suite
 from certibox.storage.files import read_json
 from certibox.storage.settings import digest
 from certibox.storage.tensors import read_tensors
-from certibox.training.defenses import _plain
-from certibox.training.methods import Settings
 from certibox.training.schedules import one_cycle, paper_finetune, paper_scratch
+from certibox.training.settings import TrainingSettings
 from places import FIXTURES, ROOT
 
 KEPT = read_json(FIXTURES / "digests.json")
@@ -42,7 +41,7 @@ SETTINGS: dict[str, Any] = {
     "denoise_weight": 1.0,
     "reconstruction_weight": 0.0,
     "scheme": "denoiser+encoder",
-    "hard_targets": True,
+    "targets": "hard",
     "augmentation": "none",
     "skip_dead": True,
     "validation_votes": 4,
@@ -63,7 +62,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "method": "FO-AE-DS",
         "estimator": None,
         "scheme": "denoiser",
-        "hard_targets": False,
+        "targets": "soft",
         "augmentation": "flip",
     },
 }
@@ -89,7 +88,7 @@ def test_plans_and_the_folders_of_their_stages_are_named_as_before(name: str, tm
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_settings_of_training_are_named_as_before(name: str) -> None:
-    assert digest(_plain(Settings(**SETTINGS | CHANGES[name]))) == KEPT["settings"][name]
+    assert digest(TrainingSettings(**SETTINGS | CHANGES[name]).record()) == KEPT["settings"][name]
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from .defense import load_autoencoder as load_autoencoder
 from .defense import load_defense as load_defense
 from .defense import save_autoencoder as save_autoencoder
 from .estimators import CGE as CGE
+from .estimators import ESTIMATORS as ESTIMATORS
 from .estimators import RGE as RGE
 from .estimators import GradientEstimator as GradientEstimator
 from .estimators import Guided as Guided
@@ -36,6 +37,8 @@ from .estimators import Orthogonal as Orthogonal
 from .estimators import Subset as Subset
 from .networks import Autoencoder as Autoencoder
 from .networks import fitting_autoencoder as fitting_autoencoder
+from .planning import Cost as Cost
+from .planning import plan as plan
 from .queries import Fingerprint as Fingerprint
 from .queries import QueryClient as QueryClient
 from .records import CertificateRow as CertificateRow
@@ -44,6 +47,7 @@ from .report import certified_accuracy_interval as certified_accuracy_interval
 from .training import SCHEDULES as SCHEDULES
 from .training import Phase as Phase
 from .training import Schedule as Schedule
+from .training import TrainingSettings as TrainingSettings
 from .training import one_cycle as one_cycle
 from .training import paper_finetune as paper_finetune
 from .training import paper_scratch as paper_scratch

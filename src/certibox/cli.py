@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from certibox import __version__
-from certibox.errors import CertiboxError, InvalidInput
+from certibox.errors import CertiboxError, InvalidInput, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,7 @@ def _run(name: str, arguments: list[str]) -> int:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # its errors arrive as ours, in one line
     try:
         if name not in COMMANDS:
-            known = _of_group(name.partition(" ")[0]) or COMMANDS
-            raise InvalidInput(f"there is no command {name!r}; wanted one of {', '.join(known)}")
+            raise InvalidInput(f"there is no command {name!r}; wanted {_known_commands(name)}")
         kind, run = COMMANDS[name].load()
         from certibox.commands.arguments import parse, typed
         from certibox.commands.fields import require_effect
@@ -183,6 +182,14 @@ def group_usage(group: str) -> str:
     ]
     heading = [f"usage: certibox {group} COMMAND [OPTIONS]", "", GROUPS[group], ""]
     return "\n".join([*heading, *purposes, "", f"certibox {group} COMMAND --help explains a command and its options."])
+
+
+def _known_commands(name: str) -> str:
+    """The commands that there are instead of `name`, and the one that may have been meant."""
+    group, _, word = name.partition(" ")
+    known = _of_group(group) or COMMANDS
+    meant = did_you_mean(word or name, [command.rpartition(" ")[2] if word else command for command in known])
+    return f"one of {', '.join(known)}{meant}"
 
 
 def _of_group(group: str) -> dict[str, Command]:

@@ -15,6 +15,10 @@ CertiboxError                 what came, what was wanted, what to do; `exit_stat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+NEAR = 0.7  # similarity from which a name passes for a slip of another: a letter too many, too few or another
+
 
 class CertiboxError(Exception):
     """Base of all deliberate errors. Its text is one line that a user can act on."""
@@ -69,3 +73,28 @@ class BudgetExceeded(CertiboxError):
     def __init__(self, wanted: int, left: int) -> None:
         super().__init__(f"{wanted} queries wanted, {left} left in the budget; raise the budget and resume")
         self.wanted, self.left = wanted, left
+
+
+def one_of(came: object, known: Iterable[str]) -> str:
+    """The end of a message about a name that is in no table: `one of a, b, c`, and the name that may have been meant.
+
+    Args:
+        came: The name that came.
+        known: The names of the table, in its order.
+    """
+    names = list(known)
+    return f"one of {', '.join(names)}{did_you_mean(came, names)}"
+
+
+def did_you_mean(came: object, known: Iterable[str]) -> str:
+    """`; did you mean a?` for a name that looks like a slip of one of `known`, whatever its case; else nothing.
+
+    Args:
+        came: The name that came.
+        known: The names that would have been understood.
+    """
+    from difflib import get_close_matches  # on the way to an error alone
+
+    names = {name.casefold(): name for name in known}
+    near = get_close_matches(str(came).casefold(), names, n=1, cutoff=NEAR)
+    return f"; did you mean {names[near[0]]}?" if near else ""

@@ -18,7 +18,7 @@ from certibox import networks
 from certibox.certification.dataset import certify_dataset
 from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import SmoothedClassifier
-from certibox.commands.cost import Cost, QueryCost, expected_samples, plan, run, unseen
+from certibox.commands.cost import QueryCost, cost_of, run
 from certibox.commands.options import EstimatorOptions, RuleOptions
 from certibox.confidence.forecast import forecast
 from certibox.confidence.gaussian import Gaussian
@@ -26,6 +26,7 @@ from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import asked
 from certibox.data import Images
 from certibox.errors import InvalidInput
+from certibox.planning import Cost, expected_samples, unseen
 from certibox.queries.client import QueryClient
 from certibox.records.certificates import CertificateRow
 from certibox.training.defenses import METHODS, train
@@ -59,7 +60,7 @@ def pictures(count: int) -> Images:
     ],
 )
 def test_training_is_images_by_epochs_by_the_estimate(given: dict[str, Any], queries: int) -> None:
-    cost = plan(QueryCost(train_images=1000, epochs=7, d_z=192, mu=0.1, validation=0.2, validation_votes=3, **given))
+    cost = cost_of(QueryCost(train_images=1000, epochs=7, d_z=192, mu=0.1, validation=0.2, validation_votes=3, **given))
     assert cost.targets == 1000
     assert cost.training == 800 * 7 * queries
     assert cost.validation == 200 * 3 * 8  # the start is scored, then every epoch
@@ -72,21 +73,21 @@ def test_the_papers_training_costs_what_the_method_notes_say() -> None:
     options = QueryCost(
         estimator="cge", central=True, train_images=50_000, epochs=600, validation=0, d_z=192, train_batch_size=256
     )
-    cost = plan(options)
+    cost = cost_of(options)
     assert cost.training == 384 * 50_000 * 600
     assert cost.validation == 0
 
 
 def test_certification_and_serving_are_images_by_votes() -> None:
-    cost = plan(QueryCost(certify_images=500, n0=100, n=10_000, serve_answers=7, serve_n=1000))
+    cost = cost_of(QueryCost(certify_images=500, n0=100, n=10_000, serve_answers=7, serve_n=1000))
     assert cost == Cost(targets=0, measuring=0, training=0, validation=0, certification=5_050_000, serving=7000)
-    assert plan(QueryCost()) == ZERO
+    assert cost_of(QueryCost()) == ZERO
 
 
 @pytest.mark.parametrize("method", ["RS", "DS", "FO-DS", "FO-AE-DS"])
 def test_gradients_of_a_white_box_are_no_queries(method: str) -> None:
     """Only the targets are asked; DS asks for nothing at all, and no dimension is needed."""
-    cost = plan(QueryCost(method=method, train_images=300))  # pyright: ignore[reportArgumentType]
+    cost = cost_of(QueryCost(method=method, train_images=300))  # pyright: ignore[reportArgumentType]
     assert cost.total == (0 if method == "DS" else 300)
 
 
@@ -122,7 +123,7 @@ def train_and_plan(
         out=out,
     )
     planned: dict[str, Any] = {"d_z": 4 if bottleneck else 16, **options}
-    cost = plan(
+    cost = cost_of(
         QueryCost(
             method=method,  # pyright: ignore[reportArgumentType]
             outputs=outputs,  # pyright: ignore[reportArgumentType]
@@ -214,9 +215,9 @@ def test_a_good_surrogate_spends_answers_and_probes(
 
 def test_without_a_dimension_probes_take_all_their_directions() -> None:
     options = QueryCost(train_images=1000, epochs=3)  # 45 steps of 900 images: three probes
-    assert plan(options) == plan(replace(options, d_z=192))
-    assert plan(options).measuring == 256 + 3 * 8 * 10
-    assert plan(options).training == 2700
+    assert cost_of(options) == cost_of(replace(options, d_z=192))
+    assert cost_of(options).measuring == 256 + 3 * 8 * 10
+    assert cost_of(options).training == 2700
 
 
 def test_skipping_dead_coordinates_spends_the_plan_at_the_measured_share() -> None:
@@ -242,15 +243,15 @@ def test_skipping_dead_coordinates_spends_the_plan_at_the_measured_share() -> No
         scheme="denoiser",
     )
     options = QueryCost(estimator="cge", mu=0.1, train_images=20, epochs=1, train_batch_size=6, d_z=4, live=0.25)
-    assert plan(options).training == 18 * 2
-    assert client.queries == plan(options).total
+    assert cost_of(options).training == 18 * 2
+    assert client.queries == cost_of(options).total
 
 
 def test_certify_spends_the_plan() -> None:
     client = QueryClient(box())
     certify_dataset(SmoothedClassifier(client, 3, 0.3), pictures(5), n0=7, n=23, alpha=0.01, seed=0)
     options = QueryCost(certify_images=5, n0=7, n=23, rule="fixed", alpha=0.01)
-    assert client.queries == plan(options).certification == 150
+    assert client.queries == cost_of(options).certification == 150
 
 
 @pytest.mark.parametrize(
@@ -275,20 +276,20 @@ def test_what_certify_refuses_is_not_priced(given: dict[str, Any], n: int) -> No
     with pytest.raises(InvalidInput) as refused:
         certify()
     with pytest.raises(InvalidInput, match=re.escape(str(refused.value))):
-        plan(options)
+        cost_of(options)
     if smallest := re.search(r"smallest n is (\d+)$", str(refused.value)):
         n0, least = options.sample_sizes()[0], int(smallest[1])
-        assert plan(replace(options, n=least)).certification == 5 * (n0 + least)
-    assert plan(replace(options, certify_images=0, n0=None)).certification == 0
+        assert cost_of(replace(options, n=least)).certification == 5 * (n0 + least)
+    assert cost_of(replace(options, certify_images=0, n0=None)).certification == 0
 
 
 def test_radii_need_a_sigma_and_the_usual_ones_are_in_units_of_it() -> None:
     with pytest.raises(InvalidInput, match=r"radii are \[0\.1\], but sigma is not given"):
-        plan(QueryCost(certify_images=5, radii=[0.1]))
+        cost_of(QueryCost(certify_images=5, radii=[0.1]))
     with pytest.raises(InvalidInput, match=r"cannot certify r = 0\.5 at .* \(r in units of sigma\)$"):
-        plan(QueryCost(certify_images=5, n=20))
+        cost_of(QueryCost(certify_images=5, n=20))
     for sigma in (None, 0.1, 3.0):
-        assert plan(QueryCost(certify_images=5, n=21, sigma=sigma)).certification == 5 * (25 + 21)
+        assert cost_of(QueryCost(certify_images=5, n=21, sigma=sigma)).certification == 5 * (25 + 21)
 
 
 SIGMA, ALPHA, CAP = 0.3, 0.01, 1000
@@ -333,7 +334,7 @@ def test_a_pilot_of_the_same_rule_is_averaged(tmp_path: Path) -> None:
     rule, out = RULES[1], tmp_path / "pilot.jsonl"
     drawn = [row.n for row in certified(pictures(12), CAP, rule, out)]
     options = QueryCost(certify_images=500, n0=7, n=CAP, rule="alpha-spending", radii=[0.15, 0.3], pilot=str(out))
-    cost = plan(options)
+    cost = cost_of(options)
     assert cost.samples is not None
     assert cost.samples == pytest.approx((np.mean(drawn), np.std(drawn, ddof=1) / math.sqrt(12)))
     assert cost.certification == round(500 * (7 + np.mean(drawn)))
@@ -341,7 +342,7 @@ def test_a_pilot_of_the_same_rule_is_averaged(tmp_path: Path) -> None:
 
 def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     options = QueryCost(certify_images=5, n0=7, n=CAP, rule="e-process", radii=[0.15], sigma=SIGMA)
-    assert plan(options).certification == 5 * (7 + CAP)
+    assert cost_of(options).certification == 5 * (7 + CAP)
     run(options)
     assert "counted at the cap of 1,000 votes an image, the worst case" in capsys.readouterr().out
     certified(pictures(12), 100, out=tmp_path / "pilot.jsonl")
@@ -393,7 +394,7 @@ def test_a_pilot_that_tells_nothing_is_refused(tmp_path: Path, given: dict[str, 
     out = tmp_path / "pilot.jsonl"
     certified(pictures(given.pop("images", 3)), 100, out=out)
     with pytest.raises(InvalidInput, match=re.escape(words)):
-        plan(QueryCost(certify_images=5, pilot=str(out), **given))
+        cost_of(QueryCost(certify_images=5, pilot=str(out), **given))
 
 
 @pytest.mark.parametrize(
@@ -416,7 +417,7 @@ def test_a_pilot_that_tells_nothing_is_refused(tmp_path: Path, given: dict[str, 
 )
 def test_a_plan_that_cannot_be_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidInput, match=re.escape(words)):
-        plan(QueryCost(**{"train_images": 100, "d_z": 32, **given}))
+        cost_of(QueryCost(**{"train_images": 100, "d_z": 32, **given}))
 
 
 @pytest.mark.parametrize(
@@ -463,14 +464,14 @@ def test_dead_coordinates_that_may_cost_less_are_told(
 @pytest.mark.parametrize(("every", "times"), [(None, 8), (1, 8), (2, 5), (3, 4), (7, 2), (20, 2)])
 def test_validations_are_the_start_every_so_many_epochs_and_the_end(every: int | None, times: int) -> None:
     """As `loop.run` scores seven epochs, and the start."""
-    cost = plan(QueryCost(train_images=100, epochs=7, validation=0.2, validation_votes=3, validate_every=every))
+    cost = cost_of(QueryCost(train_images=100, epochs=7, validation=0.2, validation_votes=3, validate_every=every))
     assert cost.validation == 20 * 3 * times
 
 
 def test_certify_and_query_cost_have_the_same_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan(QueryCost(certify_images=3)).certification == 3 * (25 + 100_000)
-    assert plan(QueryCost(certify_images=3, rule="fixed")).certification == 3 * (100 + 10_000)
-    assert plan(QueryCost(certify_images=3, rule="alpha-spending", n=500)).certification == 3 * (25 + 500)
+    assert cost_of(QueryCost(certify_images=3)).certification == 3 * (25 + 100_000)
+    assert cost_of(QueryCost(certify_images=3, rule="fixed")).certification == 3 * (100 + 10_000)
+    assert cost_of(QueryCost(certify_images=3, rule="alpha-spending", n=500)).certification == 3 * (25 + 500)
     run(QueryCost(certify_images=3))
     assert "at the cap of 100,000 votes an image, the worst case" in capsys.readouterr().out
     run(QueryCost(certify_images=3, rule="fixed"))

@@ -82,6 +82,11 @@ def test_a_word_that_the_group_does_not_know_is_one_line_with_those_it_does(
     assert printed.err == f"certibox paper {word}: there is no command 'paper {word}'; {wanted}\n"
 
 
+def test_a_slip_of_a_command_of_the_group_is_answered_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paper", "reprot"]) == 2
+    assert capsys.readouterr().err.endswith("wanted one of paper list, paper run, paper report; did you mean report?\n")
+
+
 def test_words_of_a_group_reach_its_command(run) -> None:
     ran = run("paper list --experiments nowhere")
     assert (ran.status, ran.out) == (2, "")

@@ -19,7 +19,7 @@ from certibox.certification.smoothing import SmoothedClassifier
 from certibox.cli import main
 from certibox.commands.arguments import parse
 from certibox.commands.certifying import Certify
-from certibox.commands.cost import QueryCost, plan
+from certibox.commands.cost import QueryCost, cost_of
 from certibox.commands.models import load_model
 from certibox.data import load_images
 from certibox.defense.autoencoders import save_autoencoder
@@ -132,7 +132,7 @@ def test_unless_told_otherwise_certify_decides_three_radii(place: Path, run) -> 
     assert all(row.rule is not None and kept.items() <= row.rule.items() and row.n0 == 25 for row in rows)
     mean = sum(row.n for row in rows) / len(rows)
     assert mean < 100_000
-    assert plan(QueryCost(certify_images=3, pilot="out/certificates.jsonl")).certification == round(3 * (25 + mean))
+    assert cost_of(QueryCost(certify_images=3, pilot="out/certificates.jsonl")).certification == round(3 * (25 + mean))
 
     assert run(f"{line} --rule fixed --out fixed").status == 0
     assert {(row.n0, row.n, row.rule) for row in read_rows("fixed/certificates.jsonl")} == {(100, 10_000, None)}
@@ -294,7 +294,7 @@ def test_training_spends_what_query_cost_says_and_the_seed_names_the_result(run)
     cost = QueryCost(
         estimator="rge", q=3, mu=0.05, central=True, train_images=IMAGES, epochs=1, train_batch_size=4, d_z=4
     )
-    assert totals("a/ledger.sqlite")[0] == totals("c/ledger.sqlite")[0] == plan(cost).total
+    assert totals("a/ledger.sqlite")[0] == totals("c/ledger.sqlite")[0] == cost_of(cost).total
     a, b, c = (read_tensors(Path(out) / "defense/defense.safetensors")[0] for out in "abc")
     assert tensors_digest(a) == tensors_digest(b)
     frozen = next(name for name in a if "decoder" in name)
@@ -306,7 +306,7 @@ def test_a_step_that_is_not_given_is_measured_as_query_cost_says(run, given: str
     ran = run(train(more=f"{AE} --skip-dead false --mu null {given}", method="ZO-AE-DS"))
     assert ran.status == 0
     planned = f"--train-images {IMAGES} --epochs 1 --train-batch-size 4 --d-z 4 {given}"
-    cost = plan(parse("query-cost", QueryCost, shlex.split(planned)))
+    cost = cost_of(parse("query-cost", QueryCost, shlex.split(planned)))
     assert totals("run/ledger.sqlite")[0] == cost.total
     measured = re.search(r"^mu = \S+, measured with (\d+) queries$", ran.out, re.M)
     assert cost.measuring == (int(measured[1]) if measured else 0)

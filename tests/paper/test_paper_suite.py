@@ -18,9 +18,9 @@ from certibox.errors import InvalidInput, UnreadableFile
 from certibox.estimators import CGE, RGE
 from certibox.networks import Autoencoder
 from certibox.paper.plans import Attack, Certify, Data, Defense, Estimator, Network, Plan, parse, stated
-from certibox.paper.stages import estimator_of
+from certibox.paper.stages import estimator_of, settings_of
 from certibox.paper.suite import NAMES, Row, Suite, Table, merged
-from certibox.training.methods import METHODS, Settings
+from certibox.training.methods import METHODS
 from certibox.training.schedules import Phase, paper_finetune, paper_scratch
 from places import ROOT
 
@@ -197,21 +197,7 @@ def test_plans_are_such_as_training_takes(suite: Suite) -> None:
         d = plan.defense
         if not d.trains:
             continue
-        Settings(
-            method=d.method,
-            sigma=d.sigma,
-            schedule=d.schedule,
-            seed=0,
-            estimator=estimator_of(d.estimator),
-            gamma=d.gamma,
-            denoise_weight=d.denoise_weight,
-            reconstruction_weight=d.reconstruction_weight,
-            scheme=d.scheme,
-            hard_targets=d.targets == "hard",
-            augmentation=d.augmentation,
-            skip_dead=d.skip_dead,
-            validation_votes=d.validation_votes,
-        )
+        settings_of(d, seed=0)
         assert d.denoise_weight > 0 or METHODS[d.method].order is not None  # something is minimised
 
 

@@ -4,7 +4,12 @@
 - `certifying`: certify, predict;
 - `reporting`: merge, report;
 - `importing`: import-authors;
-- `printing`: what they print with.
+- `cost`: query-cost;
+- `demo`: demo;
+- `paper`: paper list, paper run, paper report;
+- `fields`, `arguments`: what options are made of, and argv to options;
+- `options`, `models`: options that commands share, and the objects that they describe;
+- `printing`, `progress`: what they print with.
 
-`demo`, `query_cost` and `paper.commands` hold their own; `certibox.cli` maps argv to them all.
+`certibox.cli` maps argv to them all.
 """

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, did_you_mean, one_of
 
 _METAVARS = {int: "N", float: "X", list[float]: "[X, ...]", list[str]: "[FILE, ...]"}
 _KINDS = {
@@ -31,7 +31,8 @@ def parse(name: str, options: type, arguments: list[str]) -> Any:
     except (ArgumentError, UnicodeDecodeError) as error:
         places = {item.name for item in fields(options) if _positional(item)}
         text = _explained(" ".join(str(error).split()), get_type_hints(options), arguments, places)
-        raise InvalidInput(f"{text}; see certibox {name} --help") from error
+        end = " see" if text.endswith("?") else "; see"
+        raise InvalidInput(f"{text}{end} certibox {name} --help") from error
     values = {key: value for key, value in parsed.as_dict().items() if key not in ("config", "print_config")}
     return options(**values)
 
@@ -138,7 +139,7 @@ def _explained(text: str, hints: dict[str, Any], arguments: list[str], places: s
     """A message of the parser in our words: what came and what was wanted."""
     wrong = re.match(r'Parser key "(\w+)".* (?:Got|Given) value: (.*)', text)
     if wrong and wrong[1] in hints:
-        return f"{wrong[1]} is {wrong[2]!r}; wanted {_kind(hints[wrong[1]])}"
+        return f"{wrong[1]} is {wrong[2]!r}; wanted {_kind(hints[wrong[1]], wrong[2])}"
     missing = re.match(r"the following arguments are required: (.*)", text)
     if missing:
         names = [name if name in places else _flag(name) for name in missing[1].split(", ")]
@@ -146,16 +147,20 @@ def _explained(text: str, hints: dict[str, Any], arguments: list[str], places: s
     valueless = re.match(r"argument --([\w-]+): expected one argument", text)
     if valueless and valueless[1].replace("-", "_") in hints:
         return f"--{valueless[1]} has no value; wanted {_kind(hints[valueless[1].replace('-', '_')])}"
+    unknown = re.match(r"unrecognized arguments: (?:.* )?(--[\w-]+)|Option '(\w+)' is not accepted", text)
+    names = [name for name in hints if name not in places]
+    flags = [_flag(name) for name in names]
+    meant = (did_you_mean(unknown[1], flags) if unknown[1] else did_you_mean(unknown[2], names)) if unknown else ""
     if text.startswith(("Option ", "Problems parsing config", "Unexpected config", "'utf-8' codec")):
         parts = " ".join(arguments).replace("=", " ").split()
         file = parts[parts.index("--config") + 1] if "--config" in parts[:-1] else "the file of options"
-        return f"{file}: {text}; wanted lines such as 'sigma: 0.25', with the flags' names and _ for -"
-    return text.removeprefix('Parser key "config": ')
+        return f"{file}: {text}; wanted lines such as 'sigma: 0.25', with the flags' names and _ for -{meant}"
+    return text.removeprefix('Parser key "config": ') + meant
 
 
-def _kind(hint: Any) -> str:
-    """A type in words."""
+def _kind(hint: Any, came: str = "") -> str:
+    """A type in words, with the nearest of its names to what came."""
     plain = _plain(hint)
     if get_origin(plain) is Literal:
-        return f"one of {', '.join(get_args(plain))}"
+        return one_of(came, get_args(plain))
     return _KINDS.get(plain, str(plain))

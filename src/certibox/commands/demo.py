@@ -1,11 +1,13 @@
 """The demo: defend a scikit-learn model of handwritten digits through queries alone, certify it, and compare.
 
-Every setting comes from `presets/demo.yaml`, which `benchmarks/tune_demo.py` chose on validation images.
+Every setting comes from `presets/demo.yaml`, which `benchmarks/tune_demo.py` chose on validation images. A quick run
+goes the same way with less of everything: what differs is in `presets/demo-quick.yaml`.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from rich.console import Console
 from torch import nn
 
 from certibox import networks, report, seeds
 from certibox.blackbox import as_blackbox
 from certibox.certification.dataset import certify_dataset
-from certibox.certification.smoothing import SmoothedClassifier
+from certibox.certification.smoothing import BaseClassifier, SmoothedClassifier
 from certibox.commands.fields import option
+from certibox.commands.printing import OUT
 from certibox.commands.progress import bar
 from certibox.data import Images, load_images
 from certibox.defense.saved import Defense
@@ -32,9 +34,13 @@ from certibox.records.tsv import write_tsv
 from certibox.storage.files import write_json_atomic
 from certibox.training.defenses import train
 from certibox.training.schedules import Schedule, one_cycle
+from certibox.training.settings import TrainingSettings
 from certibox.training.supervised import pretrain_autoencoder
 
 CLASSES = 10
+IMAGES, QUICK_IMAGES, QUICK_TRAINING = 200, 20, 200  # digits to certify, and in a quick run to certify and to train on
+HIDDEN = ((64,), (128,), (128, 64))  # layers of the perceptrons that the box is chosen from
+QUICK_NOTE = "a quick run shows that everything works; it is too small for its numbers to mean anything"
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Demo:
     """Defend a scikit-learn digits model through queries alone, certify it, and compare: a minute or two."""
 
     out: str = option("directory for the report, certificates, defense and ledger", "runs/demo")
-    images: int = option("held-out digits to certify", 200)
+    images: int | None = option(f"held-out digits to certify; by default {IMAGES}, in a quick run {QUICK_IMAGES}", None)
+    quick: bool = option("all steps at a small size, in some ten seconds; its numbers mean nothing", False)
     seed: int = option("seed of every random draw", 0)
 
 
@@ -66,12 +73,14 @@ class Settings:
     alpha: float
 
 
-def settings() -> Settings:
-    """The settings of `presets/demo.yaml`."""
-    return Settings(**yaml.safe_load((files("certibox") / "presets" / "demo.yaml").read_text(encoding="utf-8")))
+def settings(quick: bool = False) -> Settings:
+    """The settings of `presets/demo.yaml`, with those of `presets/demo-quick.yaml` over them for a quick run."""
+    presets = ("demo.yaml", "demo-quick.yaml") if quick else ("demo.yaml",)
+    texts = [(files("certibox") / "presets" / name).read_text(encoding="utf-8") for name in presets]
+    return Settings(**{key: value for text in texts for key, value in yaml.safe_load(text).items()})
 
 
-def train_box(shown: Images, validation: Images):
+def train_box(shown: Images, validation: Images, layers: Sequence[tuple[int, ...]] = HIDDEN):
     """The box, of a small grid of perceptrons the most accurate on clean validation images, and that accuracy."""
     from sklearn.neural_network import MLPClassifier
 
@@ -79,7 +88,7 @@ def train_box(shown: Images, validation: Images):
     held, labels = validation.floats().flatten(1).numpy(), validation.labels
     assert y is not None
     assert labels is not None
-    grid = [(hidden, penalty) for hidden in ((64,), (128,), (128, 64)) for penalty in (1e-4, 1e-1)]
+    grid = [(hidden, penalty) for hidden in layers for penalty in (1e-4, 1e-1)]
     models = [
         MLPClassifier(hidden, alpha=penalty, max_iter=1000, random_state=0).fit(x, y.numpy())
         for hidden, penalty in grid
@@ -132,18 +141,21 @@ def _train(
     autoencoder: Autoencoder | None = None,
     out: Path | None = None,
 ) -> Defense:
+    chosen = TrainingSettings(
+        method=method,
+        sigma=s.sigma,
+        schedule=schedule,
+        seed=seed,
+        estimator=estimator,
+        gamma=s.gamma,
+        reconstruction_weight=s.reconstruction_weight,
+    )
     name = f"{method} ({type(estimator).__name__})" if estimator else method
     with bar(name, client) as progress:
         return train(
             client,
             shown,
-            method=method,
-            sigma=s.sigma,
-            schedule=schedule,
-            seed=seed,
-            estimator=estimator,
-            gamma=s.gamma,
-            reconstruction_weight=s.reconstruction_weight,
+            chosen,
             denoiser=_denoiser(s, seed),
             autoencoder=autoencoder,
             validation=validation,
@@ -158,79 +170,100 @@ def _denoiser(s: Settings, seed: int) -> nn.Module:
         return networks.dncnn(1, depth=s.depth, width=s.width)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of the demo's table: a base classifier that is smoothed and certified."""
+
+    name: str
+    place: str  # its folder below --out
+    base: BaseClassifier
+    trained: int = 0  # queries of its training
+
+
 def run(options: Demo) -> None:
     """`certibox demo`."""
-    started, console, s, out = (
-        time.perf_counter(),
-        Console(soft_wrap=True, highlight=False),
-        settings(),
-        Path(options.out),
-    )
-    if options.images < 1:
-        raise InvalidInput(f"images is {options.images}; wanted at least 1 held-out digit to certify, up to 500")
-    shown, validation = load_images("digits", "train"), load_images("digits", "validation")
-    test = load_images("digits", "test").select(slice(0, options.images))
-    model, accuracy = train_box(shown, validation)
+    started, s, out = time.perf_counter(), settings(options.quick), Path(options.out)
+    shown, validation, test = _digits(options)
+    model, accuracy = train_box(shown, validation, HIDDEN[:1] if options.quick else HIDDEN)
     hidden = "-".join(map(str, model.hidden_layer_sizes))
-    console.print(
-        f"the box: a scikit-learn MLP ({hidden}) without gradients, {accuracy:.1%} right on clean validation digits"
-    )
-
+    right = f"{accuracy:.1%} right on clean validation digits"
+    OUT.print(f"the box: a scikit-learn MLP ({hidden}) without gradients, {right}")
     box = as_blackbox(model, outputs="probabilities", name=f"sklearn-mlp-{hidden}")
     client = QueryClient(box, ledger=out / "ledger.sqlite")
-    autoencoder = train_stage1(s, shown, validation, options.seed, out / "autoencoder")
-    denoised = train_denoiser(s, client, shown, validation, options.seed)
-    defenses = [
-        train_queries(s, client, shown, validation, estimator, autoencoder, options.seed, out / name)
-        for name, estimator in (
-            ("training-rge", RGE(q=s.d_z, mu=s.mu)),
-            ("training-cge", CGE(mu=s.mu)),
-            ("training-guided", Guided(mu=s.mu)),
-        )
-    ]
-    defenses[-1].save(out / "defense")
-    rows = {
-        "(a) bare model": ("baselines/bare", client, 0),
-        "(b) MSE denoiser": ("baselines/mse-denoiser", denoised.outputs, 0),
-        "(c) ZO-AE-DS (RGE)": ("baselines/rge", defenses[0].outputs, client.spent.get("train ZO-AE-DS (RGE)", 0)),
-        "(d) ZO-AE-DS (CGE)": ("baselines/cge", defenses[1].outputs, client.spent.get("train ZO-AE-DS (CGE)", 0)),
-        "(e) ZO-AE-DS (Guided)": (".", defenses[2].outputs, client.spent.get("train ZO-AE-DS (Guided)", 0)),
-    }
-    runs = []
-    for name, (place, base, spent) in rows.items():
-        with client.phase(f"certify {name}"), bar(f"certify {name}", client) as progress:
-            certified = certify_dataset(
-                SmoothedClassifier(base, CLASSES, s.sigma),
-                test,
-                n0=s.n0,
-                n=s.n,
-                alpha=s.alpha,
-                seed=options.seed,
-                out=out / place / "certificates.jsonl",
-                progress=progress,
-            )
-        write_tsv(certified, out / place / "certificates.tsv")
-        runs.append(report.Run(name, certified, {"train": spent, "certify": sum(row.queries for row in certified)}))
-
-    pictures = {
-        "clean, noisy, denoised and decoded": _picture(defenses[-1], test, s.sigma, options.seed, out / "digits.png")
-    }
+    defense, rows = _defended(s, client, shown, validation, options.seed, out)
+    runs = [_certified(s, client, row, test, options.seed, out) for row in rows]
     facts = {
-        "box": f"{box.spec.name}, {accuracy:.1%} right on clean validation digits",
+        "box": f"{box.spec.name}, {right}",
         "images": f"{len(test)} held-out digits",
         **{key: f"{value:g}" for key, value in asdict(s).items()},
         "seed": str(options.seed),
     }
-    notes = comparisons(s, runs)
+    notes = [QUICK_NOTE] if options.quick else comparisons(s, runs)
+    picture = _picture(defense, test, s.sigma, options.seed, out / "digits.png")
+    _write(s, runs, {"clean, noisy, denoised and decoded": picture}, facts, notes, out)
+    seconds = f"{time.perf_counter() - started:.0f} seconds"
+    OUT.print(f"{seconds}, {client.queries:,} queries; the report is {out / 'report.html'}")
+
+
+def _digits(options: Demo) -> tuple[Images, Images, Images]:
+    """The digits to train on, to select on and to certify."""
+    images = options.images if options.images is not None else QUICK_IMAGES if options.quick else IMAGES
+    if images < 1:
+        raise InvalidInput(f"images is {images}; wanted at least 1 held-out digit to certify, up to 500")
+    shown = load_images("digits", "train").select(slice(0, QUICK_TRAINING if options.quick else None))
+    return shown, load_images("digits", "validation"), load_images("digits", "test").select(slice(0, images))
+
+
+def _defended(
+    s: Settings, client: QueryClient, shown: Images, validation: Images, seed: int, out: Path
+) -> tuple[Defense, list[Row]]:
+    """The defense by `Guided`, saved, and what the table compares: (a) the bare box and (b) to (e) its defenses."""
+    autoencoder = train_stage1(s, shown, validation, seed, out / "autoencoder")
+    denoised = train_denoiser(s, client, shown, validation, seed)
+    rows = [
+        Row("(a) bare model", "baselines/bare", client),
+        Row("(b) MSE denoiser", "baselines/mse-denoiser", denoised.outputs),
+    ]
+    estimators = {"rge": RGE(q=s.d_z, mu=s.mu), "cge": CGE(mu=s.mu), "guided": Guided(mu=s.mu)}
+    defense = denoised
+    for letter, (place, estimator) in zip("cde", estimators.items(), strict=True):
+        folder = out / f"training-{place}"
+        defense = train_queries(s, client, shown, validation, estimator, autoencoder, seed, folder)
+        name = f"ZO-AE-DS ({type(estimator).__name__})"
+        where = "." if place == "guided" else f"baselines/{place}"
+        rows.append(Row(f"({letter}) {name}", where, defense.outputs, client.spent.get(f"train {name}", 0)))
+    defense.save(out / "defense")
+    return defense, rows
+
+
+def _certified(s: Settings, client: QueryClient, row: Row, test: Images, seed: int, out: Path) -> report.Run:
+    """The certificates of a row, as JSON lines and TSV, and what they cost."""
+    with client.phase(f"certify {row.name}"), bar(f"certify {row.name}", client) as progress:
+        certified = certify_dataset(
+            SmoothedClassifier(row.base, CLASSES, s.sigma),
+            test,
+            n0=s.n0,
+            n=s.n,
+            alpha=s.alpha,
+            seed=seed,
+            out=out / row.place / "certificates.jsonl",
+            progress=progress,
+        )
+    write_tsv(certified, out / row.place / "certificates.tsv")
+    spent = {"train": row.trained, "certify": sum(certificate.queries for certificate in certified)}
+    return report.Run(row.name, certified, spent)
+
+
+def _write(
+    s: Settings, runs: list[report.Run], pictures: dict[str, bytes], facts: dict[str, str], notes: list[str], out: Path
+) -> None:
+    """The report as a page, as JSON, and on the terminal."""
     report.write_report(out, runs, radii(s), title="certibox demo: digits", pictures=pictures, facts=facts, notes=notes)
     summary = {"rows": report.summary_table(runs, radii(s)), "notes": notes, "facts": facts}
     write_json_atomic(out / "summary.json", summary)
-    console.print(report.render_table(runs, radii(s)))
+    OUT.print(report.render_table(runs, radii(s)))
     for note in notes:
-        console.print(note)
-    console.print(
-        f"{time.perf_counter() - started:.0f} seconds, {client.queries:,} queries; the report is {out / 'report.html'}"
-    )
+        OUT.print(note)
 
 
 def radii(s: Settings) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from certibox import seeds
 from certibox.defense.autoencoders import load_autoencoder
-from certibox.errors import CertiboxError, InvalidInput, UnreadableFile
+from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, one_of
 from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
 from certibox.networks.autoencoder import Latent
 
@@ -41,8 +41,10 @@ def untrained_autoencoder(
                 return suitable_autoencoder(image_shape, latent)
             return fitting_autoencoder(image_shape, d_z, latent=latent)
         if name not in AUTOENCODERS:
-            known = ", ".join(("suitable", *AUTOENCODERS))
-            raise InvalidInput(f"autoencoder is {name!r}; wanted {known} or the directory of a saved one")
+            known = ("suitable", *AUTOENCODERS)
+            raise InvalidInput(
+                f"autoencoder is {name!r}; wanted the directory of a saved one, or {one_of(name, known)}"
+            )
         if d_z is not None:
             raise InvalidInput(f"d_z is {d_z}, but {name} has its own; wanted --d-z or --autoencoder by name, not both")
         return AUTOENCODERS[name](latent=latent)

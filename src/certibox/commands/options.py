@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from certibox.blackbox import BlackBox, as_blackbox
 from certibox.commands.fields import Needs, option
@@ -16,7 +16,7 @@ from certibox.commands.models import load_model
 from certibox.confidence.sequential import RULES, Rule
 from certibox.data import Images, load_images
 from certibox.errors import InvalidInput
-from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal
+from certibox.estimators import GradientEstimator, build_estimator
 from certibox.queries.client import QueryClient
 from certibox.training.methods import METHODS
 from certibox.training.schedules import Schedule, one_cycle, paper_finetune, paper_scratch
@@ -25,7 +25,6 @@ from certibox.training.schedules import Schedule, one_cycle, paper_finetune, pap
 GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
 FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
 ALPHA = 0.001
-_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -155,30 +154,15 @@ class EstimatorOptions:
 
     def build_estimator(self) -> GradientEstimator:
         """The estimator; what is not given is measured when training starts."""
-        mu = _or_auto(self.mu)
         if self.estimator == "guided":
-            return Guided(
-                _or_auto(self.q),
-                mu,
-                self.central,
-                surrogate=self.surrogate,
-                ask=self.ask,
-                distill=self.distill,
-                jitter=self.jitter,
-                votes=self.votes,
-                target=self.target,
-            )
-        if self.estimator == "cge":
-            return CGE(mu, self.central)
-        if isinstance(self.q, str):
+            surrogate = {
+                name: getattr(self, name) for name in ("surrogate", "ask", "distill", "jitter", "votes", "target")
+            }
+            return build_estimator("guided", q=self.q, mu=self.mu, central=self.central, **surrogate)
+        if self.q == "auto":
             raise InvalidInput(f"q is {self.q}, which guided alone measures; wanted a number for {self.estimator}")
-        q = 20 if self.q is None else self.q
-        return {"rge": RGE, "orthogonal": Orthogonal}[self.estimator](q, mu, self.central)
-
-
-def _or_auto(value: _Number | str | None) -> _Number | Literal["auto"]:
-    """A number that was given, else that it is to be measured."""
-    return "auto" if value is None or isinstance(value, str) else value
+        q: dict[str, Any] = {} if self.estimator == "cge" else {"q": 20 if self.q is None else self.q}
+        return build_estimator(self.estimator, mu="auto" if self.mu is None else self.mu, central=self.central, **q)
 
 
 def _learns_labels(options: Any) -> bool:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from certibox.commands.fields import option
 from certibox.commands.progress import bar
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, one_of
 from certibox.paper import runner
 from certibox.paper.measured import Results
 from certibox.paper.results import write_results
@@ -85,7 +85,7 @@ def run_run(options: PaperRun) -> None:
     suite = Suite(options.experiments)
     table, results = suite.table(options.table), Results(options.experiments)
     if options.scale not in table.scales:
-        raise InvalidInput(f"{table.name} has no scale {options.scale!r}; wanted one of {', '.join(table.scales)}")
+        raise InvalidInput(f"{table.name} has no scale {options.scale!r}; wanted {one_of(options.scale, table.scales)}")
     require_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -18,6 +18,7 @@ from certibox.networks import Autoencoder
 from certibox.training.defenses import train
 from certibox.training.methods import METHODS
 from certibox.training.schedules import Schedule, one_cycle
+from certibox.training.settings import TrainingSettings
 from certibox.training.surrogate import TRIED
 
 
@@ -113,6 +114,26 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
         made = super().build_estimator()
         return replace(made, updates=self.updates) if isinstance(made, Guided) else made
 
+    def build_settings(self) -> TrainingSettings:
+        """The settings of the run."""
+        return TrainingSettings(
+            method=self.method,
+            sigma=self.sigma,
+            schedule=self.build_schedule(),
+            seed=self.seed,
+            estimator=self.build_estimator() if METHODS[self.method].order == 0 else None,
+            gamma=self.gamma,
+            denoise_weight=self.denoise_weight,
+            reconstruction_weight=self.reconstruction_weight,
+            scheme=self.scheme,
+            targets=self.targets,
+            augmentation=self.augmentation,
+            skip_dead=self.skip_dead,
+            validation_votes=self.validation_votes,
+            validate_every=self.validate_every,
+            patience=self.patience,
+        )
+
     def build_autoencoder(self, image_shape: tuple[int, int, int]) -> tuple[Autoencoder, Schedule | None]:
         """The autoencoder, and the schedule of its pre-training: None for a saved one."""
         if saved := saved_autoencoder(self.autoencoder, self.d_z):
@@ -129,38 +150,24 @@ def run_train(options: Train) -> None:
     out = Path(options.out)
     images = options.images()
     client = options.client(out / "ledger.sqlite")
-    method = METHODS[options.method]
-    estimator = options.build_estimator() if method.order == 0 else None
-    autoencoder, stage1 = options.build_autoencoder(images.shape) if method.bottleneck else (None, None)
+    settings = options.build_settings()
+    bottleneck = METHODS[options.method].bottleneck
+    autoencoder, stage1 = options.build_autoencoder(images.shape) if bottleneck else (None, None)
     with bar(f"training {options.method}", client) as progress:
         defense = train(
             client,
             images,
-            method=options.method,
-            sigma=options.sigma,
-            schedule=options.build_schedule(),
-            seed=options.seed,
-            estimator=estimator,
-            gamma=options.gamma,
-            denoise_weight=options.denoise_weight,
-            reconstruction_weight=options.reconstruction_weight,
-            scheme=options.scheme,
+            settings,
             denoiser=options.denoiser,
             autoencoder=autoencoder,
             autoencoder_schedule=stage1,
-            targets=options.targets,
-            augmentation=options.augmentation,
             validation=options.validation,
-            validation_votes=options.validation_votes,
-            validate_every=options.validate_every,
-            skip_dead=options.skip_dead,
             fingerprint=options.fingerprint,
-            patience=options.patience,
             out=out / "training",
             progress=progress,
         )
     defense.save(out / "defense")
-    for line in _outcome(out / "training" / "rows.jsonl", options.method, estimator):
+    for line in _outcome(out / "training" / "rows.jsonl", options.method, settings.estimator):
         OUT.print(line)
     if step := defense.facts.get("step"):
         doubt = "" if step["agreed"] else "; no two steps agreed, so any difference of this box is doubtful"

@@ -20,10 +20,18 @@ FILE = "autoencoder.safetensors"
 
 
 def save_autoencoder(autoencoder: Autoencoder, directory: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
-    """Write `autoencoder.safetensors` (everything) and `autoencoder.json` (the same facts, to read) into `directory`.
+    """Write `autoencoder.safetensors` (everything) and `autoencoder.json` (the same facts, to read).
 
-    facts: plain values that say where the autoencoder comes from; its `spec` joins them. Raises `InvalidInput` for an
-    autoencoder of modules of your own: only weights are stored, and nothing here could rebuild it.
+    Args:
+        autoencoder: Autoencoder that a factory of certibox made; only its weights are stored.
+        directory: Directory to write into; it is made where there is none.
+        facts: Plain values that say where the autoencoder comes from; its `spec` joins them.
+
+    Returns:
+        The directory.
+
+    Raises:
+        InvalidInput: The autoencoder is made of modules of your own, which nothing here could rebuild.
     """
     spec = getattr(autoencoder, "spec", None)
     if spec is None:
@@ -40,7 +48,12 @@ def save_autoencoder(autoencoder: Autoencoder, directory: str | Path, facts: Map
 def load_autoencoder(directory: str | Path) -> Autoencoder:
     """The autoencoder that `save_autoencoder` wrote, in evaluation mode, its weights fixed until training frees them.
 
-    Errors: `UnreadableFile` if there is none or it is damaged; `InvalidInput` if its network is not known here.
+    Args:
+        directory: Directory that `save_autoencoder` wrote.
+
+    Raises:
+        UnreadableFile: There is none, or it is damaged.
+        InvalidInput: Its network is not known here.
     """
     tensors, facts = read_tensors(Path(directory) / FILE)
     if "spec" not in facts:
@@ -49,7 +62,13 @@ def load_autoencoder(directory: str | Path) -> Autoencoder:
 
 
 def reconstruction_mse(autoencoder: Autoencoder, images: Images, batch: int = 256) -> float:
-    """Mean of (ψ_dec(ψ_enc(x)) − x)² over images and pixels, pixels on [0, 1]; no query."""
+    """Mean of (ψ_dec(ψ_enc(x)) − x)² over images and pixels, pixels on [0, 1]; no query.
+
+    Args:
+        autoencoder: Autoencoder (ψ_enc, ψ_dec).
+        images: Images of its shape.
+        batch: Number of images at a time.
+    """
 
     def error(x: Tensor, _index: Tensor) -> Tensor:  # (b, c, h, w) -> (b,)
         return (autoencoder(x) - x).square().flatten(1).mean(1)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from certibox.errors import InvalidImages
 from certibox.networks import Autoencoder
 
 
 class RobustPipeline(nn.Module):
     """The white part in front of a box: x (b, c, h, w) -> the image (b, c, h, w) that the box sees.
 
-    denoiser: D_θ, or None for the identity. autoencoder: with one, the box is queried at ψ_dec(ψ_enc(D_θ(x))) (AE-DS)
-    and the estimator works on embeddings of d_z; without, at D_θ(x) (DS), on all d pixels. classifier: RS only: the
-    network that was trained on noise and now answers instead of the box.
+    With an autoencoder, the box is queried at ψ_dec(ψ_enc(D_θ(x))) (AE-DS) and the estimator works on embeddings of d_z
+    dimensions; without one, at D_θ(x) (DS), and the estimator works on all d pixels.
+
+    Args:
+        denoiser: Denoiser D_θ, (b, c, h, w) -> (b, c, h, w); None stands for the identity.
+        autoencoder: Autoencoder (ψ_enc, ψ_dec) behind the denoiser; None stands for no bottleneck.
+        classifier: Classifier that was trained on noise and answers instead of the box, for RS alone.
     """
 
     def __init__(
@@ -36,3 +42,22 @@ class RobustPipeline(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.images(self.embed(self.denoise(x)), x.shape[1:])
+
+
+def as_batch(x: Tensor | np.ndarray) -> Tensor:
+    """A batch of images as a float tensor (n, c, h, w); a numpy array becomes float32.
+
+    Args:
+        x: Images (n, c, h, w) of floats, pixels on [0, 1] up to noise: a tensor or a numpy array.
+
+    Raises:
+        InvalidImages: x is something else, of integers, or of another number of dimensions.
+    """
+    if not isinstance(x, Tensor | np.ndarray):
+        raise InvalidImages(f"images are a {type(x).__name__}; wanted a float tensor or numpy array (n, c, h, w)")
+    floats = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"
+    if not floats:
+        raise InvalidImages(f"images are {x.dtype}; wanted floats on [0, 1]: divide 8-bit pixels by 255")
+    if x.ndim != 4:
+        raise InvalidImages(f"images have shape {tuple(x.shape)}; wanted a batch (n, channels, height, width)")
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))

@@ -30,8 +30,16 @@ def import_authors(encoder: str | Path, decoder: str | Path) -> tuple[Autoencode
     Which of `networks.AUTOENCODERS` it is, the names and shapes of the weights tell. Tensors and plain values are read
     and nothing else is unpickled, so no code of the files runs. Weights are kept as float32.
 
-    Errors: `UnreadableFile` if a file is missing, damaged or needs more unpickling than that; `InvalidInput` if it
-    lacks a `state_dict`, or the two are not the halves of one network.
+    Args:
+        encoder: Released file of the encoder, a .pth.tar.
+        decoder: Released file of the decoder, a .pth.tar.
+
+    Returns:
+        The autoencoder, and plain values that name the files and their SHA-256.
+
+    Raises:
+        UnreadableFile: A file is missing, damaged, or needs more unpickling than that.
+        InvalidInput: A file lacks a `state_dict`, or the two are not the halves of one network.
     """
     halves = {"encoder": _read_half(encoder, "encoder"), "decoder": _read_half(decoder, "decoder")}
     names = {role: half.name for role, half in halves.items()}

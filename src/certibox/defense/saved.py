@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from certibox import networks
-from certibox.defense.pipeline import RobustPipeline
+from certibox.certification.smoothing import SmoothedClassifier
+from certibox.defense.pipeline import RobustPipeline, as_batch
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.networks import Autoencoder
 from certibox.queries.client import QueryClient
@@ -22,39 +24,103 @@ from certibox.storage.settings import require_same
 from certibox.storage.tensors import load_module, module_digest, read_tensors, under, write_tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Defense:
     """A trained defense: the white part, the box behind it, and how it was made.
 
-    sigma: the noise that it was trained for, in pixels on [0, 1]. facts: plain values that describe the training.
+    It is a base classifier to smooth, `defense(x)`, and `defense.smoothed()` is its smoothed classifier. Images x are
+    floats (n, c, h, w) on [0, 1] up to noise, as a tensor or a numpy array; answers are tensors. The white part is in
+    evaluation mode while it works.
     """
 
     pipeline: RobustPipeline
+    """White part: denoiser and autoencoder, or the classifier of RS."""
     client: QueryClient
+    """Meter around the box."""
     method: str
+    """Name of the method that trained it."""
     sigma: float
+    """Standard deviation of the noise that it was trained for, in pixels on [0, 1]."""
     image_shape: tuple[int, ...]
+    """Shape (c, h, w) of one image."""
     num_classes: int | None
+    """Number of classes K; None where the box does not classify, or did not say how many there are."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """Plain values that describe the training."""
     fingerprint: Fingerprint | None = None
+    """Answers of the box to canary images, where they were taken."""
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """Answers of the robustified model R(f) (a base classifier to smooth): (n, c, h, w) -> (n, K); n queries."""
+    def __repr__(self) -> str:
+        classes = f"{self.num_classes} classes" if self.num_classes else "no known number of classes"
+        box = f"box {self.client.spec.name!r} ({self.client.spec.outputs})"
+        return f"Defense({self.method}, sigma={self.sigma:g}, {classes}, images {tuple(self.image_shape)}, {box})"
+
+    def __call__(self, x: Tensor | np.ndarray) -> Tensor:
+        """The same as `outputs`."""
+        return self.outputs(x)
+
+    def outputs(self, x: Tensor | np.ndarray) -> Tensor:
+        """Answers of the robustified model R(f), a base classifier to smooth; n queries (none for RS).
+
+        Args:
+            x: Images (n, c, h, w).
+
+        Returns:
+            Answers (n, K), labels (n,) or values (n, ...), as the box gives them.
+        """
+        images = as_batch(x)
         self.pipeline.eval()
         with torch.inference_mode():
-            return torch.cat([self._answer(batch) for batch in x.split(self.client.batch_size)])
+            return torch.cat([self._answer(batch) for batch in images.split(self.client.batch_size)])
 
-    def robustify(self, x: Tensor) -> Tensor:
-        """The images that the box is asked about: (n, c, h, w) -> (n, c, h, w); no query."""
+    def robustify(self, x: Tensor | np.ndarray) -> Tensor:
+        """The images (n, c, h, w) that the box is asked about; no query.
+
+        Args:
+            x: Images (n, c, h, w).
+        """
+        images = as_batch(x)
         self.pipeline.eval()
         with torch.inference_mode():
-            return self.pipeline(x.to(self.device))
+            return self.pipeline(images.to(self.device))
 
-    def denoise(self, x: Tensor) -> Tensor:
-        """D_θ alone: (n, c, h, w) -> (n, c, h, w); no query."""
+    def denoise(self, x: Tensor | np.ndarray) -> Tensor:
+        """The denoised images D_θ(x), (n, c, h, w), before the autoencoder; no query.
+
+        Args:
+            x: Images (n, c, h, w).
+        """
+        images = as_batch(x)
         self.pipeline.eval()
         with torch.inference_mode():
-            return self.pipeline.denoise(x.to(self.device))
+            return self.pipeline.denoise(images.to(self.device))
+
+    def smoothed(self, num_classes: int | None = None) -> SmoothedClassifier:
+        """The smoothed classifier of this defense, at the sigma that it was trained for; no query.
+
+        Args:
+            num_classes: Number of classes K; wanted only where the defense does not know it.
+
+        Raises:
+            InvalidInput: The number of classes is not known, or is another one; the box does not classify.
+        """
+        if self.client.spec.outputs == "values":
+            raise InvalidInput("the box answers with values; wanted logits, probabilities or labels to smooth")
+        if None not in (num_classes, self.num_classes) and num_classes != self.num_classes:
+            raise InvalidInput(f"num_classes is {num_classes}, but the defense has {self.num_classes} classes")
+        classes = self.num_classes if num_classes is None else num_classes
+        if classes is None:
+            raise InvalidInput("the number of classes is not known; wanted it, such as smoothed(num_classes=10)")
+        return SmoothedClassifier(self.outputs, classes, self.sigma)
+
+    def to(self, device: torch.device | str) -> Defense:
+        """This defense, its white part moved to a device in place, as torch moves a module.
+
+        Args:
+            device: Device such as "cuda" or "cpu".
+        """
+        self.pipeline.to(device)
+        return self
 
     @property
     def model_id(self) -> str:
@@ -71,7 +137,14 @@ class Defense:
         return self.client.default_phase(name)
 
     def save(self, directory: str | Path) -> Path:
-        """Write `defense.safetensors` (everything) and `defense.json` (the same facts, to read) into `directory`."""
+        """Write `defense.safetensors` (everything) and `defense.json` (the same facts, to read).
+
+        Args:
+            directory: Directory to write into; it is made where there is none.
+
+        Returns:
+            The directory.
+        """
         directory = Path(directory)
         modules = {name: getattr(module, "spec", None) for name, module in self._modules()}
         facts = {
@@ -113,11 +186,22 @@ def load_defense(
     autoencoder: Autoencoder | None = None,
     classifier: nn.Module | None = None,
 ) -> Defense:
-    """A defense that `Defense.save` wrote, in front of `client`'s box.
+    """A defense that `Defense.save` wrote, in front of a box.
 
     certibox's own networks are rebuilt; give a network of your own, of any weights, as it was when it was trained.
-    Nothing is queried: call `defense.fingerprint.check(client)` to ask whether the box is still the same. Errors:
-    `UnreadableFile`; `InvalidInput` if a network of your own is missing, does not fit, or the box answers differently.
+    Nothing is queried: `defense.fingerprint.check(client)` asks whether the box is still the same.
+
+    Args:
+        directory: Directory that `Defense.save` wrote.
+        client: Meter around the box, which must answer in the same kind and be declared alike.
+        denoiser: Denoiser of your own, where the defense was trained with one.
+        autoencoder: Autoencoder of your own, where the defense was trained with one.
+        classifier: Classifier of your own, where RS trained one.
+
+    Raises:
+        UnreadableFile: The directory holds no defense, or a damaged one.
+        InvalidInput: A network of your own is missing or does not fit, or the box answers differently.
+        ConfigMismatch: The box is declared otherwise.
     """
     tensors, facts = read_tensors(Path(directory) / "defense.safetensors")
     if "modules" not in facts:

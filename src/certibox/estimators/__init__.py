@@ -22,9 +22,11 @@ from certibox.estimators.autograd import estimated_loss
 from certibox.estimators.differences import Block, GradientEstimator, Objective, Step, finite_difference
 from certibox.estimators.guided import Alignment, Guided, GuidedObjective, alignment, corrections, guessed_gradient
 from certibox.estimators.linear import CGE, RGE, Orthogonal, Subset
+from certibox.estimators.table import ESTIMATORS, build_estimator, estimator_record
 
 __all__ = [
     "CGE",
+    "ESTIMATORS",
     "RGE",
     "Alignment",
     "Block",
@@ -36,8 +38,10 @@ __all__ = [
     "Step",
     "Subset",
     "alignment",
+    "build_estimator",
     "corrections",
     "estimated_loss",
+    "estimator_record",
     "finite_difference",
     "guessed_gradient",
 ]

@@ -22,6 +22,13 @@ def estimated_loss(
     The value is the mean of the losses that the estimate evaluated, so it differs from ℓ(z) by O(μ) and costs no query
     of its own. A point about which nothing was asked stands at the mean of the others, so that a batch has the mean of
     what was asked; at 0 where that is nothing.
+
+    Args:
+        objective: Function of points (k, b, d) -> losses (k, b), by queries.
+        z: Points (b, d), through which the gradient goes on.
+        estimator: Estimator of the gradient at z.
+        generator: Source of the random directions.
+        live: Mask (b, d) of the coordinates that matter; None for all.
     """
     return _EstimatedLoss.apply(z, objective, estimator, generator, live)  # pyright: ignore[reportReturnType]
 

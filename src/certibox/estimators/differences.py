@@ -24,29 +24,55 @@ class GradientEstimator(Protocol):
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
     ) -> Tensor:
-        """Gradient (b, d) of `objective` at z (b, d); `live` (b, d) bool marks the coordinates that matter."""
+        """Gradient (b, d) of an objective.
+
+        Args:
+            objective: Function of points (k, b, d) -> losses (k, b), by queries; see `certibox.estimators` on masks.
+            z: Points (b, d).
+            generator: Source of the random directions.
+            live: Mask (b, d) of the coordinates that matter; None for all. An estimator may ignore it.
+        """
         ...
 
     def cost(self, d: int) -> int:
-        """Queries that one estimate spends on one point of dimension d; raises `InvalidInput` if d does not fit."""
+        """Queries that one estimate spends on one point.
+
+        Args:
+            d: Dimension of the point.
+
+        Raises:
+            InvalidInput: The estimator does not fit the dimension.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Block:
-    """A slice of a tableau: directions (k, b, d), weights (k, b), and which of the k x b points are wanted."""
+    """A slice of a tableau."""
 
     directions: Tensor
+    """Directions u (k, b, d)."""
     weights: Tensor
+    """Weights w (k, b)."""
     active: Tensor | None
+    """Mask (k, b) of the points that are wanted; None for all."""
 
 
 def finite_difference(
     objective: Objective, z: Tensor, blocks: Iterator[Block], mu: Step, central: bool, base: Tensor | None = None
 ) -> Tensor:
-    """Σ w u [ℓ(z + μ u) − ℓ(z)] / μ over the blocks of a tableau, or the central difference; (b, d) -> (b, d).
+    """Σ w u [ℓ(z + μ u) − ℓ(z)] / μ over the blocks of a tableau, or the central difference: a gradient (b, d).
 
-    base: ℓ(z) (1, b), where it is known already. Errors: `InvalidInput` for a mu that is yet to be measured.
+    Args:
+        objective: Function of points (k, b, d) -> losses (k, b), called with a mask `active` where a block has one.
+        z: Points (b, d).
+        blocks: Slices of the tableau.
+        mu: Step μ, in units of z.
+        central: Whether the difference is central: two queries a direction, error of order μ².
+        base: Losses ℓ(z) (1, b), where they are known already.
+
+    Raises:
+        InvalidInput: The step is "auto", which training alone resolves.
     """
     gradient = torch.zeros_like(z)
     for block, slopes in measured_slopes(objective, z, blocks, mu, central, base):
@@ -57,7 +83,7 @@ def finite_difference(
 def measured_slopes(
     objective: Objective, z: Tensor, blocks: Iterator[Block], mu: Step, central: bool, base: Tensor | None
 ) -> Iterator[tuple[Block, Tensor]]:
-    """Each block with the slopes (k, b) of ℓ along its directions."""
+    """Each block with the slopes (k, b) of ℓ along its directions; the arguments are those of `finite_difference`."""
     if isinstance(mu, str):
         raise InvalidInput(f"mu is {mu!r}, which training alone resolves; wanted a number here, see choose_step")
     there = objective(z.unsqueeze(0)) if not central and base is None else base  # (1, b)

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeGuard, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, one_of
 from certibox.estimators.differences import (
     Block,
     Objective,
@@ -56,36 +56,48 @@ class Guided:
     directions that lift the expected cosine there, and trusts the guess by as much of its length as was measured to be
     true.
 
-    q: directions of correction; beyond d it buys d. mu, central: as for RGE, of the corrections and probes. surrogate:
-    `image`, a convolutional network on the images that the box sees, or `latent`, a perceptron on the points
-    themselves. ask: share of a batch asked for answers to learn from, one image at least; below 1, the surrogate is
-    used more often than it is told. distill: further queries, spent on noisy and denoised images before the first step
-    that wants a gradient. jitter: standard deviation of Gaussian steps around z, in its units, at which those answers
-    are asked, `votes` a point: the surrogate then learns a box that answers in stairs or labels through its frequencies
-    nearby; without jitter, more votes pay only at a box that answers at random. A box of labels has no slope: there q
-    is 0 and mu of no use. updates: optimizer steps of the surrogate a step of training.
-    Sources: control variates with a learned prior, as in Meier et al. NeurIPS 2019 and Cheng et al. NeurIPS 2019.
+    With a jitter, the surrogate learns a box that answers in stairs or labels through its frequencies nearby; without
+    one, more votes pay only at a box that answers at random. A box of labels has no slope: there q is 0, and mu is of
+    no use. Sources: control variates with a learned prior, as in Meier et al. NeurIPS 2019 and Cheng et al. NeurIPS
+    2019.
+
+    Raises:
+        InvalidInput: A value is out of its range, or the surrogate would learn from nothing.
     """
 
     q: int | Literal["auto"] = "auto"
+    """Number of directions of correction, at most d; "auto" for as many as the measured cosine asks for."""
     mu: Step = "auto"
+    """Step of the corrections and probes, in units of z; "auto" is measured when training starts."""
     central: bool = False
+    """Whether the differences of corrections and probes are central."""
     surrogate: Literal["image", "latent"] = "image"
+    """Inputs of the surrogate: `image` for a convolutional network on the images that the box sees, `latent` for a
+    perceptron on the points themselves."""
     ask: float = 1.0
+    """Share of a batch that is asked for answers to learn from, one image at least where it is not 0; below 1, the
+    surrogate is used more often than it is told."""
     distill: int = 0
+    """Number of further queries, spent on noisy and denoised images before the first step that wants a gradient."""
     jitter: float = 0.0
+    """Standard deviation of Gaussian steps around z, in units of z, at which the answers are asked."""
     votes: int = 1
+    """Number of answers a point that is asked about."""
     updates: int = 4
+    """Number of optimizer steps of the surrogate a step of training."""
     target: float = 0.3
+    """Cosine of the surrogate's gradient with the truth below which corrections are bought, where q is "auto"."""
     probe_every: int = 20
+    """Number of steps between measurements of that cosine."""
     trust: float = 1.0
+    """Trust t in the length of the guess, from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_step(self.mu, 1)
         if self.q != "auto" and (not isinstance(self.q, int) or self.q < 0):
             raise InvalidInput(f"q is {self.q}; wanted a number of correcting directions >= 0, or 'auto'")
         if self.surrogate not in SURROGATES:
-            raise InvalidInput(f"surrogate is {self.surrogate!r}; wanted one of {', '.join(SURROGATES)}")
+            raise InvalidInput(f"surrogate is {self.surrogate!r}; wanted {one_of(self.surrogate, SURROGATES)}")
         for name, low, high in (
             *(("ask", 0, 1), ("target", 0, 1), ("trust", 0, 1)),
             ("jitter", 0, math.inf),
@@ -126,13 +138,21 @@ class Guided:
         return self.trust * guess + finite_difference(residual, z, blocks, self.mu, self.central, base)
 
     def cost(self, d: int) -> int:
-        """At most, rounded up; for q = "auto" with a surrogate that knows nothing, and without the probes."""
+        """The most queries an image, rounded up: for q = "auto" with a surrogate that knows nothing, without probes.
+
+        Args:
+            d: Dimension of the points.
+        """
         q = corrections(0.0, self.target, d) if self.q == "auto" else min(self.q, d)
         base = 0 if self._knows_base or self.central else 1
         return math.ceil(self.ask * self.votes) + (q * (2 if self.central else 1) + base if q else 0)
 
     def asked_of(self, batch: int) -> int:
-        """How many images of a batch are asked for answers to learn from."""
+        """Number of images of a batch that are asked for answers to learn from.
+
+        Args:
+            batch: Number of images of the batch.
+        """
         return max(1, round(self.ask * batch)) if self.ask else 0
 
     @property
@@ -161,7 +181,13 @@ def _has_surrogate(objective: Objective) -> TypeGuard[GuidedObjective]:
 
 
 def guessed_gradient(objective: GuidedObjective, z: Tensor, live: Tensor | None = None) -> Tensor:
-    """∇ of the surrogate's guess at z (b, d) -> (b, d), 0 where `live` says that it does not matter."""
+    """Gradient (b, d) of the surrogate's guess; no query.
+
+    Args:
+        objective: Objective with a surrogate.
+        z: Points (b, d).
+        live: Mask (b, d) of the coordinates that matter, 0 elsewhere; None for all.
+    """
     with torch.enable_grad():
         points = z.detach().clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(objective.guess(points.unsqueeze(0)).sum(), points)
@@ -170,11 +196,14 @@ def guessed_gradient(objective: GuidedObjective, z: Tensor, live: Tensor | None 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Unbiased sums over a batch: <g_s, g>, ‖g_s‖² and ‖g‖², up to the curvature of the differences."""
+    """How well a surrogate's gradient g_s agrees with the truth g: unbiased sums over a batch, up to curvature."""
 
     product: float
+    """Sum of <g_s, g>."""
     guess: float
+    """Sum of ‖g_s‖²."""
     truth: float
+    """Sum of ‖g‖²."""
 
     @property
     def true_length(self) -> float:
@@ -188,7 +217,12 @@ class Alignment:
         return max(-1.0, min(1.0, self.product / scale)) if scale else 0.0
 
     def blended(self, other: Alignment, keep: float) -> Alignment:
-        """An exponential average: `keep` of this one and the rest of the other."""
+        """An exponential average of two measurements.
+
+        Args:
+            other: Newer measurement.
+            keep: Weight of this one; the rest is the other's.
+        """
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Alignment(*(keep * mine + (1 - keep) * theirs for mine, theirs in pairs))
 
@@ -203,10 +237,19 @@ def alignment(
     central: bool = False,
     live: Tensor | None = None,
 ) -> Alignment:
-    """Measure the surrogate at z (b, d): one slope along its own gradient, `directions` random ones across it.
+    """Measure a surrogate: one slope along its own gradient g_s, and random ones across it.
 
     Costs directions + 2 queries an image (2 (directions + 1) central). E over the random directions: the slope along
     g_s gives <g_s, g> and its own part of ‖g‖², the m others (d − 1)/m times theirs the rest of ‖g‖².
+
+    Args:
+        objective: Objective with a surrogate.
+        z: Points (b, d).
+        generator: Source of the random directions.
+        directions: Number m of directions across g_s.
+        mu: Step of the differences, in units of z.
+        central: Whether the differences are central.
+        live: Mask (b, d) of the coordinates that matter; None for all.
     """
     guess = guessed_gradient(objective, z, live)
     m = min(directions, z.shape[1] - 1)
@@ -221,9 +264,14 @@ def alignment(
 
 
 def corrections(cosine: float, target: float, d: int) -> int:
-    """Directions, the guess's own among them, that lift a guess of this cosine to `target`; 0 if it is there.
+    """Number of directions, the guess's own among them, that lift a guess to a wanted cosine; 0 if it is there.
 
     Projected on q directions, the first along the guess: E cos² = c² + (1 − c²)(q − 1)/(d − 1).
+
+    Args:
+        cosine: Cosine c of the guess with the truth.
+        target: Wanted cosine.
+        d: Dimension of the points.
     """
     c2 = max(cosine, 0.0) ** 2  # a guess that points away is worth nothing
     if c2 >= target**2:

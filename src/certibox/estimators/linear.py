@@ -28,12 +28,16 @@ from certibox.estimators.differences import (
 class RGE:
     """Random gradient estimate: q directions uniform on the unit sphere (eq. 3).
 
-    mu: step, in units of z. central: two queries a direction and error O(μ²), else q + 1 queries and O(μ).
+    Raises:
+        InvalidInput: q or mu is out of its range.
     """
 
     q: int
+    """Number of directions, at least 1."""
     mu: Step
+    """Step of the differences, in units of z; "auto" is measured when training starts."""
     central: bool = False
+    """Whether differences are central: 2q queries and an error O(μ²), else q + 1 queries and O(μ)."""
 
     def __post_init__(self) -> None:
         check_step(self.mu, self.q)
@@ -60,10 +64,16 @@ class RGE:
 @final
 @dataclass(frozen=True)
 class CGE:
-    """Coordinate-wise gradient estimate: one direction a coordinate (eq. 4); only live ones where those are known."""
+    """Coordinate-wise gradient estimate: one direction a coordinate (eq. 4); only live ones where they are known.
+
+    Raises:
+        InvalidInput: mu is out of its range.
+    """
 
     mu: Step
+    """Step of the differences, in units of z; "auto" is measured when training starts."""
     central: bool = False
+    """Whether differences are central: 2d queries and an error O(μ²), else d + 1 queries and O(μ)."""
 
     def __post_init__(self) -> None:
         check_step(self.mu, 1)
@@ -96,11 +106,17 @@ class Orthogonal:
 
     A row C_k of the orthonormal DCT-II with random coordinate signs s and a uniformly random k has E u uᵀ = I/d
     exactly, rows stay orthonormal, and any row is made on the spot: no QR, and no d x q matrix in memory.
+
+    Raises:
+        InvalidInput: q or mu is out of its range.
     """
 
     q: int
+    """Number of directions, at least 1 and at most d."""
     mu: Step
+    """Step of the differences, in units of z; "auto" is measured when training starts."""
     central: bool = False
+    """Whether differences are central: 2q queries and an error O(μ²), else q + 1 queries and O(μ)."""
 
     def __post_init__(self) -> None:
         check_step(self.mu, self.q)
@@ -142,11 +158,14 @@ class Orthogonal:
 class Subset:
     """Any estimator on a random share of the batch, scaled up so that the batch's mean gradient stays unbiased.
 
-    share: of the images of a batch that get an estimate, at least one image; the others get 0 and are not asked about.
+    Raises:
+        InvalidInput: The share is not above 0 and up to 1, or the estimator is a `Guided`, which has its own `ask`.
     """
 
     estimator: GradientEstimator
+    """Estimator for the chosen images."""
     share: float
+    """Share of a batch's images that get an estimate, at least one; the others get 0 and are not asked about."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

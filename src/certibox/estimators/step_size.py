@@ -31,31 +31,31 @@ Objective = Callable[[Tensor, Tensor], Tensor]  # points (k, b, d), which are wa
 
 @dataclass(frozen=True)
 class StepEvidence:
-    """What the differences over one step said.
-
-    disagreement: mean over directions of |D_μ − D_ν| / max(|D_μ|, |D_ν|), averaged over the neighbours ν = μ/4 and 4μ:
-    0 where they agree, 3/4 where the differences do not grow with the step, about 1 where they are noise. Two
-    differences of zero agree on nothing and count as 1, as does the missing neighbour of the first and last step.
-    zeros: share of the differences that are exactly zero.
-    """
+    """What the differences over one step said."""
 
     mu: float
+    """Step that was tried."""
     disagreement: float
+    """Mean over directions of |D_μ − D_ν| / max(|D_μ|, |D_ν|), averaged over the neighbours ν = μ/4 and 4μ: 0 where
+    they agree, 3/4 where the differences do not grow with the step, about 1 where they are noise. Two differences of
+    zero agree on nothing and count as 1, as does the missing neighbour of the first and last step."""
     zeros: float
+    """Share of the differences that are exactly zero."""
 
 
 @dataclass(frozen=True)
 class StepChoice:
-    """The chosen step, and why.
-
-    agreed: whether any step agreed with its neighbours; if not (answers that hardly ever change, such as hard labels),
-    mu is the largest step tried, and any estimate is doubtful. queries: what finding it spent. evidence: by growing mu.
-    """
+    """The chosen step, and why."""
 
     mu: float
+    """Step that was chosen."""
     agreed: bool
+    """Whether any step agreed with its neighbours; if not (answers that hardly ever change, such as hard labels), mu is
+    the largest step tried, and any estimate is doubtful."""
     queries: int
+    """Number of queries that finding it spent."""
     evidence: tuple[StepEvidence, ...]
+    """What each step said, by growing mu."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values, ready for JSON."""
@@ -64,15 +64,16 @@ class StepChoice:
 
 @dataclass(frozen=True)
 class PrecisionCheck:
-    """Whether differences under a faster arithmetic may stand for those in full precision; true where they may.
-
-    error: |D_fast − D_full| / max(|D_fast|, |D_full|), over all directions as one vector; 1 where both are zero.
-    """
+    """Whether differences under a faster arithmetic may stand for those in full precision; true where they may."""
 
     safe: bool
+    """Whether they may."""
     error: float
+    """|D_fast − D_full| / max(|D_fast|, |D_full|), over all directions as one vector; 1 where both are zero."""
     mu: float
+    """Step of the differences."""
     queries: int
+    """Number of queries that the check spent."""
 
     def __bool__(self) -> bool:
         return self.safe
@@ -95,19 +96,25 @@ def choose_step(
 ) -> StepChoice:
     """The μ at which differences of `objective` around z (b, d) agree best with those at a quarter and at four times μ.
 
-    objective: maps k variants of b points (k, b, d) and a mask (k, b) of the wanted ones to losses (k, b). coordinates:
-    directions are coordinate axes (CGE), else uniform on the unit sphere (RGE, Orthogonal). central: the difference
-    that the estimator will take. live: (b, d) bool, the coordinates that matter; no other is moved, and points without
-    one are never asked. directions: spread over as many points as possible, the same at every step. largest: the
-    largest of the 7 steps tried, a factor of 4 apart; by default 4 root mean squares of z's (live) coordinates, or for
-    the sphere sqrt(d) of them.
-
     Of the steps whose disagreement is within half a standard error of the least, in one run around it, the geometric
     middle is taken, the larger of two middles: measured best on the boxes of `benchmarks/step_choice.py`.
 
     Queries: 14 · directions for central differences; 7 · directions + min(directions, points with a live coordinate)
-    for forward ones. That is 448, and 256 where at least 32 points are given. Errors: `InvalidInput` if nothing is
-    live, or z is zero and `largest` is not given.
+    for forward ones. That is 448, and 256 where at least 32 points are given.
+
+    Args:
+        objective: Function of k variants of b points (k, b, d) and a mask (k, b) of the wanted ones -> losses (k, b).
+        z: Points (b, d).
+        generator: Source of the directions.
+        coordinates: Whether directions are coordinate axes (CGE), else uniform on the unit sphere (RGE, Orthogonal).
+        central: Whether the estimator will take central differences.
+        live: Mask (b, d) of the coordinates that matter: no other is moved, and points without one are never asked.
+        directions: Number of directions, spread over as many points as possible, the same at every step.
+        largest: Largest of the 7 steps tried, a factor of 4 apart; by default 4 root mean squares of z's (live)
+            coordinates, or for the sphere sqrt(d) of them.
+
+    Raises:
+        InvalidInput: Nothing is live, or z is zero and `largest` is not given.
     """
     z = z.detach()
     probe = _Probe.draw(z, generator, live, directions, coordinates)
@@ -143,11 +150,22 @@ def precision_is_safe(
 ) -> PrecisionCheck:
     """Whether differences over μ come out the same, but for `tolerance`, under a faster arithmetic such as TF32.
 
-    objective_full, objective_fast: the same losses in full precision and in the faster arithmetic. Everything else as
-    for `choose_step`. Differences that are all zero show nothing, and are not safe.
+    Differences that are all zero show nothing, and are not safe.
 
     Queries: 4 · directions for central differences; 2 · (directions + min(directions, points with a live coordinate))
     for forward ones. Half of them are asked of each objective.
+
+    Args:
+        objective_full: Losses in full precision, as for `choose_step`.
+        objective_fast: The same losses in the faster arithmetic.
+        z: Points (b, d).
+        mu: Step of the differences, in units of z.
+        generator: Source of the directions.
+        coordinates: Whether directions are coordinate axes, as for `choose_step`.
+        central: Whether the differences are central.
+        live: Mask (b, d) of the coordinates that matter; None for all.
+        directions: Number of directions.
+        tolerance: Largest error that is safe, see `PrecisionCheck.error`.
     """
     _check_step(mu, "mu")
     z = z.detach()

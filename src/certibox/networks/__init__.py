@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, one_of
 from .autoencoder import PAPER_AUTOENCODERS, Autoencoder, fitting_autoencoder, paper_autoencoder, suitable_autoencoder
 from .classifiers import ConvNet, mnist_cnn, mnist_mlp, vgg16
 from .dncnn import DnCNN, dncnn
@@ -84,15 +84,19 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(spec: dict[str, Any]) -> nn.Module:
-    """The architecture that `spec` describes, with fresh weights: `build(module.spec)` has `module`'s state_dict keys.
+    """The architecture that a spec describes, with fresh weights: `build(module.spec)` has `module`'s state_dict keys.
 
-    Raises `InvalidInput` for an unknown name, naming the known ones, and for arguments that its factory refuses.
+    Args:
+        spec: Name and arguments of a network, {"name": ..., "arguments": {...}}.
+
+    Raises:
+        InvalidInput: The name is unknown, or its factory refuses the arguments.
     """
     if not isinstance(spec, dict) or spec.keys() != {"name", "arguments"}:
         raise InvalidInput(f"network spec is {spec!r}; give {{'name': ..., 'arguments': {{...}}}}")
     name, arguments = spec["name"], spec["arguments"]
     if not isinstance(name, str) or name not in _FACTORIES:
-        raise InvalidInput(f"network {name!r} is unknown; give one of {', '.join(sorted(_FACTORIES))}")
+        raise InvalidInput(f"network {name!r} is unknown; give {one_of(name, sorted(_FACTORIES))}")
     try:
         return _FACTORIES[name](**arguments)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .. import seeds
-from ..errors import InvalidImages, InvalidInput
+from ..errors import InvalidImages, InvalidInput, one_of
 from .initial import start_like_he
 
 ImageShape = tuple[int, int, int]  # (c, h, w)
@@ -28,14 +28,20 @@ class Autoencoder(nn.Module):
     """An encoder and a decoder, with the embedding as a flat vector between them.
 
     The embedding's shape is inferred from one batch of two black images, in evaluation mode; no module's mode or
-    statistics change. Any modules will do: encoder (b, c, h, w) -> (b, ...), decoder back to (b, c, h, w).
+    statistics change.
+
+    Args:
+        encoder: Encoder ψ_enc of your own, (b, c, h, w) -> (b, ...).
+        decoder: Decoder ψ_dec of your own, from what the encoder returns back to (b, c, h, w).
+        image_shape: Shape (c, h, w) of an image.
 
     Attributes:
-        image_shape: (c, h, w).
-        embedding_shape: what the encoder returns for one image, such as (12, 4, 4).
-        d_z: coordinates of the embedding, the product of `embedding_shape`.
+        image_shape: Shape (c, h, w) of an image.
+        embedding_shape: Shape of what the encoder returns for one image, such as (12, 4, 4).
+        d_z: Number of coordinates of the embedding, the product of `embedding_shape`.
 
-    Raises `InvalidInput` if a module fails on such a batch or the decoder does not return `image_shape`.
+    Raises:
+        InvalidInput: A module fails on such a batch, or the decoder does not return `image_shape`.
     """
 
     spec: dict[str, Any]  # only on those made by a factory of this package; see `networks.build`
@@ -65,7 +71,14 @@ class Autoencoder(nn.Module):
         return isinstance(_last_layer(self.encoder), nn.ReLU)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:  # (b, c, h, w) -> (b, d_z)
-        """Flat embeddings, never below float32: finite differences at z need the digits."""
+        """Flat embeddings (b, d_z), never below float32: finite differences at z need the digits.
+
+        Args:
+            x: Images (b, c, h, w).
+
+        Raises:
+            InvalidImages: The images have another shape.
+        """
         if tuple(x.shape[1:]) != self.image_shape:
             raise InvalidImages(
                 f"images of shape {tuple(x.shape)} came to an autoencoder of {self.image_shape}; resize them"
@@ -74,7 +87,14 @@ class Autoencoder(nn.Module):
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:  # (n, d_z) -> (n, c, h, w)
-        """Images of flat embeddings."""
+        """Images (n, c, h, w) of flat embeddings.
+
+        Args:
+            z: Embeddings (n, d_z).
+
+        Raises:
+            InvalidInput: The embeddings have another shape.
+        """
         if z.ndim != 2 or z.shape[1] != self.d_z:
             raise InvalidInput(
                 f"embeddings of shape {tuple(z.shape)} came to a decoder for (n, {self.d_z}); flatten them"
@@ -87,12 +107,16 @@ class Autoencoder(nn.Module):
 
 @dataclass(frozen=True)
 class Layer:
-    """One encoder convolution. A tuple is (height, width)."""
+    """One convolution of an encoder."""
 
     out_channels: int
+    """Number of channels that it returns."""
     kernel: int | tuple[int, int]
+    """Size of the kernel in pixels; a tuple is (height, width)."""
     stride: int
+    """Stride in pixels."""
     padding: int
+    """Number of zeros on each side."""
 
 
 def _cifar(d_z: int) -> tuple[Layer, ...]:
@@ -120,11 +144,17 @@ PAPER_AUTOENCODERS: dict[str, tuple[ImageShape, tuple[Layer, ...]]] = {
 
 
 def paper_autoencoder(name: str, latent: Latent = "relu") -> Autoencoder:
-    """One of `PAPER_AUTOENCODERS`, with He's normal weights from torch's global generator (the paper states none).
+    """One of the paper's autoencoders, with He's normal weights from torch's global generator (the paper states none).
 
-    latent: what ends the encoder: the paper's ReLU; a leaky one; or nothing. Behind a ReLU a coordinate at 0 is dead:
-    no gradient passes upstream, and training can lose it for good. The other two keep all d_z alive, so that a
-    coordinate-wise estimator asks about each of them. Raises `InvalidInput` for another value.
+    Behind a ReLU a coordinate at 0 is dead: no gradient passes upstream, and training can lose it for good. The other
+    two ends keep all d_z coordinates alive, so that a coordinate-wise estimator asks about each of them.
+
+    Args:
+        name: Name of the autoencoder in `PAPER_AUTOENCODERS`.
+        latent: End of the encoder: relu (the paper's), leaky or linear.
+
+    Raises:
+        InvalidInput: The end is another one.
     """
     image_shape, layers = PAPER_AUTOENCODERS[name]
     autoencoder = _mirrored(image_shape, layers, latent)
@@ -138,9 +168,18 @@ def fitting_autoencoder(
     """An autoencoder for images of any shape (c, h, w) from 4x4 up, with embedding (d_z, 1, 1).
 
     4x4 convolutions halve the image until its shorter side is at most 4, their channels doubling from `width` to at
-    most 8 `width`; one convolution over the remaining window gives z. Weights are He's normal ones, the same for the
-    same seed, which resuming a training wants; without one they come from torch's global generator. latent: as for
-    `paper_autoencoder`. Raises `InvalidInput` for smaller images.
+    most 8 `width`; one convolution over the remaining window gives z. Weights are He's normal ones.
+
+    Args:
+        image_shape: Shape (c, h, w) of an image.
+        d_z: Number of coordinates of the embedding.
+        width: Number of channels of the first convolution.
+        latent: End of the encoder: relu, leaky or linear, see `paper_autoencoder`.
+        seed: Seed of the weights; the same seed gives the same weights, which resuming a training wants. Without one
+            they come from torch's global generator.
+
+    Raises:
+        InvalidInput: The images are smaller than 4x4, or a size is below 1.
     """
     channels, height, width_px = _checked_shape(image_shape)
     if min(height, width_px) < 4 or min(d_z, width) < 1:
@@ -163,6 +202,10 @@ def suitable_autoencoder(image_shape: ImageShape, latent: Latent = "relu") -> Au
     """The paper's autoencoder for images of this shape, else a fitting one with d_z = half of the pixels, at most 192.
 
     3x32x32: AE-192. 3x96x96: AE-576. 1x28x28: MNIST's. 3x224x224: AE-1152.
+
+    Args:
+        image_shape: Shape (c, h, w) of an image.
+        latent: End of the encoder: relu, leaky or linear, see `paper_autoencoder`.
     """
     names = ("ae-192", "ae-576", "ae-mnist", "ae-1152")
     name = next((name for name in names if PAPER_AUTOENCODERS[name][0] == tuple(image_shape)), None)
@@ -179,7 +222,7 @@ def _stated(latent: Latent) -> dict[str, str]:
 def _mirrored(image_shape: ImageShape, layers: Sequence[Layer], latent: Latent) -> Autoencoder:
     """Convolution and ReLU for each layer, `latent` for the last; backwards the same, transposed, up to a sigmoid."""
     if latent not in LATENTS:
-        raise InvalidInput(f"latent is {latent!r}; wanted one of {', '.join(LATENTS)}")
+        raise InvalidInput(f"latent is {latent!r}; wanted {one_of(latent, LATENTS)}")
     channels, *size = image_shape
     encoder: list[nn.Module] = []
     decoder: list[nn.Module] = []

@@ -24,7 +24,14 @@ class ConvNet(nn.Sequential):
 def vgg16(num_classes: int = 10, channels: int = 3) -> ConvNet:
     """VGG-16 with batch norm and one linear layer, for 32x32 images (larger ones are averaged at the end).
 
-    Its convolutions have no bias, since BatchNorm subtracts it. Raises `InvalidInput` without classes or channels.
+    Its convolutions have no bias, since BatchNorm subtracts it.
+
+    Args:
+        num_classes: Number K of classes.
+        channels: Number of channels of an image.
+
+    Raises:
+        InvalidInput: There are no classes or no channels.
     """
     _check(num_classes, channels)
     features, width = [], channels
@@ -41,7 +48,12 @@ def vgg16(num_classes: int = 10, channels: int = 3) -> ConvNet:
 def mnist_cnn(num_classes: int = 10, channels: int = 1) -> ConvNet:
     """3x3 convolutions of 16 and 32 channels, each with ReLU and 2x2 max-pool, then 64 hidden units; for 28x28 images.
 
-    Raises `InvalidInput` without classes or channels.
+    Args:
+        num_classes: Number K of classes.
+        channels: Number of channels of an image.
+
+    Raises:
+        InvalidInput: There are no classes or no channels.
     """
     _check(num_classes, channels)
     features: list[nn.Module] = []
@@ -55,7 +67,12 @@ def mnist_cnn(num_classes: int = 10, channels: int = 1) -> ConvNet:
 def mnist_mlp(num_classes: int = 10, channels: int = 1) -> ConvNet:
     """A perceptron with 256 hidden units, for 28x28 images: no convolution, so another family than `mnist_cnn`.
 
-    Raises `InvalidInput` without classes or channels.
+    Args:
+        num_classes: Number K of classes.
+        channels: Number of channels of an image.
+
+    Raises:
+        InvalidInput: There are no classes or no channels.
     """
     _check(num_classes, channels)
     classifier = [nn.Linear(channels * 28 * 28, 256), nn.ReLU(), nn.Linear(256, num_classes)]

@@ -12,7 +12,13 @@ from ..errors import InvalidInput
 
 
 class DnCNN(nn.Module):
-    """`x - net(x)`: the network learns the noise. Zero last layer, so untrained it is the identity."""
+    """`x - net(x)`: the network learns the noise. Zero last layer, so untrained it is the identity.
+
+    Args:
+        channels: Number of channels of an image.
+        depth: Number of convolutions, at least 3.
+        width: Number of features.
+    """
 
     spec: dict[str, Any]
 
@@ -34,10 +40,18 @@ class DnCNN(nn.Module):
 
 
 def dncnn(channels: int, depth: int = 17, width: int = 64) -> DnCNN:
-    """DnCNN for images (b, channels, h, w) of any size: `depth` 3x3 convolutions, `width` features.
+    """DnCNN, a residual denoiser for images of any size.
 
-    BatchNorm (eps 1e-4) follows the inner depth - 2 of them; 18cw + w + (depth - 2)(9w^2 + 2w) parameters in all.
-    Weights are orthogonal and come from torch's global generator. Raises `InvalidInput` for depth < 3 or no channels.
+    BatchNorm (eps 1e-4) follows the inner depth - 2 convolutions; 18cw + w + (depth - 2)(9w^2 + 2w) parameters in all.
+    Weights are orthogonal and come from torch's global generator.
+
+    Args:
+        channels: Number c of channels of an image.
+        depth: Number of 3x3 convolutions, at least 3.
+        width: Number w of features.
+
+    Raises:
+        InvalidInput: The depth is below 3, or there are no channels or features.
     """
     return DnCNN(channels, depth, width)
 

@@ -86,12 +86,19 @@ class Plan:
     """What sets one residual network apart from another."""
 
     block: type[BasicBlock] | type[Bottleneck]
-    blocks: tuple[int, ...]  # a stage
-    planes: tuple[int, ...] = (64, 128, 256, 512)  # a stage
+    """Kind of the residual blocks."""
+    blocks: tuple[int, ...]
+    """Number of blocks of each stage."""
+    planes: tuple[int, ...] = (64, 128, 256, 512)
+    """Number of planes of each stage."""
     shortcut: Callable[[int, int, int], nn.Module] = projected_shortcut
+    """Function of channels in, channels out and stride that makes a shortcut."""
     stem_kernel: int = 7
+    """Size of the stem's kernel in pixels."""
     stem_stride: int = 2
+    """Stride of the stem in pixels."""
     max_pool: bool = True
+    """Whether a max-pool follows the stem."""
 
 
 IMAGENET_PLANS = {18: Plan(BasicBlock, (2, 2, 2, 2)), 50: Plan(Bottleneck, (3, 4, 6, 3))}
@@ -102,7 +109,13 @@ STL10_PLAN = Plan(BasicBlock, (2, 2, 2, 2), stem_kernel=3, max_pool=False)
 def cifar_resnet(depth: int, num_classes: int = 10, channels: int = 3) -> ResNet:
     """The CIFAR network of 6n + 2 weight layers, 16-32-64 channels, with parameter-free shortcuts.
 
-    Raises `InvalidInput` for a depth that is not 6n + 2 with n >= 1.
+    Args:
+        depth: Number of weight layers, such as 20, 56 or 110.
+        num_classes: Number K of classes.
+        channels: Number of channels of an image.
+
+    Raises:
+        InvalidInput: The depth is not 6n + 2 with n >= 1, or there are no classes or channels.
     """
     n, rest = divmod(depth - 2, 6)
     if n < 1 or rest:
@@ -114,7 +127,16 @@ def cifar_resnet(depth: int, num_classes: int = 10, channels: int = 3) -> ResNet
 
 
 def imagenet_resnet(depth: int, num_classes: int = 10, channels: int = 3) -> ResNet:
-    """ResNet-18 or ResNet-50 with the ImageNet stem. Raises `InvalidInput` for another depth."""
+    """ResNet-18 or ResNet-50 with the ImageNet stem.
+
+    Args:
+        depth: Number of weight layers: 18 or 50.
+        num_classes: Number K of classes.
+        channels: Number of channels of an image.
+
+    Raises:
+        InvalidInput: The depth is another one, or there are no classes or channels.
+    """
     if depth not in IMAGENET_PLANS:
         raise InvalidInput(f"depth {depth} came for an ImageNet ResNet; give one of {sorted(IMAGENET_PLANS)}")
     net = _resnet(IMAGENET_PLANS[depth], num_classes, channels)
@@ -123,7 +145,15 @@ def imagenet_resnet(depth: int, num_classes: int = 10, channels: int = 3) -> Res
 
 
 def resnet18_stl10(num_classes: int = 10, channels: int = 3) -> ResNet:
-    """ResNet-18 for 96x96 images: a 3x3 stem with stride 2, no max-pool."""
+    """ResNet-18 for 96x96 images: a 3x3 stem with stride 2, no max-pool.
+
+    Args:
+        num_classes: Number K of classes.
+        channels: Number of channels of an image.
+
+    Raises:
+        InvalidInput: There are no classes or no channels.
+    """
     net = _resnet(STL10_PLAN, num_classes, channels)
     net.spec = _spec("resnet18-stl10", num_classes=num_classes, channels=channels)
     return net

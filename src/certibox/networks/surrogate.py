@@ -13,16 +13,33 @@ SMALL = 16  # pixels below which an image is halved only once: the digits have 8
 
 
 def surrogate_mlp(inputs: int, outputs: int, width: int = 256) -> nn.Sequential:
-    """(n, inputs) -> (n, outputs): two hidden layers. Raises `InvalidInput` without inputs, outputs or width."""
+    """A perceptron of flat points, (n, inputs) -> (n, outputs), with two hidden layers.
+
+    Args:
+        inputs: Dimension of the points.
+        outputs: Number of outputs.
+        width: Number of hidden units of each layer, a multiple of 4.
+
+    Raises:
+        InvalidInput: A size is below 1, or the width is no multiple of 4.
+    """
     _check(inputs, outputs, width)
     layers = [nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, outputs)]
     return nn.Sequential(*layers)
 
 
 def surrogate_cnn(image_shape: tuple[int, int, int], outputs: int, width: int = 32) -> nn.Sequential:
-    """(n, c, h, w) -> (n, outputs): a stem and two residual blocks, the image halved twice (once below 16 pixels).
+    """A small network of images, (n, c, h, w) -> (n, outputs): a stem and two residual blocks.
 
-    The last stage is pooled to at most 8x8 and read by a linear layer. Raises `InvalidInput` without outputs or width.
+    The image is halved twice (once below 16 pixels); a linear layer reads the last stage, pooled to at most 8x8.
+
+    Args:
+        image_shape: Shape (c, h, w) of an image.
+        outputs: Number of outputs.
+        width: Number of features of the stem, a multiple of 4.
+
+    Raises:
+        InvalidInput: A size is below 1, or the width is no multiple of 4.
     """
     channels, height, side = image_shape
     _check(channels, outputs, width)

@@ -19,6 +19,10 @@ class UNet(nn.Module):
 
     GroupNorm keeps no running statistics: an answer depends on its own image alone, in training as in evaluation.
     The last layer is zero, so an untrained network is the identity.
+
+    Args:
+        channels: Number of channels of an image.
+        width: Number of features at the finest resolution, a multiple of 8.
     """
 
     spec: dict[str, Any]
@@ -80,8 +84,15 @@ class ResidualBlock(nn.Module):
 
 
 def unet(channels: int, width: int = 32) -> UNet:
-    """U-Net for images (b, channels, h, w) of any size; about a million parameters at the default width.
+    """U-Net, a residual denoiser for images of any size; about a million parameters at the default width.
 
-    Weights come from torch's global generator. Raises `InvalidInput` for a width that is no multiple of 8.
+    Weights come from torch's global generator.
+
+    Args:
+        channels: Number of channels of an image.
+        width: Number of features at the finest resolution, a multiple of 8.
+
+    Raises:
+        InvalidInput: The width is no multiple of 8, or there are no channels.
     """
     return UNet(channels, width)

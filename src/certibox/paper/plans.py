@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from certibox.confidence.gaussian import smallest_n
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, one_of
 from certibox.storage.settings import digest
 from certibox.training.schedules import Phase, Schedule
 
@@ -232,7 +232,7 @@ def parse(kind: type[_T], values: Any, place: str) -> _T:
     hints = get_type_hints(kind)
     unknown = [key for key in values if key not in hints]
     if unknown:
-        raise InvalidInput(f"{place} has {unknown[0]!r}; wanted one of {', '.join(_names(kind))}")
+        raise InvalidInput(f"{place} has {unknown[0]!r}; wanted {one_of(unknown[0], _names(kind))}")
     settled = {key: _typed(hints[key], value, f"{place}.{key}") for key, value in values.items()}
     try:
         return kind(**settled)
@@ -263,7 +263,7 @@ def _typed(hint: Any, value: Any, place: str) -> Any:
         return tuple(_typed(get_args(hint)[0], item, f"{place}[{i}]") for i, item in enumerate(value))
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise InvalidInput(f"{place} is {value!r}; wanted one of {', '.join(get_args(hint))}")
+            raise InvalidInput(f"{place} is {value!r}; wanted {one_of(value, get_args(hint))}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -23,8 +23,8 @@ from certibox.defense.autoencoders import load_autoencoder, save_autoencoder
 from certibox.defense.pipeline import RobustPipeline
 from certibox.defense.saved import Defense as TrainedDefense
 from certibox.defense.saved import load_defense
-from certibox.errors import InvalidInput
-from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Orthogonal, Subset
+from certibox.errors import InvalidInput, one_of
+from certibox.estimators import GradientEstimator, build_estimator
 from certibox.networks import Autoencoder
 from certibox.paper.plans import Attack, Data, Defense, Estimator, Plan, stated
 from certibox.paper.suite import Suite
@@ -34,6 +34,7 @@ from certibox.storage.files import read_json, write_json_atomic
 from certibox.storage.settings import digest
 from certibox.storage.tensors import load_module, read_tensors, write_tensors
 from certibox.training.defenses import train
+from certibox.training.settings import TrainingSettings
 from certibox.training.steps import Progress
 from certibox.training.supervised import pretrain_autoencoder, train_classifier
 
@@ -86,7 +87,7 @@ class Workshop:
         """Where a data set is and what to call it: a folder of `data` or, where no `data` is given, on Hugging Face."""
         known = self.suite.datasets
         if name not in known:
-            raise InvalidInput(f"there is no data set {name!r}; wanted one of {', '.join(known)}")
+            raise InvalidInput(f"there is no data set {name!r}; wanted {one_of(name, known)}")
         if self.data is None:
             return known[name]["hub"]["name"], name
         for folder in known[name]["folders"]:
@@ -182,18 +183,15 @@ class Workshop:
             return client, folder
         if wanted.method == "identity":
             white = RobustPipeline(nn.Identity()).eval()
-            return TrainedDefense(
-                white, client, wanted.method, wanted.sigma, self.splits(plan).test.shape, None
-            ), folder
+            shape = self.splits(plan).test.shape
+            return TrainedDefense(white, client, wanted.method, wanted.sigma, shape, None), folder
         if not (self._kept(folder) / "queries.json").exists():
             bottleneck = self.autoencoder(plan, seed) if "AE" in wanted.method else None
             with timed(folder), self.bar(f"{wanted.method}, seed {seed}") as progress:
                 trained = self._train(plan, client, bottleneck, folder, seed, progress)
             trained.save(folder)
             write_json_atomic(folder / "queries.json", trained_with(client))  # last: it says that the stage is finished
-        loaded = load_defense(self._kept(folder), client)
-        loaded.pipeline.to(self.device)
-        return loaded, folder
+        return load_defense(self._kept(folder), client).to(self.device), folder
 
     def _train(
         self,
@@ -208,23 +206,10 @@ class Workshop:
         return train(
             client,
             splits.train,
-            method=wanted.method,
-            sigma=wanted.sigma,
-            schedule=wanted.schedule,
-            seed=seed,
-            estimator=estimator_of(wanted.estimator),
-            gamma=wanted.gamma,
-            denoise_weight=wanted.denoise_weight,
-            reconstruction_weight=wanted.reconstruction_weight,
-            scheme=wanted.scheme,
+            settings_of(wanted, seed),
             denoiser=self._denoiser(wanted, splits.train.shape[0], seed),
             autoencoder=autoencoder,
-            targets=wanted.targets,
-            augmentation=wanted.augmentation,
             validation=splits.validation,
-            validation_votes=wanted.validation_votes,
-            validate_every=wanted.validate_every,
-            skip_dead=wanted.skip_dead,
             device=self.device,
             out=folder / "training",
             checkpoint_every=CHECKPOINT_EVERY,
@@ -304,24 +289,33 @@ def measurement_of(attack: Attack) -> Measurement:
     return Measurement(attack.measurement_seed, measurements=attack.measurements)
 
 
+def settings_of(wanted: Defense, seed: int) -> TrainingSettings:
+    """The settings of training that a plan and a seed stand for."""
+    return TrainingSettings(
+        method=wanted.method,
+        sigma=wanted.sigma,
+        schedule=wanted.schedule,
+        seed=seed,
+        estimator=estimator_of(wanted.estimator),
+        gamma=wanted.gamma,
+        denoise_weight=wanted.denoise_weight,
+        reconstruction_weight=wanted.reconstruction_weight,
+        scheme=wanted.scheme,
+        targets=wanted.targets,
+        augmentation=wanted.augmentation,
+        skip_dead=wanted.skip_dead,
+        validation_votes=wanted.validation_votes,
+        validate_every=wanted.validate_every,
+    )
+
+
 def estimator_of(wanted: Estimator | None) -> GradientEstimator | None:
     """The estimator of a plan."""
     if wanted is None:
         return None
-    made = _whole_batch(wanted)
-    return made if wanted.share == 1 else Subset(made, wanted.share)
-
-
-def _whole_batch(wanted: Estimator) -> GradientEstimator:
-    if wanted.guided and wanted.name != "guided":
-        raise InvalidInput(f"{wanted.name} has {wanted.guided} for guided; wanted these for an estimator named guided")
-    if wanted.name == "cge":
-        return CGE(wanted.mu, wanted.central)
-    assert wanted.q is not None  # or the plan is refused
-    if wanted.name == "guided":
-        return Guided(wanted.q, wanted.mu, wanted.central, **wanted.guided)
-    assert wanted.q != "auto"
-    return {"rge": RGE, "orthogonal": Orthogonal}[wanted.name](wanted.q, wanted.mu, wanted.central)
+    return build_estimator(
+        wanted.name, share=wanted.share, q=wanted.q, mu=wanted.mu, central=wanted.central, **wanted.guided
+    )
 
 
 def mixed(images: Images) -> Images:

@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from certibox.errors import InvalidInput, UnreadableFile
+from certibox.errors import InvalidInput, UnreadableFile, did_you_mean, one_of
 from certibox.paper.plans import Plan, parse
 
 NAMES = (
@@ -84,7 +84,7 @@ class Table:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise InvalidInput(f"{self.name} has no row {name!r}; wanted one of {', '.join(row.name for row in self.rows)}")
+        raise InvalidInput(f"{self.name} has no row {name!r}; wanted {one_of(name, [row.name for row in self.rows])}")
 
 
 class Suite:
@@ -118,13 +118,13 @@ class Suite:
     def table(self, name: str) -> Table:
         """One table, with every row resolved at every scale."""
         if name not in self.names:
-            raise InvalidInput(f"there is no experiment {name!r}; wanted one of {', '.join(self.names)}")
+            raise InvalidInput(f"there is no experiment {name!r}; wanted {one_of(name, self.names)}")
         raw = self._read(name)
         _check_keys(raw, _TABLE_KEYS, _ALSO_IN_A_TABLE, name)
         scales = raw["scales"]
         for setup in scales.values():
             if setup not in self.setups:
-                raise InvalidInput(f"{name}: there is no setup {setup!r}; wanted one of {', '.join(self.setups)}")
+                raise InvalidInput(f"{name}: there is no setup {setup!r}; wanted {one_of(setup, self.setups)}")
             _check_keys(self.setups[setup], {"seeds"}, {item.name for item in fields(Plan)}, f"setups / {setup}")
             if not self.setups[setup]["seeds"]:
                 raise InvalidInput(f"setups / {setup} has no seeds; wanted at least one, such as [0]")
@@ -150,7 +150,7 @@ class Suite:
         only = entry.get("only", scales)
         for scale in only:
             if scale not in scales:
-                raise InvalidInput(f"{place}: only has scale {scale!r}; wanted one of {', '.join(scales)}")
+                raise InvalidInput(f"{place}: only has scale {scale!r}; wanted {one_of(scale, scales)}")
         plans = {}
         for scale, setup in scales.items():
             if scale not in only:
@@ -231,4 +231,6 @@ def _check_keys(values: Mapping[str, Any], required: Set[str], optional: Set[str
     wrong = [f"has no {key!r}" for key in sorted(required - values.keys())]
     wrong += [f"has {key!r}" for key in values if key not in required | optional]
     if wrong:
-        raise InvalidInput(f"{place} {wrong[0]}; wanted {', '.join(sorted(required | optional))}")
+        known = sorted(required | optional)
+        meant = did_you_mean(next((key for key in values if key not in known), ""), known)
+        raise InvalidInput(f"{place} {wrong[0]}; wanted {', '.join(known)}{meant}")

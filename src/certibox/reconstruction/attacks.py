@@ -28,12 +28,24 @@ def l2_pgd(
     bounds: tuple[float, float] = (0.0, 1.0),
     step_size: float | None = None,
 ) -> Tensor:
-    """Points near x (b, c, h, w) at which a per-sample loss is large, by projected gradient ascent.
+    """Points (b, c, h, w) near x at which a per-sample loss is large, by projected gradient ascent.
 
     From a random point of the sphere of radius ε, each step goes `step_size` (by default 2ε / steps) along the
     normalised gradient, or at random where that is zero, and back into ‖δ‖₂ ≤ ε and the bounds. A pixel that is outside
     the bounds may stay as it is but not move further out, so δ = 0 is always allowed and ε = 0 gives x itself.
-    generators: one for each sample, on the CPU, so that what happens to it does not depend on the batch.
+
+    Args:
+        loss: Function of points (b, c, h, w) -> losses (b,), which autograd can follow.
+        x: Points (b, c, h, w) to start from.
+        epsilon: Radius ε of the ℓ2 ball, in units of x.
+        steps: Number of steps.
+        generators: Sources of the random directions on the CPU, one for each sample, so that what happens to a sample
+            does not depend on the batch.
+        bounds: Least and greatest value of a pixel.
+        step_size: Length of a step; by default 2ε / steps.
+
+    Raises:
+        InvalidInput: ε is negative, there is no step, or the generators are not as many as the samples.
     """
     if epsilon < 0 or steps < 1 or len(generators) != len(x):
         raise InvalidInput(
@@ -65,14 +77,19 @@ def l2_pgd(
 class Attack:
     """ℓ2 PGD against a model by someone who knows f and the true image.
 
-    threat: "transfer" attacks the bare f, whatever stands in front of it (the released protocol); "adaptive" attacks
-    the whole defended model: the error of its mean output over `samples` noisy copies, drawn anew at each step.
     Gradients through f are taken for evaluation alone: white passes, not queries.
+
+    Raises:
+        InvalidInput: The threat is unknown, or there is no sample.
     """
 
     threat: Literal["transfer", "adaptive"]
+    """Kind of the attack: `transfer` attacks the bare f, whatever stands in front of it (the released protocol);
+    `adaptive` attacks the whole defended model, the error of its mean output over noisy copies."""
     steps: int = 40
+    """Number of steps of PGD."""
     samples: int = 10
+    """Number of noisy copies behind a gradient of the adaptive attack, drawn anew at each step."""
 
     def __post_init__(self) -> None:
         if self.threat not in THREATS or self.samples < 1:
@@ -84,7 +101,15 @@ class Attack:
     def __call__(
         self, model: Model, x: Tensor, truth: Tensor, epsilon: float, generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """Inputs (b, c, h, w) within ε of x at which the output is far from `truth` (b, c, h, w)."""
+        """Inputs (b, c, h, w) within ε of x at which the output is far from the true images.
+
+        Args:
+            model: Defense, or the meter around the bare box.
+            x: Inputs (b, c, h, w) to start from.
+            truth: True images (b, c, h, w).
+            epsilon: Radius ε of the ℓ2 ball, in units of x.
+            generators: Sources of the random draws on the CPU, one for each image.
+        """
         victim = model if self.threat == "adaptive" else bare_client(model)
 
         def error(point: Tensor) -> Tensor:

@@ -20,9 +20,15 @@ from certibox.training.steps import Progress
 
 
 def defended_output(model: Model, x: Tensor, *, copies: int = 10, generators: Sequence[torch.Generator]) -> Tensor:
-    """What a model answers to x (b, c, h, w): the mean of R(f)(x + δ) over `copies` of noise δ, b · copies queries.
+    """What a model answers to x: the mean of R(f)(x + δ) over copies of noise δ, b · copies queries.
 
-    The bare box gets no noise: f(x), b queries. generators: one for each image, on the CPU.
+    The bare box gets no noise: f(x), b queries.
+
+    Args:
+        model: Defense, or the meter around the bare box.
+        x: Inputs (b, c, h, w).
+        copies: Number of noisy copies of each input.
+        generators: Sources of the noise on the CPU, one for each image.
     """
     if isinstance(model, QueryClient):
         return model(x)
@@ -31,21 +37,26 @@ def defended_output(model: Model, x: Tensor, *, copies: int = 10, generators: Se
 
 @dataclass(frozen=True)
 class ReconstructionRow:
-    """How well one image was reconstructed under attack; `idx` is its place among those evaluated.
-
-    rmse, ssim: against the true image. ssim_padded: over a window around every pixel, as the paper's table has it.
-    queries: answers that the output took.
-    """
+    """How well one image was reconstructed under attack."""
 
     idx: int
+    """Place of the image among those that are evaluated."""
     epsilon: float
+    """Radius ε of the attack."""
     threat: str
+    """Kind of the attack: transfer or adaptive."""
     rmse: float
+    """Root mean squared error against the true image."""
     ssim: float
+    """Structural similarity with the true image, over the windows inside the image."""
     ssim_padded: float
+    """Structural similarity over a window around every pixel, as the paper's table has it."""
     queries: int
+    """Number of answers that the output took."""
     model: str
+    """Name of the model, its `model_id`."""
     seed: int
+    """Seed of the noise and the attack."""
 
 
 def evaluate(
@@ -61,11 +72,26 @@ def evaluate(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> list[ReconstructionRow]:
-    """Reconstruct plain `images` from their attacked measurements: a row for each image and ε, by ε and image.
+    """Reconstruct images from their attacked measurements: a row for each image and ε, by ε and image.
 
     Every image has noise of its own, the same for all ε, threats and models, whatever the batch: comparisons are
-    paired. batch_size: images at a time; the adaptive attack holds `attack.samples` times as many. device: where the
-    attack works. Errors: `InvalidInput`, `NotDifferentiable`, and those of the client.
+    paired.
+
+    Args:
+        model: Defense, or the meter around the bare box, whose answers are images.
+        images: True images, not measured yet.
+        measurement: Measurement of them.
+        attack: Attack on the measurements.
+        epsilons: Radii ε of the attack, in units of the scaled measurement.
+        copies: Number of noisy copies behind a defended output.
+        seed: Seed of the noise and the attack.
+        batch_size: Number of images at a time; the adaptive attack works on `attack.samples` times as many.
+        device: Device on which the attack works.
+        progress: Function of (rows done, rows in all, a text), called after every batch.
+
+    Raises:
+        InvalidInput: The box does not answer values, or ε or copies are out of their range.
+        NotDifferentiable: The box gives no gradients, and some ε is above 0.
     """
     client = bare_client(model)
     if client.spec.outputs != "values" or min(epsilons, default=-1) < 0 or copies < 1:
@@ -108,7 +134,19 @@ def reconstruct(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """What `model` answers about the images at `places` when their measurements are attacked: (b, c, h, w)."""
+    """What a model answers about images when their measurements are attacked: (b, c, h, w).
+
+    Args:
+        model: Defense, or the meter around the bare box.
+        images: True images, not measured yet.
+        measurement: Measurement of them.
+        places: Places of b of the images.
+        attack: Attack on the measurements.
+        epsilon: Radius ε of the attack.
+        copies: Number of noisy copies behind a defended output.
+        seed: Seed of the noise and the attack.
+        device: Device on which the attack works.
+    """
     x, truth = measured(images, measurement).floats(places).to(device), images.floats(places).to(device)
     attacked = attack(model, x, truth, epsilon, _streams(seed, "attack", places))
     return defended_output(model, attacked, copies=copies, generators=_streams(seed, "noise", places)).to(device)

@@ -25,14 +25,20 @@ SCALE_LOW, SCALE_HIGH = -2.0, 3.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """y = Ax with a fixed Gaussian A (m, d), entries N(0, 1/m) drawn from `seed`; a view of images.
+    """y = Ax with a fixed Gaussian A (m, d) of entries N(0, 1/m); a view of images.
 
     Called on images on [0, 1], it gives the network's input: Aᵀy scaled, about [0, 1] but not clipped to it.
+
+    Raises:
+        InvalidInput: There are no rows, or the image shape is no (c, h, w).
     """
 
     seed: int
+    """Seed of A."""
     image_shape: tuple[int, int, int] = (1, 28, 28)
+    """Shape (c, h, w) of an image, d = c h w."""
     measurements: int = 576
+    """Number m of measurements of an image."""
 
     def __post_init__(self) -> None:
         if self.measurements < 1 or len(self.image_shape) != 3 or min(self.image_shape) < 1:
@@ -56,13 +62,24 @@ class Measurement:
         return sha.hexdigest()
 
     def measure(self, x: Tensor) -> Tensor:
-        """Ax of each image: (n, c, h, w) -> (n, m). Raises InvalidImages for another image shape."""
+        """Ax of each image, (n, m).
+
+        Args:
+            x: Images (n, c, h, w) on [0, 1].
+
+        Raises:
+            InvalidImages: The images have another shape.
+        """
         if x.shape[1:] != self.image_shape:
             raise InvalidImages(f"images have shape {tuple(x.shape)}; the measurement takes {self.image_shape} each")
         return x.flatten(1) @ self.matrix.to(x).T
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Aᵀy as an image: (n, m) -> (n, c, h, w)."""
+        """Aᵀy as an image, (n, c, h, w).
+
+        Args:
+            y: Measurements (n, m).
+        """
         return (y @ self.matrix.to(y)).reshape(-1, *self.image_shape)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -71,9 +88,14 @@ class Measurement:
 
 
 def measured(images: Images, measurement: Measurement) -> Images:
-    """`images` as the network is shown them: trained on and queried in float precision, labels kept.
+    """Images as the network sees them: trained on and queried in float precision, labels kept.
 
-    Raises InvalidImages for images of another shape, or that are a view already.
+    Args:
+        images: True images.
+        measurement: Measurement of them.
+
+    Raises:
+        InvalidImages: The images have another shape, or are measured already.
     """
     _require_plain(images, measurement)
     return replace(images, view=measurement, name=f"{images.name}, measured with seed {measurement.seed}")
@@ -96,9 +118,22 @@ def train_reconstructor(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> nn.Module:
-    """The network f that undoes `measurement`: trained to map measurement(x) to x by MSE, selected on validation MSE.
+    """The network f that undoes a measurement: trained to map measurement(x) to x by MSE, selected on validation MSE.
 
-    out: a directory to keep and resume the work in. Make it a box with `as_blackbox(network, outputs="values")`.
+    Make it a box with `as_blackbox(network, outputs="values")`.
+
+    Args:
+        images: True training images.
+        measurement: Measurement of them.
+        schedule: Phases of training and images a step.
+        seed: Seed of every random draw.
+        validation: True validation images.
+        out: Directory for checkpoints and rows; a run that it already holds is resumed.
+        device: Device that trains.
+        progress: Function of (steps done, steps in all, a text), called after every step.
+
+    Raises:
+        InvalidImages: Images have another shape, or are measured already.
     """
     for given in (images, validation):
         _require_plain(given, measurement)

@@ -12,17 +12,30 @@ WINDOW, WINDOW_SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # SSIM as Wang et al. (2004)
 
 
 def rmse(a: Tensor, b: Tensor) -> Tensor:
-    """Root mean squared difference of each pair of images: (n, c, h, w) twice -> (n,)."""
+    """Root mean squared difference of each pair of images, (n,).
+
+    Args:
+        a: Images (n, c, h, w).
+        b: Images of the same shape.
+    """
     return (a - b).flatten(1).square().mean(1).sqrt()
 
 
 def ssim(a: Tensor, b: Tensor, *, padding: int = 0) -> Tensor:
-    """Structural similarity of each pair of images: (n, c, h, w) twice -> (n,); for a data range of 1.
+    """Structural similarity of each pair of images, (n,), for a data range of 1.
 
     Local means, variances and the covariance are weighted by an 11x11 Gaussian window of σ 1.5, and the similarity is
-    averaged over the windows. padding: zeros put around both images first. With 0 every window lies inside the image,
-    as in Wang et al. (2004) and scikit-image, which crops the rest away; with 5 there is a window around every
-    pixel, as in the code behind the paper's table. Raises InvalidImages for images that no window fits in.
+    averaged over the windows.
+
+    Args:
+        a: Images (n, c, h, w).
+        b: Images of the same shape.
+        padding: Number of zeros put around both images first. With 0 every window lies inside the image, as in Wang et
+            al. (2004) and scikit-image, which crops the rest away; with 5 there is a window around every pixel, as in
+            the code behind the paper's table.
+
+    Raises:
+        InvalidImages: The shapes differ, or no window fits in the images.
     """
     if a.shape != b.shape or a.ndim != 4 or min(a.shape[2:]) + 2 * padding < WINDOW:
         raise InvalidImages(

@@ -6,5 +6,6 @@ from .schedules import Schedule as Schedule
 from .schedules import one_cycle as one_cycle
 from .schedules import paper_finetune as paper_finetune
 from .schedules import paper_scratch as paper_scratch
+from .settings import TrainingSettings as TrainingSettings
 from .supervised import pretrain_autoencoder as pretrain_autoencoder
 from .supervised import train_classifier as train_classifier

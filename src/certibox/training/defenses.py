@@ -6,9 +6,9 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -18,18 +18,19 @@ from certibox.blackbox import differentiable
 from certibox.data import Images, held_out
 from certibox.defense.pipeline import RobustPipeline
 from certibox.defense.saved import Defense
-from certibox.errors import InvalidInput
-from certibox.estimators import GradientEstimator, Guided, Orthogonal, Subset
+from certibox.errors import InvalidInput, one_of
+from certibox.estimators import Guided, Orthogonal, Subset, estimator_record
 from certibox.networks import Autoencoder
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
 from certibox.storage.files import read_json, write_json_atomic
 from certibox.storage.tensors import module_digest
 from certibox.training.loop import run
-from certibox.training.methods import METHODS, Scheme, Settings
+from certibox.training.methods import METHODS
 from certibox.training.objective import Objective
 from certibox.training.run_directory import RunDirectory
 from certibox.training.schedules import Schedule, one_cycle
+from certibox.training.settings import SettingsKeywords, TrainingSettings, settings_from
 from certibox.training.stability import surviving_share
 from certibox.training.steps import Progress
 from certibox.training.supervised import pretrain_autoencoder
@@ -41,123 +42,147 @@ STAGE1_STEPS = 2000  # pre-training of an autoencoder that the user did not brin
 def train(
     client: QueryClient,
     images: Images,
+    settings: TrainingSettings | None = None,
     *,
-    method: str,
-    sigma: float,
-    schedule: Schedule,
-    seed: int,
-    estimator: GradientEstimator | None = None,
-    gamma: float | None = None,
-    denoise_weight: float = 1.0,
-    reconstruction_weight: float = 0.0,
-    scheme: Scheme = "denoiser+encoder",
     denoiser: str | nn.Module = "dncnn",
     autoencoder: Autoencoder | None = None,
     autoencoder_schedule: Schedule | None = None,
     classifier: nn.Module | None = None,
-    targets: Literal["hard", "soft"] = "hard",
-    augmentation: str = "none",
     validation: Images | float = 0.1,
-    validation_votes: int = 4,
-    validate_every: int | None = None,
-    skip_dead: bool = True,
     fingerprint: bool = False,
     device: torch.device | str = "cpu",
     out: str | Path | None = None,
     checkpoint_every: int = 200,
-    patience: int | None = None,
     progress: Progress | None = None,
+    **keywords: Unpack[SettingsKeywords],
 ) -> Defense:
-    """Train a defense of `client`'s box on unlabelled `images` (labels are used by RS alone).
+    """Train a defense of a black box on unlabelled images; labels are used by RS alone.
 
-    method: RS, DS, FO-DS, FO-AE-DS, ZO-DS or ZO-AE-DS. sigma: standard deviation of the noise, pixels on [0, 1].
-    estimator: of ∇_z ℓ, for ZO methods. gamma: see `Settings`; wanted by all methods with a stability term.
-    denoiser: a name of `networks.DENOISERS` (training from scratch) or a module to start from; it is copied.
-    autoencoder: for AE methods; it is copied. autoencoder_schedule: pre-train it first (stage 1, query-free); without
-    one it is taken as pre-trained. Without either, a suitable one is pre-trained for about 2,000 steps. classifier: RS
-    only, the network to train, by default a copy of the box's own module.
+    The settings of a run come as one `TrainingSettings`, or as its fields by keyword: method, sigma, schedule and seed
+    are required; gamma and estimator are wanted by the methods that use them.
 
-    Targets are the box's answers to the clean images, asked once; an augmented image keeps the answer to its original.
-    validation: images, or a share of `images` held out, on which the best epoch is selected by `validation_votes` noisy
-    votes an image (by MSE for DS, without queries); the start is a candidate too, so training never ends below it on
-    them, and nothing else sees them. validate_every: epochs between validations, by default each; the end of a phase is
-    validated in any case. patience: stop after so many validations without a better one. device: where the white
-    part trains. out: a directory for checkpoints and rows, resumed if it holds some; give the client a ledger too, so
-    that resuming pays for nothing twice. fingerprint: also ask the box about 8 canaries, to recognise it later.
+    The targets of the stability term are the box's answers to the clean training images, asked once; an augmented
+    image keeps the answer to its original. The best epoch is selected on the validation images, by noisy votes for the
+    target (by mean squared error for DS, without queries). The weights that training starts from are a candidate too,
+    so that training never ends below them on the validation images, and nothing else sees these images.
 
-    Errors: `InvalidInput` for values out of order, `NotDifferentiable`, `BudgetExceeded` and the errors of the client.
+    Args:
+        client: Meter around the box, which counts every query. With a ledger, a resumed run pays for nothing twice.
+        images: Training images, pixels on [0, 1] as 8 bits; validation images too, where `validation` is a share.
+        settings: TrainingSettings of the run; give these, or the keywords below, which are its fields.
+        denoiser: Denoiser to train: a name of `certibox.networks.DENOISERS` for one from scratch, or a module
+            (b, c, h, w) -> (b, c, h, w) to start from, which is copied.
+        autoencoder: Autoencoder for AE methods, which is copied; by default a suitable one is pre-trained.
+        autoencoder_schedule: Schedule of the autoencoder's pre-training on clean images (stage 1, no query); without
+            one, an autoencoder that is given counts as pre-trained, and the default takes about 2,000 steps.
+        classifier: Classifier for RS to train, which is copied; by default the box's own module.
+        validation: Validation images, or the share of `images` to hold out as such.
+        fingerprint: Whether the box is also asked about 8 canary images, to recognise it later.
+        device: Device on which the denoiser and the autoencoder train.
+        out: Directory for checkpoints and rows; a run that it already holds is resumed.
+        checkpoint_every: Number of steps between checkpoints; the end of an epoch has one too.
+        progress: Function of (steps done, steps in all, a text), called after every step.
+        method: Name of the method: RS, DS, FO-DS, FO-AE-DS, ZO-DS or ZO-AE-DS.
+        sigma: Standard deviation of the noise, in pixels on [0, 1].
+        schedule: Phases of training and images a step, such as `certibox.one_cycle(epochs=10)`.
+        seed: Seed of every random draw.
+        estimator: Estimator of the gradient from queries, for ZO methods, such as `certibox.Guided()`.
+        gamma: Weight γ of the stability term; wanted by all methods with such a term but RS.
+        denoise_weight: Weight w of the denoising term, by default 1; 0 trains on stability alone.
+        reconstruction_weight: Weight λ of the term that keeps decoded images near the clean ones, by default 0.
+        scheme: Parts that train: denoiser, denoiser+encoder (the default) or denoiser+autoencoder.
+        targets: Targets of the stability term: hard (the box's labels, the default) or soft (its probabilities).
+        augmentation: Policy of augmentation, a name of `certibox.data.AUGMENTATIONS`, by default none.
+        skip_dead: Whether no query is spent on embedding coordinates without an upstream gradient; by default true.
+        validation_votes: Number of noisy votes on each validation image and validation, by default 4.
+        validate_every: Number of epochs between validations, by default 1; the end of a phase is always validated.
+        patience: Number of validations in a row without a better score that end training; by default none do.
+
+    Returns:
+        The defense: the trained denoiser and autoencoder in front of the box.
+
+    Raises:
+        InvalidInput: A value is out of order, or a keyword is misspelt.
+        NotDifferentiable: A first-order method met a box without gradients.
+        BudgetExceeded: The budget of `client` is spent; the work so far is kept in `out`.
     """
     if not isinstance(images, Images):
         raise InvalidInput(f"images is {type(images).__name__}; wanted certibox.Images, see images_from_arrays")
-    for name, given, unit in (("patience", patience, "validation"), ("validate_every", validate_every, "epoch")):
-        if given is not None and given < 1:
-            raise InvalidInput(f"{name} is {given}; wanted at least 1 {unit}")
-    settings = Settings(
-        method=method,
-        sigma=sigma,
-        schedule=schedule,
-        seed=seed,
-        estimator=estimator,
-        gamma=_gamma(method, gamma),
-        denoise_weight=denoise_weight,
-        reconstruction_weight=reconstruction_weight,
-        scheme=scheme,
-        hard_targets=_hard(targets, client),
-        augmentation=augmentation,
-        skip_dead=skip_dead,
-        validation_votes=validation_votes,
-    )
-    if METHODS[method].bottleneck and autoencoder is None:
-        autoencoder, steps = _suitable(images, seed), max(1, schedule.steps_per_epoch(len(images)))
-        stage1 = one_cycle(math.ceil(STAGE1_STEPS / steps), 3e-3, schedule.batch_size)
+    s = _settings(settings, keywords)
+    if s.targets == "soft" and client.spec.outputs == "labels":
+        raise InvalidInput("targets are soft but the box answers with labels; wanted hard targets")
+    if METHODS[s.method].bottleneck and autoencoder is None:
+        autoencoder, steps = _suitable(images, s.seed), max(1, s.schedule.steps_per_epoch(len(images)))
+        stage1 = one_cycle(math.ceil(STAGE1_STEPS / steps), 3e-3, s.schedule.batch_size)
         autoencoder_schedule = autoencoder_schedule or stage1
-    pipeline = _pipeline(settings, client, images.shape, denoiser, autoencoder, classifier)
-    shown, held = held_out(images, validation, seed)
+    pipeline = _pipeline(s, client, images.shape, denoiser, autoencoder, classifier)
+    shown, held = held_out(images, validation, s.seed)
     if pipeline.autoencoder is not None and autoencoder_schedule is not None:  # now that all else is known to fit
-        pipeline.autoencoder = pretrain_autoencoder(
-            images,
-            pipeline.autoencoder,
-            schedule=autoencoder_schedule,
-            seed=seed,
-            augmentation=augmentation,
-            validation=validation,
-            out=Path(out) / "autoencoder" if out is not None else None,
-            device=device,
-            progress=progress and (lambda done, total, text: progress(done, total, f"autoencoder, {text}")),
+        place = Path(out) / "autoencoder" if out is not None else None
+        pipeline.autoencoder = _stage_one(
+            s, images, pipeline.autoencoder, autoencoder_schedule, validation, place, device, progress
         )
     pipeline.to(device)
-    config = _plain(settings) | {
-        "images": shown.digest,
-        "validation": held.digest,
-        "start": module_digest(pipeline),
-        "box": client.spec.provenance(),
-        "batch_size": client.batch_size,
-        "patience": patience,
-        "validate_every": validate_every,
-    }
-    _check_step(pipeline, client, shown, settings)
-    job = Objective(settings, client, pipeline, shown, held)
+    config = _config(s, client, pipeline, shown, held)
+    _check_step(pipeline, client, shown, s)
+    job = Objective(s, client, pipeline, shown, held)
     if not job.parameters():
-        raise InvalidInput(f"{method} with scheme {scheme} has nothing to train; wanted a denoiser with parameters")
+        raise InvalidInput(f"{s.method} with scheme {s.scheme} has nothing to train; wanted a denoiser with parameters")
     directory = RunDirectory(out, config) if out is not None else None
-    made_by = f" ({type(estimator).__name__})" if estimator is not None and METHODS[method].order == 0 else ""
-    with client.phase(f"train {method}{made_by}"), _frozen(getattr(client.box, "module", None)):
+    with client.phase(_phase(s)), _frozen(getattr(client.box, "module", None)):
         run(
             job.prepare,
             len(shown),
-            schedule,
-            seed,
+            s.schedule,
+            s.seed,
             client=client,
             directory=directory,
             checkpoint_every=checkpoint_every,
-            patience=patience,
-            score_every=validate_every or 1,
+            patience=s.patience,
+            score_every=s.validate_every or 1,
             progress=progress,
         )
     mark = _fingerprint(client, images.shape, directory) if fingerprint else None
     pipeline.eval().requires_grad_(False)
     facts = config if job.step_choice is None else config | {"step": job.step_choice}
-    return Defense(pipeline, client, method, sigma, images.shape, job.num_classes, facts, mark)
+    return Defense(pipeline, client, s.method, s.sigma, images.shape, job.num_classes, facts, mark)
+
+
+def _settings(settings: TrainingSettings | None, keywords: SettingsKeywords) -> TrainingSettings:
+    """The settings of a run, which come in one of two ways."""
+    if settings is None:
+        others = [name for name, item in signature(train).parameters.items() if item.kind is item.KEYWORD_ONLY]
+        return settings_from(keywords, others)
+    if not isinstance(settings, TrainingSettings):
+        raise InvalidInput(f"settings is {type(settings).__name__}; wanted TrainingSettings, or its fields as keywords")
+    if keywords:
+        raise InvalidInput(
+            f"train got settings and {', '.join(keywords)} beside them; wanted one of the two: "
+            "dataclasses.replace(settings, ...) changes a field"
+        )
+    return settings
+
+
+def _config(
+    settings: TrainingSettings, client: QueryClient, pipeline: RobustPipeline, shown: Images, held: Images
+) -> dict[str, Any]:
+    """All that the work of a run depends on, as plain values: what its directory is compared with."""
+    return settings.record() | {
+        "images": shown.digest,
+        "validation": held.digest,
+        "start": module_digest(pipeline),
+        "box": client.spec.provenance(),
+        "batch_size": client.batch_size,
+        "patience": settings.patience,
+        "validate_every": settings.validate_every,
+    }
+
+
+def _phase(settings: TrainingSettings) -> str:
+    """What the ledger books the queries of a run under."""
+    if settings.estimator is None or METHODS[settings.method].order != 0:
+        return f"train {settings.method}"
+    return f"train {settings.method} ({estimator_record(settings.estimator)['name']})"
 
 
 def _suitable(images: Images, seed: int) -> Autoencoder:
@@ -165,8 +190,32 @@ def _suitable(images: Images, seed: int) -> Autoencoder:
         return networks.suitable_autoencoder(images.shape)
 
 
+def _stage_one(
+    s: TrainingSettings,
+    images: Images,
+    autoencoder: Autoencoder,
+    schedule: Schedule,
+    validation: Images | float,
+    out: Path | None,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> Autoencoder:
+    """The autoencoder, pre-trained on the images of the defense; its progress says that it is the autoencoder's."""
+    return pretrain_autoencoder(
+        images,
+        autoencoder,
+        schedule=schedule,
+        seed=s.seed,
+        augmentation=s.augmentation,
+        validation=validation,
+        out=out,
+        device=device,
+        progress=progress and (lambda done, total, text: progress(done, total, f"autoencoder, {text}")),
+    )
+
+
 def _pipeline(
-    settings: Settings,
+    settings: TrainingSettings,
     client: QueryClient,
     image_shape: tuple[int, int, int],
     denoiser: str | nn.Module,
@@ -207,7 +256,7 @@ def _denoiser(denoiser: str | nn.Module, image_shape: tuple[int, int, int], seed
     if isinstance(denoiser, nn.Module):
         return copy.deepcopy(denoiser)
     if denoiser not in networks.DENOISERS:
-        raise InvalidInput(f"denoiser is {denoiser!r}; wanted a module or one of {', '.join(networks.DENOISERS)}")
+        raise InvalidInput(f"denoiser is {denoiser!r}; wanted a module or {one_of(denoiser, networks.DENOISERS)}")
     with seeds.initialisation(seed, "denoiser"):
         return networks.DENOISERS[denoiser](image_shape[0])
 
@@ -236,7 +285,7 @@ def _frozen(module: nn.Module | None) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _check_step(pipeline: RobustPipeline, client: QueryClient, images: Images, settings: Settings) -> None:
+def _check_step(pipeline: RobustPipeline, client: QueryClient, images: Images, settings: TrainingSettings) -> None:
     """Refuse a step that the box's declared grid would mostly erase."""
     levels, estimator = client.spec.levels, settings.estimator
     if METHODS[settings.method].order != 0 or levels is None or estimator is None:
@@ -258,30 +307,3 @@ def _check_step(pipeline: RobustPipeline, client: QueryClient, images: Images, s
             f"mu = {mu} is too small for a box with {levels} grey levels: only {share:.0%} of the perturbed inputs "
             "differ after rounding (measured without queries); wanted at least half: raise mu"
         )
-
-
-def _hard(targets: str, client: QueryClient) -> bool:
-    if targets not in ("hard", "soft"):
-        raise InvalidInput(f"targets is {targets!r}; wanted one of hard, soft")
-    if targets == "soft" and client.spec.outputs == "labels":
-        raise InvalidInput("targets are soft but the box answers with labels; wanted hard targets")
-    return targets == "hard"
-
-
-def _gamma(method: str, gamma: float | None) -> float:
-    known = METHODS.get(method)
-    if known is None or known.order is None:
-        return 0.0
-    if gamma is None and known.denoises:
-        raise InvalidInput(f"{method} got no gamma; wanted the weight of the stability term, such as 1.0")
-    return 1.0 if gamma is None else gamma
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """Settings as plain values; an estimator by its type and fields."""
-    plain: dict[str, Any] = {**vars(settings), "schedule": asdict(settings.schedule)}
-    if (estimator := settings.estimator) is not None:
-        held = getattr(estimator, "__dict__", {})
-        fields = {name: value if isinstance(value, int | float | str) else repr(value) for name, value in held.items()}
-        plain["estimator"] = {"name": type(estimator).__name__, **fields}
-    return plain

@@ -67,20 +67,22 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What to train: the stateful module, the trainable parameters, and the terms of a step's loss.
-
-    terms(step) -> named scalars, of which `loss` is minimised. score() -> a validation score, higher is better, or None
-    to keep the last weights. constants: tensors fetched before the first step and kept with the checkpoint. memory:
-    what else changes from step to step.
-    """
+    """What to train, and towards what."""
 
     module: nn.Module
+    """Module whose weights and statistics a checkpoint keeps."""
     parameters: list[nn.Parameter]
+    """Parameters that train."""
     terms: Callable[[Step], dict[str, Tensor]]
+    """Function of a step -> named scalars, of which `loss` is minimised."""
     score: Callable[[], float] | None
+    """Function that gives a validation score, higher is better; None to keep the last weights."""
     scored: Callable[[Phase], bool]
+    """Function of a phase: whether its epochs have a score."""
     constants: dict[str, Tensor]
+    """Tensors that are fetched before the first step and kept with the checkpoint."""
     memory: Memory | None = None
+    """Whatever else changes from step to step, such as a surrogate."""
 
 
 def run(
@@ -96,12 +98,20 @@ def run(
     score_every: int = 1,
     progress: Progress | None = None,
 ) -> Task:
-    """Train to the end of `schedule` and leave the selected weights in the task's module.
+    """Train to the end of a schedule and leave the selected weights in the task's module.
 
-    prepare: builds the task, given the constants of an earlier checkpoint (none at first). score_every: epochs of a
-    phase between scores; its end is scored in any case. patience: stop earlier, after so many scored epochs in a row
-    that were no better than the best before. With a directory, resumes from its checkpoint; with a client that has a
-    ledger, answers paid for since then are replayed.
+    Args:
+        prepare: Function that builds the task from the constants of an earlier checkpoint (none at first).
+        images: Number of training images.
+        schedule: Phases of training and images a step.
+        seed: Seed of the order of the images.
+        client: Meter of the box, where the task asks one; with a ledger, answers paid for since the checkpoint are
+            replayed.
+        directory: Directory of the run, whose checkpoint is resumed from.
+        checkpoint_every: Number of steps between checkpoints.
+        patience: Number of scores in a row, none better than the best before, after which training ends.
+        score_every: Number of epochs of a phase between scores; its end is scored in any case.
+        progress: Function of (steps done, steps in all, a text), called after every step.
     """
     if schedule.epochs and not schedule.steps_per_epoch(images):
         raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")

@@ -22,6 +22,11 @@ def targets(outputs: Tensor, kind: str, hard: bool) -> Tensor:
     """Targets from the box's clean answers: labels (b,) when hard, class probabilities (b, K) when soft.
 
     For `values` the target is the answer itself. Labels admit only hard targets.
+
+    Args:
+        outputs: Answers of the box to clean images (b, ...).
+        kind: Kind of the answers: logits, probabilities, labels or values.
+        hard: Whether the targets are labels.
     """
     if kind == "values":
         return outputs

@@ -25,8 +25,9 @@ from certibox.estimators.step_size import choose_step, precision_is_safe
 from certibox.queries.client import QueryClient
 from certibox.training import losses
 from certibox.training.loop import Task
-from certibox.training.methods import METHODS, Method, Settings
+from certibox.training.methods import METHODS, Method
 from certibox.training.schedules import Phase
+from certibox.training.settings import TrainingSettings
 from certibox.training.stability import StabilityObjective, tf32_is_on
 from certibox.training.steps import Step
 from certibox.training.surrogate import BATCH, GuidedStability, Surrogate, probe, resolved, surrogate_for
@@ -39,14 +40,22 @@ VALIDATION_BATCH = 128  # validation noise is drawn in batches of this size, wha
 class Objective:
     """One run of `train`: settings, data and the white part, with the terms of a step and the validation score."""
 
-    settings: Settings
+    settings: TrainingSettings
+    """Settings of the run."""
     client: QueryClient
+    """Meter around the box."""
     pipeline: RobustPipeline
+    """White part that trains."""
     shown: Images
+    """Training images."""
     held: Images
+    """Validation images."""
     num_classes: int | None = None
+    """Number of classes K, once it is known."""
     surrogate: Surrogate | None = None
-    step_choice: dict[str, Any] | None = None  # how mu was measured, where it was
+    """Network that learns the box, for `Guided`."""
+    step_choice: dict[str, Any] | None = None
+    """How the step mu was measured, where it was."""
 
     @property
     def method(self) -> Method:
@@ -105,7 +114,7 @@ class Objective:
             terms["live"] = live.sum(1).float().mean()
         stability, told = self._stability(z, target, tuple(x.shape[1:]), step, live)
         terms |= {"stability": stability.mean(), **told}
-        return terms | {"loss": loss + s.gamma * terms["stability"]}
+        return terms | {"loss": loss + s.stability_weight * terms["stability"]}
 
     def score(self) -> float:
         """Validation score, higher is better: the share of noisy votes that keep the target, or minus the MSE."""
@@ -270,7 +279,7 @@ class Objective:
         batches = torch.arange(len(images)).split(self.client.batch_size)
         with torch.inference_mode():
             answers = torch.cat([self.client(images.floats(index)) for index in batches])
-            targets = losses.targets(answers, self.client.spec.outputs, self.settings.hard_targets)
+            targets = losses.targets(answers, self.client.spec.outputs, self.settings.targets == "hard")
         return targets.clone(), answers.clone()
 
     def _count_classes(self) -> int:

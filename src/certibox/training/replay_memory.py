@@ -21,7 +21,14 @@ class Memory:
         return min(self.seen, len(self._held["inputs"])) if self._held else 0
 
     def add(self, inputs: Tensor, answers: Tensor, steps: Tensor | None = None, changes: Tensor | None = None) -> None:
-        """Remember answers at `inputs`; with steps and changes, also that inputs + steps answers + changes."""
+        """Remember answers.
+
+        Args:
+            inputs: Inputs (n, ...) that were asked about.
+            answers: Answers (n, ...) of the box.
+            steps: Steps (n, ...) from the inputs to perturbed ones, where these were asked about too.
+            changes: Changes (n, ...) of the answers along the steps.
+        """
         parts = {"inputs": inputs, "answers": answers}
         if steps is not None and changes is not None:
             parts |= {"steps": steps, "changes": changes}
@@ -36,7 +43,12 @@ class Memory:
         self.seen += count
 
     def sample(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """`count` remembered answers, half of them among the newest."""
+        """Remembered answers, half of them among the newest.
+
+        Args:
+            count: Number of answers.
+            generator: Source of the draw.
+        """
         newest = min(NEWEST, len(self))
         back = torch.randint(0, newest, (count // 2,), generator=generator)
         any_ = torch.randint(0, len(self), (count - count // 2,), generator=generator)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, one_of
 
 OPTIMIZERS, OBJECTIVES, SHAPES = ("adam", "sgd"), ("full", "denoise"), ("step", "one-cycle")
 
@@ -15,19 +15,27 @@ OPTIMIZERS, OBJECTIVES, SHAPES = ("adam", "sgd"), ("full", "denoise"), ("step", 
 class Phase:
     """A stretch of training with one optimizer.
 
-    epochs: passes over the images. lr: the (peak) learning rate. objective: `full` is eq. 2, `denoise` its first term
-    alone, which needs no query. shape: `step` multiplies the rate by `decay` every `decay_every` epochs; `one-cycle`
-    rises over the first 30 % of steps and falls to 0 along a cosine.
+    Raises:
+        InvalidInput: A value is out of its range, or a name is unknown.
     """
 
     epochs: int
+    """Number of passes over the training images."""
     lr: float
+    """Learning rate; the peak of it for `one-cycle`."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimizer: adam, or sgd with a momentum of 0.9."""
     objective: Literal["full", "denoise"] = "full"
+    """Objective: full is eq. 2, denoise its first term alone, which costs no query."""
     shape: Literal["step", "one-cycle"] = "step"
+    """Course of the learning rate: `step` multiplies it by `decay` every `decay_every` epochs; `one-cycle` raises it
+    over the first 30 % of the steps and lowers it to 0 along a cosine."""
     decay_every: int | None = None
+    """Number of epochs between decays of `step`; None for a constant rate."""
     decay: float = 0.1
+    """Factor of a decay of `step`."""
     weight_decay: float = 0.0
+    """Weight decay of the optimizer."""
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or not self.lr > 0:
@@ -36,10 +44,16 @@ class Phase:
             raise InvalidInput(f"decay_every is {self.decay_every}; wanted at least 1, or None for a constant rate")
         for name, known in (("optimizer", OPTIMIZERS), ("objective", OBJECTIVES), ("shape", SHAPES)):
             if getattr(self, name) not in known:
-                raise InvalidInput(f"{name} is {getattr(self, name)!r}; wanted one of {', '.join(known)}")
+                came = getattr(self, name)
+                raise InvalidInput(f"{name} is {came!r}; wanted {one_of(came, known)}")
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The rate at `step` (from 0) of this phase."""
+        """The learning rate at a step of this phase.
+
+        Args:
+            step: Number of the step, from 0.
+            steps_per_epoch: Number of steps in a pass over the images.
+        """
         if self.shape == "step":
             drops = step // steps_per_epoch // self.decay_every if self.decay_every else 0
             return self.lr * self.decay**drops
@@ -52,17 +66,27 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Phases in order, and the images per step."""
+    """How long, how fast and towards what a network trains.
+
+    Raises:
+        InvalidInput: A step would hold fewer than two images.
+    """
 
     phases: tuple[Phase, ...]
+    """Phases in their order."""
     batch_size: int
+    """Number of images a step, at least 2."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise InvalidInput(f"batch_size is {self.batch_size}; wanted at least 2, for batch normalisation")
 
     def steps_per_epoch(self, images: int) -> int:
-        """Steps in a pass over `images`; a last batch of one image joins no step."""
+        """Number of steps in a pass over the images; a last batch of one image joins no step.
+
+        Args:
+            images: Number of training images.
+        """
         full, rest = divmod(images, self.batch_size)
         return full + (rest > 1)
 
@@ -76,6 +100,10 @@ def paper_scratch(lr: float = 1e-3, batch_size: int = 256) -> Schedule:
     """The paper's training from scratch: Adam for 200 epochs, then SGD dropping tenfold every 200; 600 in all.
 
     ZO-DS starts at lr 1e-4. The paper states no batch size; 256, and a weight decay of 1e-4, are the released code's.
+
+    Args:
+        lr: Learning rate at the start of both phases.
+        batch_size: Number of images a step.
     """
     sgd = Phase(400, lr, optimizer="sgd", decay_every=200, weight_decay=1e-4)
     return Schedule((Phase(200, lr, weight_decay=1e-4), sgd), batch_size)
@@ -85,13 +113,24 @@ def paper_finetune(lr: float = 1e-5, batch_size: int = 256) -> Schedule:
     """The paper's pre-training and fine-tuning: Adam on the MSE for 90 epochs, then 200 of stability, /10 every 40.
 
     ZO-DS starts at lr 1e-6. Give `denoise_weight=0` to train the second stage on stability alone, as the release does.
+
+    Args:
+        lr: Learning rate at the start of the second phase.
+        batch_size: Number of images a step.
     """
     pretrain = Phase(90, 1e-3, objective="denoise", weight_decay=1e-4)
     return Schedule((pretrain, Phase(200, lr, decay_every=40, weight_decay=1e-4)), batch_size)
 
 
 def one_cycle(epochs: int, lr: float = 1e-3, batch_size: int = 64, denoise_epochs: int = 0) -> Schedule:
-    """A short schedule: an optional query-free stretch on the MSE, then one cycle of Adam on the full objective."""
+    """A short schedule: an optional query-free phase on the MSE, then one cycle of Adam on the full objective.
+
+    Args:
+        epochs: Number of epochs on the full objective.
+        lr: Peak learning rate of both phases.
+        batch_size: Number of images a step.
+        denoise_epochs: Number of epochs on denoising alone, before the others.
+    """
     warm = (Phase(denoise_epochs, lr, objective="denoise", shape="one-cycle"),) if denoise_epochs else ()
     return Schedule((*warm, Phase(epochs, lr, shape="one-cycle")), batch_size)
 

@@ -16,24 +16,37 @@ Progress = Callable[[int, int, str], None]  # done, total, what is going on
 
 @dataclass(frozen=True)
 class Step:
-    """One step: which images it takes, and where it stands. number, epoch: counted over all phases, from 0.
-
-    phase_epoch: counted in its own phase. ends_phase: the last step of the phase's last epoch.
-    """
+    """One step: which images it takes, and where it stands."""
 
     number: int
+    """Number of the step over all phases, from 0."""
     epoch: int
+    """Number of the epoch over all phases, from 0."""
     phase: Phase
+    """Phase that the step belongs to."""
     index: Tensor
+    """Places (b,) of its images among the training images."""
     lr: float
+    """Learning rate of the step."""
     starts_phase: bool
+    """Whether it is the first step of its phase."""
     ends_epoch: bool
+    """Whether it is the last step of its epoch."""
     phase_epoch: int = 0
+    """Number of the epoch in its own phase, from 0."""
     ends_phase: bool = False
+    """Whether it is the last step of its phase."""
 
 
 def steps(schedule: Schedule, images: int, seed: int, start: int) -> Iterator[Step]:
-    """The steps of `schedule` over `images` from number `start` on; each epoch is a permutation of its own seed."""
+    """The steps of a schedule; each epoch is a permutation of the images with a seed of its own.
+
+    Args:
+        schedule: Phases of training and images a step.
+        images: Number of training images.
+        seed: Seed of the permutations.
+        start: Number of the first step to give: the steps before it are done.
+    """
     per_epoch, number, epoch = schedule.steps_per_epoch(images), 0, 0
     for phase in schedule.phases:
         for phase_epoch in range(phase.epochs):

@@ -41,9 +41,20 @@ def fit(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> _M:
-    """Train `network` in place to the least mean `loss`, selected on validation images; returned frozen.
+    """Train a network in place to the least mean loss, selected on validation images; returned with fixed weights.
 
-    facts: what `loss` depends on beside images and network, so that `out` is only resumed under the same.
+    Args:
+        network: Network to train.
+        images: Training images; validation images too, where `validation` is a share.
+        loss: Function of images x (b, c, h, w), the images that they come from and their places (b,) -> losses (b,).
+        schedule: Phases of training and images a step.
+        seed: Seed of every random draw.
+        validation: Validation images, or the share of `images` to hold out as such.
+        augmentation: Policy of augmentation, a name of `certibox.data.AUGMENTATIONS`.
+        facts: Plain values that `loss` depends on beside images and network, so that `out` is only resumed under them.
+        out: Directory for checkpoints and rows; a run that it already holds is resumed.
+        device: Device that trains.
+        progress: Function of (steps done, steps in all, a text), called after every step.
     """
     shown, held = held_out(images, validation, seed)
     network.to(device=device, memory_format=torch.channels_last).requires_grad_(True)  # pyright: ignore
@@ -78,7 +89,22 @@ def pretrain_autoencoder(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Autoencoder:
-    """Stage 1: a copy of `autoencoder` trained to reconstruct clean images; no query. Selects on validation MSE."""
+    """Stage 1: a copy of an autoencoder, trained to reconstruct clean images; no query.
+
+    Args:
+        images: Training images; labels are not used.
+        autoencoder: Autoencoder to start from, such as `certibox.fitting_autoencoder(images.shape, d_z=64, seed=0)`.
+        schedule: Phases of training and images a step.
+        seed: Seed of every random draw.
+        augmentation: Policy of augmentation, a name of `certibox.data.AUGMENTATIONS`.
+        validation: Validation images, or the share of `images` to hold out as such; the best epoch is selected on them.
+        out: Directory for checkpoints and rows; a run that it already holds is resumed.
+        device: Device that trains.
+        progress: Function of (steps done, steps in all, a text), called after every step.
+
+    Returns:
+        The weights of the epoch with the least mean squared error on the validation images.
+    """
     trained = copy.deepcopy(autoencoder)
 
     def error(x: Tensor, _images: Images, _index: Tensor) -> Tensor:
@@ -111,10 +137,25 @@ def train_classifier(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> nn.Module:
-    """A copy of `network` trained on clean labelled images by cross-entropy, to be held as a black box of logits.
+    """A copy of a network, trained on clean labelled images by cross-entropy, to stand behind a box of logits.
 
-    spec: the box's declaration; what it does to pixels (normalisation) is done in training too. Selects on validation
-    cross-entropy. Errors: `InvalidInput` for images without labels.
+    Args:
+        images: Training images with labels.
+        network: Network to start from, (b, c, h, w) -> (b, K).
+        schedule: Phases of training and images a step.
+        seed: Seed of every random draw.
+        spec: Declaration of the box; what it does to pixels (normalisation) is done in training too.
+        augmentation: Policy of augmentation, a name of `certibox.data.AUGMENTATIONS`.
+        validation: Validation images, or the share of `images` to hold out as such; the best epoch is selected on them.
+        out: Directory for checkpoints and rows; a run that it already holds is resumed.
+        device: Device that trains.
+        progress: Function of (steps done, steps in all, a text), called after every step.
+
+    Returns:
+        The weights of the epoch with the least cross-entropy on the validation images.
+
+    Raises:
+        InvalidInput: The images have no labels.
     """
     declared = spec or BoxSpec("logits")
     if images.labels is None:

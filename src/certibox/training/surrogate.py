@@ -34,7 +34,10 @@ COUNTS = ("updates", "steps", "probes", "distilled")
 class Surrogate:
     """The network, its optimizer and its memory, with the running measure of how far its gradient can be trusted.
 
-    network: inputs (n, ...) -> (n, K) logits, or (n, K) values. kind: what the box answers. seed: of replayed batches.
+    Args:
+        network: Network of inputs (n, ...) -> (n, K): logits for a box that classifies, else values.
+        kind: Kind of the box's answers: logits, probabilities, labels or values.
+        seed: Seed of the replayed batches.
     """
 
     def __init__(self, network: nn.Module, kind: str, seed: int) -> None:
@@ -44,11 +47,19 @@ class Surrogate:
         self._optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """The network's guess of the box's outputs: as logits for a box that classifies, else as its values (n, K)."""
+        """The network's guess of the box's outputs: as logits for a box that classifies, else as its values (n, K).
+
+        Args:
+            inputs: Inputs (n, ...), images or points of the embedding.
+        """
         return self.network(as_float(inputs))
 
     def learn(self, updates: int) -> float:
-        """Fit the memory for so many optimizer steps; the last loss."""
+        """Fit the memory, and give the last loss.
+
+        Args:
+            updates: Number of optimizer steps.
+        """
         loss = torch.zeros(())
         self.network.requires_grad_(True)
         with torch.inference_mode(False), torch.enable_grad():
@@ -113,16 +124,18 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class GuidedStability:
-    """ℓ(z) by queries, each answer told to a surrogate, beside ℓ as the surrogate guesses it: a `GuidedObjective`.
-
-    z: (b, d), the points of this step. kind: the surrogate's inputs: `image`, what the box sees, or `latent`, z itself.
-    """
+    """ℓ(z) by queries, each answer told to a surrogate, beside ℓ as the surrogate guesses it: a `GuidedObjective`."""
 
     stability: StabilityObjective
+    """Loss by queries."""
     surrogate: Surrogate
+    """Network that learns the box from the answers."""
     z: Tensor
+    """Points (b, d) of this step."""
     kind: Literal["image", "latent"]
+    """Inputs of the surrogate: `image`, what the box sees, or `latent`, z itself."""
     updates: int
+    """Number of optimizer steps of the surrogate a step of training."""
     _bases: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __call__(self, points: Tensor, active: Tensor | None = None) -> Tensor:
@@ -167,14 +180,30 @@ class GuidedStability:
 def surrogate_for(
     guided: Guided, kind: str, d: int, image_shape: tuple[int, int, int], outputs: int, seed: int
 ) -> Surrogate:
-    """An untrained surrogate for points of dimension d, of a box with so many outputs."""
+    """An untrained surrogate.
+
+    Args:
+        guided: Estimator that wants it, which says what its inputs are.
+        kind: Kind of the box's answers.
+        d: Dimension of the points.
+        image_shape: Shape (c, h, w) of an image.
+        outputs: Number K of the box's outputs.
+        seed: Seed of its weights and of its replayed batches.
+    """
     with seeds.initialisation(seed, "surrogate"):
         network = surrogate_mlp(d, outputs) if guided.surrogate == "latent" else surrogate_cnn(image_shape, outputs)
     return Surrogate(network.requires_grad_(False), kind, seed)
 
 
 def probe(objective: GuidedStability, guided: Guided, generator: torch.Generator, live: Tensor | None) -> None:
-    """Measure how well the surrogate's gradient agrees with the truth at `PROBED` points; keeps a running average."""
+    """Measure how well the surrogate's gradient agrees with the truth at `PROBED` points; keeps a running average.
+
+    Args:
+        objective: Loss by queries and by the surrogate's guess, at the points of a step.
+        guided: Estimator whose step mu the differences take.
+        generator: Source of the random directions.
+        live: Mask (b, d) of the coordinates that matter; None for all.
+    """
     z = objective.z[:PROBED]
     few = replace(objective, stability=replace(objective.stability, target=objective.stability.target[:PROBED]), z=z)
     shown = alignment(
@@ -192,7 +221,13 @@ def probe(objective: GuidedStability, guided: Guided, generator: torch.Generator
 
 
 def resolved(guided: Guided, surrogate: Surrogate, d: int) -> Guided:
-    """`guided` with the corrections that the measured cosine asks for: none until it was probed a few times."""
+    """The estimator with the corrections that the measured cosine asks for: none until it was probed a few times.
+
+    Args:
+        guided: Estimator, whose q may be "auto".
+        surrogate: Network with the measured cosine.
+        d: Dimension of the points that matter.
+    """
     if guided.q != "auto":
         return guided
     q = corrections(surrogate.alignment.cosine, guided.target, d) if surrogate.probes >= TRIED else 0

@@ -70,7 +70,7 @@ def test_the_spending_is_the_plan(name: str, estimator: Any, method: str) -> Non
     per_image = {"cge": d, "rge": 5, "orthogonal": 4}[name]
     per_image = 2 * per_image if estimator.central else per_image + 1
     expected = 20 + epochs * 16 * per_image + (epochs + 1) * 4 * votes
-    assert box.images == defense.client.queries == query_cost.plan(plan).total == expected
+    assert box.images == defense.client.queries == query_cost.cost_of(plan).total == expected
     assert defense.client.spent == {f"train {method} ({type(estimator).__name__})": expected}
     assert defense.client.white_passes == 0
 
