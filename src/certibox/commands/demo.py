@@ -1,6 +1,6 @@
 """The demo: defend a scikit-learn model of handwritten digits through queries alone, certify it, and compare.
 
-Every setting comes from `presets/demo.yaml`, which `benchmarks/tune_demo.py` chose on validation images.
+Every setting comes from `presets/demo.yaml`, which `tools/tune_demo.py` chose on validation images.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def choose_step(
     the sphere sqrt(d) of them.
 
     Of the steps whose disagreement is within half a standard error of the least, in one run around it, the geometric
-    middle is taken, the larger of two middles: measured best on the boxes of `benchmarks/step_choice.py`.
+    middle is taken, the larger of two middles: measured best on the boxes of `studies/step_choice.py`.
 
     Queries: 14 · directions for central differences; 7 · directions + min(directions, points with a live coordinate)
     for forward ones. That is 448, and 256 where at least 32 points are given. Errors: `InvalidInput` if nothing is
