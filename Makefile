@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check format benchmarks clean
+.PHONY: install demo test check format benchmarks tables clean
 
 install: $(STAMP)
 
@@ -33,6 +33,9 @@ format: install
 benchmarks: install
 	$(BIN)/python benchmarks/certification_rate.py --write
 	$(BIN)/python benchmarks/training_step.py --write
+
+tables: install
+	$(BIN)/python tools/publish.py
 
 clean:
 	rm -rf runs build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis

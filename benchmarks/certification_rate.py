@@ -1,6 +1,6 @@
 """What certification costs above the base classifier: noise, votes and statistics, as ratios within one run.
 
-    python benchmarks/certification_rate.py [--write]
+    python benchmarks/certification_rate.py [--write] [--tiny]
 
 Measures three things on the CPU with 2 torch threads, sigma 0.25, alpha 0.001, float32, random weights:
 
@@ -14,39 +14,56 @@ Measures three things on the CPU with 2 torch threads, sigma 0.25, alpha 0.001, 
    of three processes each, for the allocator keeps one to three batches (3 MiB each) as it happens.
    Goal: flat, which here means below 8 MiB: two batches of noise.
 
-Hardware and versions are printed with the result; `--write` puts both into results/certification_rate.json.
+Hardware and versions are printed with the result; `--write` puts both into benchmarks/results/certification_rate.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import scipy
 import torch
 from torch import Tensor
 
-from certibox import __version__
 from certibox.certification.noise import noisy_batches
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.confidence import Gaussian
 from certibox.networks import mnist_cnn
+from certibox.paper.logbook import destination, hardware, parser, versions
 from certibox.storage.files import write_json_atomic
 
-BATCH, THREADS, PAIRS, N0 = 1000, 2, 31, 1000
+BATCH, THREADS, N0 = 1000, 2, 1000
 SIGMA, ALPHA = 0.25, 0.001
 RESULT = Path(__file__).parent / "results" / "certification_rate.json"
 Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the benchmark is."""
+
+    pairs: int
+    """Number of timed pairs of raw and certified samples."""
+    cnn: int
+    """Number of samples of the convolutional network in a pair."""
+    linear: int
+    """Number of samples of the linear model in a pair."""
+    peaks: tuple[int, int]
+    """Sample sizes n between which the peak memory grows."""
+    processes: int
+    """Number of processes whose median peak is taken."""
+
+
+FULL = Size(pairs=31, cnn=10_000, linear=100_000, peaks=(1_000, 1_000_000), processes=3)
+TINY = Size(pairs=2, cnn=2_000, linear=2_000, peaks=(1_000, 2_000), processes=1)
 
 
 def linear() -> Model:
@@ -55,6 +72,7 @@ def linear() -> Model:
 
 
 def image() -> Tensor:
+    """Random pixels (1, 28, 28)."""
     return torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
@@ -80,10 +98,10 @@ def certify_seconds(model: Model, samples: int) -> float:
     return time.perf_counter() - started
 
 
-def pairs(model: Model, samples: int) -> list[tuple[float, float]]:
+def pairs(model: Model, samples: int, count: int) -> list[tuple[float, float]]:
     """(raw, certify) seconds, taken in turn so that what slows the machine slows both; the first pair warms up."""
     batches = ready_batches()
-    return [(raw_seconds(model, samples, batches), certify_seconds(model, samples)) for _ in range(PAIRS + 1)][1:]
+    return [(raw_seconds(model, samples, batches), certify_seconds(model, samples)) for _ in range(count + 1)][1:]
 
 
 def spread(values: list[float], digits: int) -> dict[str, float]:
@@ -106,52 +124,44 @@ def own_peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def processor() -> str:
-    """The model of the processor, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} logical cores)" if names else platform.processor() or platform.machine()
-
-
-def measure() -> dict[str, Any]:
-    network = mnist_cnn().eval()
-    cnn, flat = pairs(network, 10_000), pairs(linear(), 100_000)
-    small, large = (statistics.median(peak_rss_mib(n) for _ in range(3)) for n in (1_000, 1_000_000))
-    versions = {"certibox": __version__, "python": platform.python_version(), "torch": torch.__version__}
+def measure(size: Size) -> dict[str, Any]:
+    """All of the result."""
+    cnn = pairs(mnist_cnn().eval(), size.cnn, size.pairs)
+    flat, microseconds = pairs(linear(), size.linear, size.pairs), 1e6 / size.linear
+    small, large = (statistics.median(peak_rss_mib(n) for _ in range(size.processes)) for n in size.peaks)
+    peaks = {f"n={n}": round(peak, 1) for n, peak in zip(size.peaks, (small, large), strict=True)}
     return {
-        "cnn_queries": 10_000,
+        "cnn_queries": size.cnn,
         "cnn_ratio": spread([raw / certified for raw, certified in cnn], 4),
-        "cnn_raw_samples_per_s": spread([10_000 / raw for raw, _ in cnn], 0),
-        "linear_queries": 100_000,
-        "linear_overhead_us_per_sample": spread([(certified - raw) * 10 for raw, certified in flat], 3),
-        "linear_raw_us_per_sample": spread([raw * 10 for raw, _ in flat], 3),
-        "peak_rss_mib": {"n=1000": round(small, 1), "n=1000000": round(large, 1), "growth": round(large - small, 1)},
+        "cnn_raw_samples_per_s": spread([size.cnn / raw for raw, _ in cnn], 0),
+        "linear_queries": size.linear,
+        "linear_overhead_us_per_sample": spread([(certified - raw) * microseconds for raw, certified in flat], 3),
+        "linear_raw_us_per_sample": spread([raw * microseconds for raw, _ in flat], 3),
+        "peak_rss_mib": {**peaks, "growth": round(large - small, 1)},
         "goals": {"cnn_ratio": ">= 0.93", "linear_overhead_us_per_sample": "<= 4", "peak_rss_growth_mib": "< 8"},
-        "pairs": PAIRS,
+        "pairs": size.pairs,
         "batch_size": BATCH,
-        "torch_threads": THREADS,
-        "hardware": processor(),
-        "versions": {**versions, "numpy": np.__version__, "scipy": scipy.__version__},
+        "torch_threads": torch.get_num_threads(),
+        "hardware": hardware(),
+        "versions": versions("scipy"),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What certification costs above the base classifier.")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.parent.name}/{RESULT.name}")
-    parser.add_argument(
-        "--peak", type=int, metavar="N", help="print this process's peak RSS in MiB after n = N and exit"
-    )
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    options = parser(__doc__)
+    options.add_argument("--write", action="store_true", help="write the result")
+    options.add_argument("--peak", type=int, metavar="N", help="print this process's peak RSS in MiB after n = N")
+    options = options.parse_args(arguments)
     torch.set_num_threads(THREADS)
-    if arguments.peak:
-        certify_seconds(linear(), arguments.peak + N0)
+    if options.peak:
+        certify_seconds(linear(), options.peak + N0)
         print(own_peak_mib())
         return
-    result = measure()
+    result = measure(TINY if options.tiny else FULL)
     print(json.dumps(result, indent=2))
-    if arguments.write:
-        write_json_atomic(RESULT, result)
+    if options.write:
+        write_json_atomic(destination(options, RESULT), result)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ KEPT = read_json(FIXTURES / "digests.json")
 EARLIER = FIXTURES / "interrupted"
 STUDIES = ("mnist", "mnist-forest", "mnist-labels", "mnist-unet", "cifar10")
 SUITES = {
-    "paper": (ROOT / "experiments", NAMES),
-    "queries": (ROOT / "benchmarks" / "queries", STUDIES),
-    "gpu queries": (ROOT / "experiments", ("queries",)),
+    "paper": (ROOT / "experiments" / "paper", NAMES),
+    "queries": (ROOT / "experiments" / "queries", STUDIES),
+    "gpu queries": (ROOT / "experiments" / "paper", ("queries",)),
 }
 SETTINGS: dict[str, Any] = {
     "method": "ZO-AE-DS",

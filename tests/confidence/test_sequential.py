@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,10 +23,6 @@ from certibox.confidence.looks import needed
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import Decision, asked
 from certibox.errors import InvalidInput
-from places import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import sequential_certification as benchmark
 
 SIGMA, ALPHA = 0.25, 0.001
 LAW = Gaussian(SIGMA)
@@ -374,29 +368,3 @@ def test_a_radius_that_the_cap_cannot_prove_takes_no_samples(kind: type[Rule]) -
 def test_a_radius_beyond_what_samples_can_prove_is_named() -> None:
     with pytest.raises(InvalidInput, match=r"10\.0 sigma"):
         confidence.threshold(2.5, 0.25)
-
-
-def test_the_benchmark_reads_votes_back_from_published_radii(tmp_path: Path) -> None:
-    n, successes = 100_000, (55_000, 84_500, 98_000, 99_900)
-    bounds = [confidence.lower_confidence_bound(count, n, ALPHA) for count in successes]
-    rows = [f"{i}\t3\t3\t{confidence.radius(p, SIGMA):.3f}\t1" for i, p in enumerate(bounds)]
-    log = tmp_path / "log.tsv"
-    log.write_text("\n".join(["idx\tlabel\tpredict\tradius\tcorrect", *rows, "9\t3\t-1\t0.0\t0"]), encoding="utf-8")
-    p, correct = benchmark.votes(log, SIGMA)
-    assert correct.tolist() == [1, 1, 1, 1, 0]
-    assert p[-1] == 0.5
-    # Three decimals of the radius fix Φ⁻¹(p) to 0.0005 / σ.
-    np.testing.assert_allclose(norm.ppf(p[:-1]), norm.ppf(np.array(successes) / n), atol=0.0006 / SIGMA)
-
-
-def test_the_benchmark_weighs_right_and_wrong_selections() -> None:
-    asked: list[float] = []
-
-    def one(p: float) -> benchmark.Chances:
-        asked.append(p)
-        return (100.0, (0.5,)) if p > 0.5 else (10.0, (0.0,))
-
-    samples, accuracy = benchmark.expected(one, 1, np.array([0.9, 0.9]), np.array([1, 0]))
-    assert samples == pytest.approx(1 + 0.9 * 100 + 0.1 * 10)  # one selection vote is right 9 times in 10
-    assert accuracy == pytest.approx((0.5 * 0.9 * 0.5,))  # half of the images are labelled correctly
-    assert sorted(set(asked)) == pytest.approx([0.1, 0.9])

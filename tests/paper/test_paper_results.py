@@ -20,7 +20,7 @@ from certibox.paper.suite import NAMES, Suite
 from paper_rows import ATTACKED, CERTIFIED, SIGMA, attacked_row, certified_row, measured_row
 from places import ROOT
 
-EXPERIMENTS = ROOT / "experiments"
+EXPERIMENTS = ROOT / "experiments" / "paper"
 
 # --------------------------------------------------------------------------------------------------- rows on the disk
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
@@ -32,7 +33,7 @@ OWN_SCHEDULE = {"ZO-AE-DS (RGE, q=20), queries as CGE", "pre-training + fine-tun
 
 @pytest.fixture(scope="module")
 def suite() -> Suite:
-    return Suite(ROOT / "experiments")
+    return Suite(ROOT / "experiments" / "paper")
 
 
 @pytest.fixture(scope="module")
@@ -553,6 +554,24 @@ def test_broken_data_sets_are_named(tmp_path: Path, entry: dict[str, Any], said:
     with pytest.raises(InvalidInput) as caught:
         _ = suite.datasets
     assert str(caught.value).startswith(said)
+
+
+def test_suites_beside_each_other_share_the_data_sets_above_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "paper"
+    folder.mkdir()
+    (tmp_path / "datasets.yaml").write_text("shared: {folders: [shared], hub: {name: shared}}", encoding="utf-8")
+    assert list(written(folder).datasets) == ["shared"]
+    monkeypatch.chdir(folder)
+    assert list(Suite(".").datasets) == ["shared"]
+    own = {"own": {"folders": ["own"], "hub": {"name": "own"}}}
+    assert list(written(folder, lambda files: files.update(datasets=own)).datasets) == ["own"]  # a suite's own stand
+
+
+def test_data_sets_that_are_nowhere_are_wanted_in_the_suite(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match=rf"{re.escape(str(tmp_path / 'datasets.yaml'))}: No such file"):
+        _ = written(tmp_path).datasets
 
 
 def test_unknown_tables_and_rows_name_those_there_are(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from certibox.report import (
     certified_accuracy,
     certified_accuracy_interval,
     certified_share,
+    markdown,
     markdown_table,
     paired_difference,
     plot_ca_curves,
@@ -236,6 +237,13 @@ def test_samples_an_image_are_shown_where_a_rule_decided_them():
 def test_runs_need_distinct_names(runs):
     with pytest.raises(InvalidInput, match="distinct names"):
         summary_table(runs, RADII)
+
+
+def test_a_markdown_table_may_have_a_rule_of_its_own():
+    rows = [["box", "trained with", "queries"], ["a|b", "nothing", "1,000"]]
+    assert markdown(rows) == ("| box | trained with | queries |\n| --- | ---: | ---: |\n| a\\|b | nothing | 1,000 |\n")
+    assert markdown(rows, rule="|---|---|---:|").splitlines()[1] == "|---|---|---:|"
+    assert markdown(rows[:1]) == "| box | trained with | queries |\n| --- | ---: | ---: |\n"
 
 
 def test_the_markdown_table_to_the_letter():

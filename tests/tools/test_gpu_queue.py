@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -14,18 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gpu_pack
+import gpu_queue
 from certibox.errors import InvalidInput, UnreadableFile
+from certibox.paper.dry_run import tiny
 from certibox.paper.gpu import LIVE, NOTHING, RELEASED, Check, append_check, minutes_an_epoch, read_checks, section
 from certibox.paper.measured import Measured, Results
 from certibox.paper.stages import Workshop
 from certibox.paper.suite import Suite
+from gpu_queue import Deadline, Queue
 from places import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import gpu_pack  # pyright: ignore[reportMissingImports]
-import gpu_queue  # pyright: ignore[reportMissingImports]
-from gpu_queue import Deadline, Queue  # pyright: ignore[reportMissingImports]
-
+EXPERIMENTS = ROOT / "experiments" / "paper"
 ROW = "table2 / ZO-AE-DS (CGE, q=192) / gpu / seed 0"
 BARE = "table2 / bare model / gpu / seed 0"
 PRECISE = "precision, cifar-resnet 20"
@@ -51,7 +50,7 @@ class Place:
         self.work, self.models, self.folder, self.data = root / "work", root / "models", root / "experiments", data
 
     def run(self, deadline: Deadline, only: str) -> bool:
-        suite = Suite(ROOT / "experiments")
+        suite = Suite(EXPERIMENTS)
         workshop = Workshop(suite, self.data, self.work, deadline.bar, "cpu", self.models)
         fine = Queue(suite, self.folder, workshop, tiny=True).run(deadline, only)
         gpu_pack.publish(self.work, self.models)
@@ -84,7 +83,7 @@ def told(row: Measured) -> dict:
 
 
 def test_the_queue_goes_from_checks_to_table_2_to_the_other_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_queue.main(["--list", "--experiments", str(ROOT / "experiments"), "--work", "/nowhere"]) == 0
+    assert gpu_queue.main(["--list", "--experiments", str(EXPERIMENTS), "--work", "/nowhere"]) == 0
     lines = [line[4:].rsplit(" s, ", 1)[0] for line in capsys.readouterr().out.splitlines()]
     names, seconds = zip(*(line.rsplit(maxsplit=1) for line in lines), strict=True)
     names = [name.strip() for name in names]
@@ -100,7 +99,7 @@ def test_the_queue_goes_from_checks_to_table_2_to_the_other_tables(capsys: pytes
 
 
 def test_what_is_measured_leaves_the_queue(done: Place) -> None:
-    suite = Suite(ROOT / "experiments")
+    suite = Suite(EXPERIMENTS)
     workshop = Workshop(suite, done.data, done.work, Deadline(0).bar, "cpu", done.models)
     left = [item.name for item in Queue(suite, done.folder, workshop, tiny=True).remaining()]
     assert left[:2] == ["precision, resnet110", "table2 / FO-AE-DS / gpu / seed 0"]
@@ -159,7 +158,7 @@ def test_without_time_nothing_runs(tmp_path: Path, data: Path) -> None:
 
 def test_an_item_that_cannot_go_on_needs_all_its_time(tmp_path: Path, data: Path) -> None:
     ran: list[str] = []
-    suite, deadline = Suite(ROOT / "experiments"), Deadline(60)
+    suite, deadline = Suite(EXPERIMENTS), Deadline(60)
     queue = Queue(suite, tmp_path, Workshop(suite, data, tmp_path, deadline.bar, "cpu"))
     items = [gpu_queue.Item(f"{s} {r}", s, "cifar10", r, lambda s=s, r=r: ran.append(f"{s} {r}") or "")
              for s, r in ((900, False), (900, True), (30, False))]  # fmt: skip
@@ -315,10 +314,10 @@ def test_rows_that_contradict_each_other_are_refused(tmp_path: Path, done: Place
 
 def test_a_dry_run_is_tiny_at_every_scale() -> None:
     """However large the data set is, no stage of any row sees more than a few of its images."""
-    suite = Suite(ROOT / "experiments")
+    suite = Suite(EXPERIMENTS)
     for table in suite.tables.values():
         for row in table.rows:
-            for plan in map(gpu_queue.tiny, row.plans.values()):
+            for plan in map(tiny, row.plans.values()):
                 assert (plan.box.images, plan.autoencoder.images) == (16, 16)
                 assert plan.attack or plan.box.arguments["num_classes"] == 10  # which 16 images need not show
                 assert (plan.data.train, plan.data.validation, plan.data.test) == (12, 8, 2)
@@ -335,7 +334,14 @@ def test_without_anything_to_do_it_says_how_to_use_it(capsys: pytest.CaptureFixt
 def test_the_script_runs_packs_and_says_what_it_lacks(
     tmp_path: Path, data: Path, done: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = ["--experiments", str(ROOT / "experiments"), "--work", str(tmp_path / "work"), "--data", str(data)]
+    shared = [
+        "--experiments",
+        str(EXPERIMENTS),
+        "--work",
+        str(tmp_path / "work"),
+        "--data",
+        str(data),
+    ]
     dry = [*shared, "--tiny", "--device", "cpu", "--seconds", "100", "--models", str(done.models)]
     assert gpu_queue.main([*dry, "--only", BARE, "--pack", str(tmp_path / "out.tar")]) == 0
     assert f"{BARE}: certified" in capsys.readouterr().out
@@ -371,7 +377,7 @@ PRECISION = Check(
     hardware="NVIDIA H100",
     versions={"torch": "2.11.0"},
     date="2026-01-02",
-    command="python benchmarks/gpu_queue.py --seconds 600",
+    command="python tools/gpu_queue.py --seconds 600",
 )
 EPOCH = replace(
     PRECISION,
@@ -402,7 +408,7 @@ Box **resnet110** on **cifar10-jpeg**, 32 images, 192 coordinates.
 | CGE, central | 0.005 | 384 | 1.000 | 0.051 |
 | RGE, forward | 0.5 | 193 | 0.700 | -0.010 |
 
-<sub>resnet110: NVIDIA H100, torch 2.11.0, 2026-01-02: `python benchmarks/gpu_queue.py --seconds 600`</sub>
+<sub>resnet110: NVIDIA H100, torch 2.11.0, 2026-01-02: `python tools/gpu_queue.py --seconds 600`</sub>
 """
         in text
     )

@@ -1,6 +1,6 @@
 """The demo: defend a scikit-learn model of handwritten digits through queries alone, certify it, and compare.
 
-Every setting comes from `presets/demo.yaml`, which `benchmarks/tune_demo.py` chose on validation images. A quick run
+Every setting comes from `presets/demo.yaml`, which `tools/tune_demo.py` chose on validation images. A quick run
 goes the same way with less of everything: what differs is in `presets/demo-quick.yaml`.
 """
 

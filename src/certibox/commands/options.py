@@ -21,7 +21,7 @@ from certibox.queries.client import QueryClient
 from certibox.training.methods import METHODS
 from certibox.training.schedules import Schedule, one_cycle, paper_finetune, paper_scratch
 
-# What `certify` does unless told otherwise; benchmarks/sequential_certification.py has the figures.
+# What `certify` does unless told otherwise; studies/sequential_certification.py has the figures.
 GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
 FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
 ALPHA = 0.001

@@ -25,7 +25,7 @@ OUT = Console(soft_wrap=True, highlight=False)
 class Experiments:
     """The suite."""
 
-    experiments: str = option("folder of the experiments", "experiments")
+    experiments: str = option("folder of the experiments", "experiments/paper")
 
 
 @dataclass(frozen=True)

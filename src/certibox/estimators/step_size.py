@@ -97,7 +97,7 @@ def choose_step(
     """The μ at which differences of `objective` around z (b, d) agree best with those at a quarter and at four times μ.
 
     Of the steps whose disagreement is within half a standard error of the least, in one run around it, the geometric
-    middle is taken, the larger of two middles: measured best on the boxes of `benchmarks/step_choice.py`.
+    middle is taken, the larger of two middles: measured best on the boxes of `studies/step_choice.py`.
 
     Queries: 14 · directions for central differences; 7 · directions + min(directions, points with a live coordinate)
     for forward ones. That is 448, and 256 where at least 32 points are given.

@@ -1,6 +1,6 @@
-"""What `benchmarks/gpu_queue.py` checked on a GPU: its lines on disk, and their section of RESULTS.md. No torch.
+"""What `tools/gpu_queue.py` checked on a GPU: its lines on disk, and their section of RESULTS.md. No torch.
 
-A line of `experiments/gpu.jsonl` is one check:
+A line of `experiments/paper/gpu.jsonl` is one check:
 
     precision   figures: images, coordinates, columns, and rows: estimator, mu, queries, cosines in each column's order
     epoch       figures: batch, steps, seconds and queries a step, raw seconds, raw batch, raw layout
@@ -21,7 +21,7 @@ from certibox.storage.files import append_line
 PAPER_MINUTES = 29  # of one epoch of ZO-AE-DS (CGE, q = 192) on an RTX A6000: Zhang et al. 2022, section 5
 EPOCH_IMAGES = 50_000  # CIFAR-10's training split
 RELEASED, LIVE = "central differences, every coordinate", "forward differences, live coordinates"
-NOTHING = "Not measured: no CUDA device was at hand; `python benchmarks/gpu_queue.py --seconds 600 --data DIR`.\n"
+NOTHING = "Not measured: no CUDA device was at hand; `python tools/gpu_queue.py --seconds 600 --data DIR`.\n"
 
 _TITLE = "## On a GPU: the precision of estimates, and the time of an epoch\n"
 _PRECISION = """### Precision

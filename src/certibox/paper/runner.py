@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,16 +10,15 @@ from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from certibox import __version__
 from certibox.certification.dataset import certify_dataset
 from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.data import Images
 from certibox.errors import InvalidInput
 from certibox.paper.claims import certified
+from certibox.paper.logbook import hardware, versions
 from certibox.paper.measured import DECIMALS, Measured, Results
 from certibox.paper.plans import Plan
 from certibox.paper.stages import Workshop, measurement_of, spent, timed
@@ -209,27 +207,3 @@ def _clean_accuracy(client: QueryClient, test: Images) -> float:
             for index in torch.arange(len(test)).split(client.batch_size)
         ]
     return float(torch.cat(right).float().mean())
-
-
-def hardware(device: str) -> str:
-    """What the row was measured on."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    threads = torch.get_num_threads()
-    return f"{names[0] if names else platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
-def versions() -> dict[str, str]:
-    """What the row was measured with."""
-    return {
-        "certibox": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

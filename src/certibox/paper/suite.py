@@ -1,7 +1,7 @@
 """The suite as data: tables, their rows at every scale, what the paper reports, and what is claimed.
 
-`experiments/` holds one YAML file a table, `setups.yaml` with the settings that tables share, and `datasets.yaml`. A
-row says only how it differs from its setup:
+A folder such as `experiments/paper` holds one YAML file a table and `setups.yaml` with the settings that tables share;
+`datasets.yaml` lies there or, for all suites, in the folder above. A row says only how it differs from its setup:
 
     setups.yaml     mnist-cpu: {data: {...}, box: {...}, autoencoder: {...}, defense: {...}, certify: {...}}
     table2.yaml     scales: {cpu: mnist-cpu, ...}
@@ -181,8 +181,14 @@ class Suite:
     def _read(self, name: str) -> dict[str, Any]:
         """One file, parsed once: rows that are `like` others ask for it often."""
         if name not in self._files:
-            self._files[name] = self._parsed(self.folder / f"{name}.yaml")
+            self._files[name] = self._parsed(self._path(name))
         return self._files[name]
+
+    def _path(self, name: str) -> Path:
+        """Where a file is; the data sets may be those of the folder above, which suites share."""
+        own = self.folder / f"{name}.yaml"
+        shared = self.folder.absolute().parent / own.name
+        return shared if name == "datasets" and shared.exists() and not own.exists() else own
 
     def _parsed(self, path: Path) -> dict[str, Any]:
         try:

@@ -109,15 +109,17 @@ def markdown_table(runs: Sequence[Run], radii: ArrayLike) -> str:
     return markdown(cells(runs, radii))
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells: the first row is the header, and every column but the first is set to the right.
+def markdown(rows: Sequence[Sequence[str]], rule: str | None = None) -> str:
+    """A Markdown table of cells: the first row is the header.
 
     Args:
         rows: Cells of each row, as many in each.
+        rule: Markdown of the line below the header; by default every column but the first is set to the right.
     """
     header, *body = rows
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "".join("| " + " | ".join(_markdown_cell(cell) for cell in row) + " |\n" for row in [header, rule, *body])
+    rule = rule or "| " + " | ".join(["---", *("---:" for _ in header[1:])]) + " |"
+    lines = ["| " + " | ".join(_markdown_cell(cell) for cell in row) + " |" for row in (header, *body)]
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
 def _markdown_cell(text: str) -> str:

@@ -1,77 +1,108 @@
 """Sequential certificates on trained defenses, next to fixed n = 10,000: what they certify and what they ask.
 
-    python benchmarks/sequential_pipelines.py digits                 the digits of `certibox demo`
-    python benchmarks/sequential_pipelines.py mnist --data DIR       MNIST, in DIR as for query_efficiency.py
-    python benchmarks/sequential_pipelines.py mnist-quarter --data DIR
-    python benchmarks/sequential_pipelines.py print
+    python studies/sequential_pipelines.py digits [--tiny]        the digits of `certibox demo`
+    python studies/sequential_pipelines.py mnist --data DIR       MNIST, in DIR as for query_efficiency.py
+    python studies/sequential_pipelines.py mnist-quarter --data DIR
+    python studies/sequential_pipelines.py print
 
 Three defenses, all ZO with guided estimates, trained here unless they are kept: the demo's ZO-AE-DS in front of a
 scikit-learn perceptron (sigma 0.25; its test images 200 to 499, on which no setting was chosen; under --work);
-the row "ZO-DS (Guided)", seed 0, of the study `mnist` of benchmarks/queries (a convolutional network, sigma 0.8, 200 of
-its test images at even distances); and that row at sigma 0.25, where 3 sigma is a radius that something reaches
+the row "ZO-DS (Guided)", seed 0, of the study `mnist` of experiments/queries (a convolutional network, sigma 0.8, 200
+of its test images at even distances); and that row at sigma 0.25, where 3 sigma is a radius that something reaches
 (100 of them; both under --stages, where query_efficiency.py keeps what it trains).
 
 Each image is certified with n = 10,000 and n0 = 100, and with the e-process and α-spending, n0 = 25, at r = sigma,
 2 sigma, 3 sigma alone and at sigma/2, sigma and 2 sigma together; alpha 0.001, seed 0. Caps are the usual 100,000 and
 50,000, but for 3 sigma alone, where most of the samples go to images near the threshold: there the cap is the largest
-of `CAPS` that a pilot of 60 validation images, n = 10,000, lets expect at most 8,500 samples an image. Every
+of three that a pilot of 60 validation images, n = 10,000, lets expect at most 8,500 samples an image. Every
 certificate asks the box and is then replayed from its looks; votes are booked in a ledger. The noise of an image is the
 same under all rules, so their differences are paired. Goals, selection votes included: at sigma and 2 sigma a fifth of
 10,000 samples at no lower certified accuracy, at 3 sigma at most 8,500 at a higher one. Nothing was tuned on these
-images. benchmarks/sequential_certification.py has the exact expectation of the same on published votes, and the chance
+images. studies/sequential_certification.py has the exact expectation of the same on published votes, and the chance
 of a false certificate.
 
-A line for each pipeline, rule and radii goes to results/sequential_pipelines.jsonl as it is measured, with the outcome
-and samples of every image, hardware and versions; its seconds are of a machine that did other work meanwhile. A killed
-run goes on, and what is there is not measured again.
+A line for each pipeline, rule and radii goes to studies/results/sequential_pipelines.jsonl as it is measured, with the
+outcome and samples of every image, hardware and versions; its seconds are of a machine that did other work meanwhile.
+A killed run goes on, and what is there is not measured again.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
-import sklearn
 import torch
-from query_efficiency import FOLDER, STUDIES, Studio
-from sequential_certification import processor
 
 import certibox as cb
-from certibox import __version__, certification
+from certibox import certification
 from certibox.blackbox import as_blackbox
 from certibox.commands import demo
 from certibox.commands.progress import bar
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.data import Images
 from certibox.defense.saved import Defense, load_defense
+from certibox.paper.logbook import Rows, destination, hardware, parser, versions
 from certibox.paper.stages import spread
 from certibox.paper.suite import Suite
 from certibox.planning import expected_samples
 from certibox.records.certificates import CertificateRow
 from certibox.report import markdown
-from certibox.storage.files import append_line, whole_lines
 from certibox.storage.settings import require_same
+from query_efficiency import FOLDER, STUDIES, Studio
 
 RESULTS = Path(__file__).parent / "results" / "sequential_pipelines.jsonl"
 ALPHA, SEED, CLASSES = 0.001, 0, 10
-FIXED, N, N0_FIXED, N0 = "fixed n", 10_000, 100, 25
-CAPS, EXPECTED, PILOT = (100_000, 50_000, 25_000), 8_500, 60  # of 3 sigma: the goal's samples, the pilot's images
-RULES: dict[str, tuple[Callable[..., Rule], int]] = {
-    "e-process": (EProcess, 100_000),
-    "α-spending": (AlphaSpending, 50_000),
-}
+FIXED, N0_FIXED, N0 = "fixed n", 100, 25
+RULES: dict[str, Callable[..., Rule]] = {"e-process": EProcess, "α-spending": AlphaSpending}
 ASKED = ((1.0,), (2.0,), (3.0,), (0.5, 1.0, 2.0))  # multiples of sigma that are decided together
 REPORTED = (0.5, 1.0, 2.0, 3.0)  # those that a fixed n answers at once
 STUDY, ROW = "mnist", "ZO-DS (Guided)"
 TRAINED = {"mnist": (0.8, 200), "mnist-quarter": (0.25, 100)}  # sigma and test images of pipelines that train this row
-Key = tuple[str, str, tuple[float, ...]]  # pipeline, rule, multiples of sigma
+GOAL = 8_500  # samples an image at 3 sigma
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the study is."""
+
+    settings: demo.Settings
+    """Settings of the digits' defense."""
+    n: int
+    """Fixed number of samples."""
+    caps: Mapping[str, int]
+    """Maximum sample size of each rule."""
+    far: tuple[int, ...]
+    """Maximum sample sizes to choose from where 3 sigma alone is asked, descending."""
+    pilot: int
+    """Number of validation images of the pilot that chooses."""
+    train: int | None
+    """Number of training images of the digits; None for all."""
+    images: slice
+    """Test images of the digits."""
+
+
+FULL = Size(
+    demo.settings(),
+    n=10_000,
+    caps={"e-process": 100_000, "α-spending": 50_000},
+    far=(100_000, 50_000, 25_000),
+    pilot=60,
+    train=None,
+    images=slice(200, 500),
+)
+TINY = Size(
+    replace(FULL.settings, denoise_epochs=1, epochs=1, autoencoder_epochs=1, depth=3, width=4),
+    n=200,
+    caps={"e-process": 1_000, "α-spending": 1_000},
+    far=(7_000, 6_000),
+    pilot=2,
+    train=64,
+    images=slice(200, 203),
+)
 
 
 @dataclass(frozen=True)
@@ -83,37 +114,40 @@ class Pipeline:
     validation: Images
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pipeline", choices=("digits", *TRAINED, "print"))
-    parser.add_argument("--data", type=Path, help="folder with a folder for each data set, for MNIST")
-    parser.add_argument("--work", type=Path, default=Path("runs/sequential"), help="certificates, ledgers, the digits")
-    parser.add_argument("--stages", type=Path, default=Path("runs/queries"), help="--work of query_efficiency.py")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    name, folder = options.pipeline, options.work / options.pipeline
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the lines of a pipeline that are not there yet, and print the table."""
+    options = parser(__doc__)
+    options.add_argument("pipeline", choices=("digits", *TRAINED, "print"))
+    options.add_argument("--data", type=Path, help="folder with a folder for each data set, for MNIST")
+    options.add_argument("--work", type=Path, default=Path("runs/sequential"), help="certificates, ledgers, the digits")
+    options.add_argument("--stages", type=Path, default=Path("runs/queries"), help="--work of query_efficiency.py")
+    options.add_argument("--threads", type=int, default=1)
+    chosen = options.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    name, folder, size = chosen.pipeline, chosen.work / chosen.pipeline, TINY if chosen.tiny else FULL
+    rows = Rows(destination(chosen, RESULTS))
     if name == "digits":
-        measure(name, digits, folder)
+        measure(rows, name, partial(digits, size), folder, size)
     elif name != "print":
-        if options.data is None:
-            parser.error("MNIST needs --data")
-        measure(name, lambda at: mnist(options.data, options.stages, at, *TRAINED[name]), folder)
-    print(table())
+        if chosen.data is None:
+            options.error("MNIST needs --data")
+        measure(rows, name, lambda at: mnist(chosen.data, chosen.stages, at, *TRAINED[name]), folder, size)
+    print(table(rows.path))
 
 
-def digits(folder: Path) -> Pipeline:
+def digits(size: Size, folder: Path) -> Pipeline:
     """The demo's guided defense, trained with its settings unless `folder` has it."""
-    s = demo.settings()
-    shown, validation, test = (cb.load_images("digits", split) for split in ("train", "validation", "test"))
-    model, _ = demo.train_box(shown, validation)
+    s = size.settings
+    train, validation, test = (cb.load_images("digits", split) for split in ("train", "validation", "test"))
+    train = train.select(slice(0, size.train))
+    model, _ = demo.train_box(train, validation)
     client = cb.QueryClient(as_blackbox(model, outputs="probabilities"), ledger=folder / "ledger.sqlite")
     if not (folder / "defense" / "defense.json").exists():
-        autoencoder = demo.train_stage1(s, shown, validation, SEED, folder / "autoencoder")
+        autoencoder = demo.train_stage1(s, train, validation, SEED, folder / "autoencoder")
         guided = cb.Guided(mu=s.mu)
-        trained = demo.train_queries(s, client, shown, validation, guided, autoencoder, SEED, folder / "training")
+        trained = demo.train_queries(s, client, train, validation, guided, autoencoder, SEED, folder / "training")
         trained.save(folder / "defense")
-    return Pipeline(load_defense(folder / "defense", client), test.select(slice(200, 500)), validation)
+    return Pipeline(load_defense(folder / "defense", client), test.select(size.images), validation)
 
 
 def mnist(data: Path, stages: Path, folder: Path, sigma: float, count: int) -> Pipeline:
@@ -129,45 +163,37 @@ def mnist(data: Path, stages: Path, folder: Path, sigma: float, count: int) -> P
     return Pipeline(replace(trained, client=client), spread(splits.test, count), splits.validation)
 
 
-def measure(name: str, prepared: Callable[[Path], Pipeline], folder: Path) -> None:
+def measure(rows: Rows, name: str, prepared: Callable[[Path], Pipeline], folder: Path, size: Size) -> None:
     """Append the lines of a pipeline that are not there yet."""
-    known = {key_of(row) for row in read()}
-    wanted = [key for key in keys(name) if key not in known]
-    if not wanted:
+    missing = [key for key in keys(name) if not rows.find(key)]
+    if not missing:
         return
     pipeline = prepared(folder)
-    for model in {row["model"] for row in read() if row["pipeline"] == name}:
-        require_same({"model": model}, {"model": pipeline.defense.model_id}, str(RESULTS))  # pairs need one defense
-    for key in wanted:
-        row = certify(pipeline, key, folder)
-        append_line(RESULTS, row)
-        print(f"{', '.join(map(str, key))}: {row['mean_samples']:,.0f} samples in {row['seconds']:,.0f} s", flush=True)
+    for model in {row["model"] for row in rows.read() if row["pipeline"] == name}:
+        require_same({"model": model}, {"model": pipeline.defense.model_id}, str(rows.path))  # pairs need one defense
+    for key in missing:
+        row = rows.once(key, partial(certify, pipeline, key, folder, size))
+        print(f"{key}: {row['mean_samples']:,.0f} samples in {row['seconds']:,.0f} s", flush=True)
 
 
-def keys(name: str) -> Iterator[Key]:
-    yield name, FIXED, REPORTED
-    yield from ((name, rule, multiples) for multiples in ASKED for rule in RULES)
+def keys(name: str) -> Iterator[dict[str, Any]]:
+    """What tells the lines of a pipeline from each other: the rule, and the multiples of sigma that it decides."""
+    yield {"pipeline": name, "rule": FIXED, "multiples": REPORTED}
+    for multiples in ASKED:
+        yield from ({"pipeline": name, "rule": rule, "multiples": multiples} for rule in RULES)
 
 
-def key_of(row: dict[str, Any]) -> Key:
-    return row["pipeline"], row["rule"], tuple(row["multiples"])
-
-
-def certify(pipeline: Pipeline, key: Key, folder: Path) -> dict[str, Any]:
+def certify(pipeline: Pipeline, key: Mapping[str, Any], folder: Path, size: Size) -> dict[str, Any]:
     """Certify all images under one rule, replay the certificates, and say what came of them."""
-    (name, rule, multiples), defense = key, pipeline.defense
-    radii, phase = tuple(multiple * defense.sigma for multiple in multiples), f"certify {key}"
-    make, n = RULES.get(rule, (None, N))
-    asked = make(radii=radii) if make else None
-    chosen = cap(pipeline, asked, folder) if asked and multiples == (3.0,) else None
-    n = chosen["cap"] if chosen else n
+    name, rule, multiples, defense = key["pipeline"], key["rule"], key["multiples"], pipeline.defense
+    radii, phase = tuple(multiple * defense.sigma for multiple in multiples), f"certify {(name, rule, multiples)}"
+    asked = RULES[rule](radii=radii) if rule in RULES else None
+    chosen = cap(pipeline, asked, folder, size) if asked and multiples == (3.0,) else None
+    n = chosen["cap"] if chosen else size.caps.get(rule, size.n)
     kept = folder / f"{rule} {' '.join(f'{multiple:g}' for multiple in multiples)}.jsonl"
     rows = certified(pipeline, pipeline.images, asked, n, kept, phase)
     certification.replay(rows)  # raises for a certificate that does not follow from its looks
     return {
-        "pipeline": name,
-        "rule": rule,
-        "multiples": list(multiples),
         "sigma": defense.sigma,
         "settings": rows[0].rule,
         "n": n,
@@ -180,7 +206,8 @@ def certify(pipeline: Pipeline, key: Key, folder: Path) -> dict[str, Any]:
         **outcomes(rows, radii),
         "queries_paid": defense.client.spent[phase],
         "seconds": round(sum(row.seconds for row in rows), 1),
-        **machine(),
+        "hardware": hardware(),
+        "versions": versions("scipy", "scikit-learn"),
     }
 
 
@@ -203,13 +230,13 @@ def certified(
         )
 
 
-def cap(pipeline: Pipeline, rule: Rule, folder: Path) -> dict[str, Any]:
-    """The largest of `CAPS` (else the last) that validation images let expect at most `EXPECTED` samples an image."""
-    images = spread(pipeline.validation, PILOT)
-    rows = certified(pipeline, images, None, N, folder / "pilot.jsonl", "pilot")
-    expected = {n: round(N0 + expected_samples(rows, rule, n)[0]) for n in CAPS}
-    fitting = (n for n, samples in expected.items() if samples <= EXPECTED)
-    return {"cap": next(fitting, CAPS[-1]), "expected": expected}
+def cap(pipeline: Pipeline, rule: Rule, folder: Path, size: Size) -> dict[str, Any]:
+    """The largest of `size.far` (else the last) that validation images let expect at most `GOAL` samples an image."""
+    images = spread(pipeline.validation, size.pilot)
+    rows = certified(pipeline, images, None, size.n, folder / "pilot.jsonl", "pilot")
+    expected = {n: round(N0 + expected_samples(rows, rule, n)[0]) for n in size.far}
+    fitting = (n for n, samples in expected.items() if samples <= GOAL)
+    return {"cap": next(fitting, size.far[-1]), "expected": expected}
 
 
 def outcomes(rows: Sequence[CertificateRow], radii: Sequence[float]) -> dict[str, Any]:
@@ -224,19 +251,9 @@ def outcomes(rows: Sequence[CertificateRow], radii: Sequence[float]) -> dict[str
     }
 
 
-def machine() -> dict[str, Any]:
-    versions = {"certibox": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    versions |= {"numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
-    return {"threads": torch.get_num_threads(), "hardware": processor(), "versions": versions}
-
-
-def read() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in whole_lines(RESULTS)] if RESULTS.exists() else []
-
-
-def table() -> str:
+def table(path: Path = RESULTS) -> str:
     """Markdown: each rule beside fixed n on the same images, the paired differences with 95 % intervals, the goals."""
-    rows, titles = read(), ["pipeline", "r decided", "rule, cap", "CA %", "minus fixed n, points"]
+    rows, titles = Rows(path).read(), ["pipeline", "r decided", "rule, cap", "CA %", "minus fixed n, points"]
     fixed = {row["pipeline"]: row for row in rows if row["rule"] == FIXED}
     lines = [[*titles, "samples an image", "fixed n ÷ it", "goal"]]
     for name, usual in fixed.items():
@@ -248,6 +265,7 @@ def table() -> str:
 
 
 def order(row: dict[str, Any]) -> tuple[int, int]:
+    """Where a line stands among those of its pipeline."""
     return ASKED.index(tuple(row["multiples"])), list(RULES).index(row["rule"])
 
 
@@ -279,8 +297,8 @@ def reached(row: dict[str, Any], usual: dict[str, Any]) -> bool | None:
         return None
     gap = differences(row, usual)[0][0]
     if row["multiples"] == [3.0]:
-        return row["mean_samples"] <= 8_500 and gap > 0
-    return row["mean_samples"] <= N / 5 and gap >= 0
+        return row["mean_samples"] <= GOAL and gap > 0
+    return row["mean_samples"] <= FULL.n / 5 and gap >= 0
 
 
 def _sigmas(multiples: Sequence[float]) -> str:

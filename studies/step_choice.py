@@ -1,6 +1,6 @@
 """How good is the step that `choose_step` picks from a few hundred queries, beside the best and worst it could pick?
 
-    python benchmarks/step_choice.py [--write]
+    python studies/step_choice.py [--write] [--tiny]
 
 On scikit-learn's digits, at 64 noisy test images (sigma = 0.25), once in the 32 coordinates of the demo's autoencoder
 (`z`) and once in the 64 pixels themselves. Boxes: a small convolutional network in float32; the same with its logits
@@ -19,37 +19,34 @@ the slope of the loss averaged over the sphere of the noise's radius (`reference
 Result: the chosen step is within 0.05 of the best of the 7 in 50 of the 56 lines, where the worst step would cost 0.2
 to 0.9. Averaged over a box's 8 lines it costs at most 0.02, and 0.06 with 17 levels. The lines that miss: three with 17
 levels, the forest behind the decoder (CGE, central), and forward differences on the sphere for labels and for bfloat16.
-n, hardware and versions are printed with the table, and stand in results/step_choice.json.
+Hardware and versions are printed with the table; --write puts all into studies/results/step_choice.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import sklearn
 import torch
-from gradient_quality import SIGMA, THREADS, Setting, processor, true_gradient
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import certibox as cb
-from certibox import __version__, seeds
+from certibox import report, seeds
 from certibox.commands import demo
 from certibox.defense.pipeline import RobustPipeline
 from certibox.estimators.step_size import StepChoice, choose_step, precision_is_safe
-from certibox.storage.files import write_json_atomic
+from certibox.paper.logbook import destination, hardware, parser, versions
+from certibox.storage.files import read_json, write_json_atomic
 from certibox.training import losses
 from certibox.training.stability import StabilityObjective
+from gradient_quality import SIGMA, THREADS, Setting, smoothed_slope, true_gradient
 
-POINTS, SEEDS, REFERENCE = 64, 5, 2048
 RESULT = Path(__file__).parent / "results" / "step_choice.json"
 NAMES = {
     "float32": "conv net, float32",
@@ -60,6 +57,26 @@ NAMES = {
     "forest": "random forest",
     "labels": "conv net, labels only",
 }
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the study is."""
+
+    points: int
+    """Number of test images at which a step is chosen."""
+    seeds: int
+    """Number of choices, each from directions of its own."""
+    reference: int
+    """Number of random directions of the reference of boxes without a gradient."""
+    epochs: int
+    """Number of epochs of the network."""
+    settings: demo.Settings
+    """Settings of the autoencoder."""
+
+
+FULL = Size(64, 5, 2048, 20, demo.settings())
+TINY = Size(2, 1, 64, 1, replace(FULL.settings, autoencoder_epochs=1))
 
 
 class Rounded(nn.Module):
@@ -75,6 +92,8 @@ class Rounded(nn.Module):
 
 
 class Labels(nn.Module):
+    """A network that tells its labels alone."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -83,17 +102,17 @@ class Labels(nn.Module):
         return self.network(x).argmax(1)
 
 
-def trained_network(shown: cb.Images) -> nn.Module:
+def trained_network(train: cb.Images, epochs: int) -> nn.Module:
     """Three convolutions and a linear layer, a few seconds of Adam."""
     torch.manual_seed(0)
-    x, y = shown.floats(), shown.labels
+    x, y = train.floats(), train.labels
     assert y is not None
     network = nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
         *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)),
     )
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-    for _ in range(20):
+    for _ in range(epochs):
         for index in torch.randperm(len(x)).split(64):
             optimizer.zero_grad()
             F.cross_entropy(network(x[index]), y[index]).backward()
@@ -101,9 +120,10 @@ def trained_network(shown: cb.Images) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def boxes(network: nn.Module, shown: cb.Images) -> dict[str, cb.QueryClient]:
-    assert shown.labels is not None
-    forest = RandomForestClassifier(100, random_state=0).fit(shown.floats().flatten(1).numpy(), shown.labels.numpy())
+def boxes(network: nn.Module, train: cb.Images) -> dict[str, cb.QueryClient]:
+    """Every box behind its meter."""
+    assert train.labels is not None
+    forest = RandomForestClassifier(100, random_state=0).fit(train.floats().flatten(1).numpy(), train.labels.numpy())
     rounded, low = Rounded(network, arithmetic=False), Rounded(network, arithmetic=True)
     made = {
         "float32": cb.as_blackbox(network, outputs="logits", batch_size=8192),
@@ -117,46 +137,40 @@ def boxes(network: nn.Module, shown: cb.Images) -> dict[str, cb.QueryClient]:
     return {name: cb.QueryClient(box) for name, box in made.items()}
 
 
-def settings() -> tuple[list[Setting], dict[str, Any]]:
+def settings(size: Size) -> tuple[list[Setting], dict[str, Any]]:
     """Every box in both spaces, with its truth; and facts about them."""
-    shown, validation = cb.load_images("digits", "train"), cb.load_images("digits", "validation")
-    held = cb.load_images("digits", "test")
-    network = trained_network(shown)
-    autoencoder = demo.train_stage1(demo.settings(), shown, validation, 0)
-    x = held.floats(slice(0, POINTS))
+    train, validation, test = (cb.load_images("digits", split) for split in ("train", "validation", "test"))
+    network = trained_network(train, size.epochs)
+    autoencoder = demo.train_stage1(size.settings, train, validation, 0)
+    x = test.floats(slice(0, size.points))
     noisy = x + SIGMA * torch.randn(x.shape, generator=seeds.generator(0, "noise"))
     found, halves = [], {}
-    for name, client in boxes(network, shown).items():
+    for name, client in boxes(network, train).items():
         target = losses.targets(client(x), client.spec.outputs, hard=True).clone()
         for space, pipeline in {"z": RobustPipeline(None, autoencoder), "pixels": RobustPipeline(None)}.items():
-            objective = StabilityObjective(pipeline, client, losses.LOSSES[client.spec.outputs], target, held.shape)
+            objective = StabilityObjective(pipeline, client, losses.LOSSES[client.spec.outputs], target, test.shape)
             with torch.no_grad():
                 z, clean = pipeline.embed(noisy), pipeline.embed(x)
             if name in ("forest", "labels"):
-                truth, halves[f"{name}, {space}"] = smoothed_slope(objective, z, float((z - clean).square().mean()))
+                radius = float((z - clean).square().mean() * z.shape[1]) ** 0.5  # of the sphere on which the noise lies
+                truth, halves[f"{name}, {space}"] = smoothed_slope(objective, z, radius, size.reference)
             else:
-                truth = true_gradient(pipeline, network, z, target, held.shape)
+                truth = true_gradient(pipeline, network, z, target, test.shape)
             found.append(Setting(space, name, client, objective, z, truth))
-    right = (network(held.floats()).argmax(1) == held.labels).double().mean().item()  # pyright: ignore
+    assert test.labels is not None
+    right = (network(test.floats()).argmax(1) == test.labels).double().mean().item()
     return found, {"box_accuracy": round(right, 3), "reference_halves": halves}
 
 
-def smoothed_slope(objective: StabilityObjective, z: Tensor, variance: float) -> tuple[Tensor, float]:
-    """Gradient of the loss averaged over the sphere on which the noise lies, (b, d), and how sure it is."""
-    around = cb.RGE(REFERENCE, (variance * z.shape[1]) ** 0.5, central=True)
-    first, second = (around.estimate(objective, z, seeds.generator(0, "reference", half)).double() for half in (0, 1))
-    return (first + second) / 2, round(F.cosine_similarity(first, second, dim=1).mean().item(), 3)
-
-
-def row(setting: Setting, coordinates: bool, central: bool) -> dict[str, Any]:
-    """One line of the table: the cosine at every step that is tried, and at the steps chosen."""
+def row(setting: Setting, count: int, coordinates: bool, central: bool) -> dict[str, Any]:
+    """One line of the table: the cosine at every step that is tried, and at the steps chosen with `count` seeds."""
     before = setting.client.queries
     choices = [
         choose_step(setting.objective, setting.z, seeds.generator(seed, "step"), coordinates=coordinates,
                     central=central)
-        for seed in range(SEEDS)
+        for seed in range(count)
     ]  # fmt: skip
-    spent = (setting.client.queries - before) / SEEDS
+    spent = (setting.client.queries - before) / count
     assert spent == choices[0].queries, (spent, choices[0].queries)
     cosines = {step.mu: cosine(setting, step.mu, coordinates, central) for step in choices[0].evidence}
     chosen = [cosines[choice.mu] for choice in choices]
@@ -167,10 +181,10 @@ def row(setting: Setting, coordinates: bool, central: bool) -> dict[str, Any]:
         "estimator": "CGE" if coordinates else "Orthogonal",
         "difference": "central" if central else "forward",
         "queries": choices[0].queries,
-        "cosine": round(sum(chosen) / SEEDS, 3),
+        "cosine": round(sum(chosen) / count, 3),
         "best": round(best, 3),
         "worst": round(min(cosines.values()), 3),
-        "regret": round(best - sum(chosen) / SEEDS, 3),
+        "regret": round(best - sum(chosen) / count, 3),
         "worst_regret": round(best - min(chosen), 3),
         "agreed": sum(choice.agreed for choice in choices),
         "chosen": [round(choice.mu, 5) for choice in choices],
@@ -191,8 +205,8 @@ def step(choices: list[StepChoice], index: int, value: float) -> dict[str, float
     return {
         "mu": round(rows[0].mu, 5),
         "cosine": round(value, 3),
-        "disagreement": round(sum(found.disagreement for found in rows) / SEEDS, 3),
-        "zeros": round(sum(found.zeros for found in rows) / SEEDS, 3),
+        "disagreement": round(sum(found.disagreement for found in rows) / len(rows), 3),
+        "zeros": round(sum(found.zeros for found in rows) / len(rows), 3),
     }
 
 
@@ -208,33 +222,34 @@ def precision(found: list[Setting], table: list[dict[str, Any]]) -> Iterator[dic
         yield {"mu": tried["mu"], "error": round(check.error, 4), "safe": check.safe}
 
 
-def table() -> str:
+def table(path: Path = RESULT) -> str:
     """Markdown: cosine at the chosen step, and in brackets the worst and the best of the steps tried."""
-    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
+    found = read_json(path)["rows"]
     kinds = [(e, d) for e in ("CGE", "Orthogonal") for d in ("forward", "central")]
-    lines = ["| box | " + " | ".join(", ".join(kind) for kind in kinds) + " |", "|---|" + "---:|" * len(kinds)]
+    lines = [["box", *(", ".join(kind) for kind in kinds)]]
     for space, where in (("z", "behind the decoder"), ("pixels", "pixels")):
         for box, name in NAMES.items():
-            here = {(r["estimator"], r["difference"]): r for r in rows if (r["space"], r["box"]) == (space, box)}
+            here = {(r["estimator"], r["difference"]): r for r in found if (r["space"], r["box"]) == (space, box)}
             cells = [f"{here[k]['cosine']:.2f} [{here[k]['worst']:.2f}, {here[k]['best']:.2f}]" for k in kinds]
-            lines.append(f"| {name}, {where} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append([f"{name}, {where}", *cells])
+    return report.markdown(lines, rule="|---|" + "---:|" * len(kinds))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The chosen step beside the best and the worst of those tried.")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.parent.name}/{RESULT.name}")
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every line and print it."""
+    options = parser(__doc__)
+    options.add_argument("--write", action="store_true", help="write the result")
+    options = options.parse_args(arguments)
     torch.set_num_threads(THREADS)
-    started = time.process_time()
-    found, facts = settings()
+    started, size = time.process_time(), TINY if options.tiny else FULL
+    found, facts = settings(size)
     rows = []
     print(f"{'space':8}{'box':17}{'estimator':12}{'diff.':9}{'queries':>8}{'cosine':>8}{'best':>7}{'worst':>7}"
           f"{'regret':>8}{'max':>7}  chosen")  # fmt: skip
     for setting in found:
         for coordinates in (True, False):
             for central in (False, True):
-                rows.append(line := row(setting, coordinates, central))
+                rows.append(line := row(setting, size.seeds, coordinates, central))
                 print(
                     f"{line['space']:8}{line['box']:17}{line['estimator']:12}{line['difference']:9}"
                     f"{line['queries']:8}{line['cosine']:8.3f}{line['best']:7.3f}{line['worst']:7.3f}"
@@ -242,22 +257,17 @@ def main() -> None:
                 )
     facts |= {
         "precision": list(precision(found, rows)),
-        "points": POINTS,
-        "seeds": SEEDS,
+        "points": size.points,
+        "seeds": size.seeds,
         "sigma": SIGMA,
         "cpu_seconds": round(time.process_time() - started),
-        "hardware": f"{processor()}, {THREADS} thread",
-        "versions": {
-            "certibox": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
+        "hardware": hardware(),
+        "versions": versions("scikit-learn"),
     }
     for name, value in facts.items():
         print(f"{name:20} {value}")
-    if arguments.write:
-        write_json_atomic(RESULT, facts | {"rows": rows})
+    if options.write:
+        write_json_atomic(destination(options, RESULT), facts | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What a query buys: certified accuracy against the queries of training, for every estimator, on four kinds of boxes.
 
-    python benchmarks/query_efficiency.py run mnist --data DIR [--row NAME ...] [--seed S ...]
-    python benchmarks/query_efficiency.py print
+    python studies/query_efficiency.py run mnist --data DIR [--row NAME ...] [--seed S ...] [--tiny]
+    python studies/query_efficiency.py print
 
-`queries/` holds the settings (setups.yaml), one file a study with its rows and claims, and `measured/` with one JSON
-line a row and seed, appended as it is measured: a number for every test image, hardware, versions. `run` goes on where
-it stopped and measures no row twice; `print` also draws the picture of the first study. Queries are all that training
-takes: targets, estimates, probes, validation.
+`experiments/queries/` holds the settings (setups.yaml), one file a study with its rows and claims, and `measured/` with
+one JSON line a row and seed, appended as it is measured: a number for every test image, hardware, versions. `run` goes
+on where it stopped and measures no row twice; `print` also draws the picture of the first study. Queries are all that
+training takes: targets, estimates, probes, validation. --tiny is a dry run, which writes below --work alone.
 """
 
 from __future__ import annotations
@@ -24,20 +24,34 @@ from sklearn.ensemble import RandomForestClassifier
 from certibox.blackbox import BlackBox, as_blackbox
 from certibox.commands.progress import bar
 from certibox.paper import runner
-from certibox.paper.claims import certified, check
+from certibox.paper.claims import Finding, certified, check
+from certibox.paper.dry_run import tiny_table
 from certibox.paper.measured import Measured, Results
 from certibox.paper.plans import Plan
 from certibox.paper.stages import Workshop
 from certibox.paper.suite import Suite, Table
 from certibox.report import markdown
 
-FOLDER = Path(__file__).parent / "queries"
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "queries.png"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "experiments" / "queries"
+PICTURE = ROOT / "docs" / "images" / "queries.png"
 STUDIES = ("mnist", "mnist-forest", "mnist-labels", "mnist-unet", "cifar10")
 RADII = (0.5, 1.0, 2.0)  # multiples of sigma
 VERDICTS = {"holds": "✓", "does not hold": "✗", "cannot be told": "?"}
 CEILINGS = {"RS": ":", "FO-DS": "--", "FO-AE-DS": "-"}
 CEILING, GUIDED, CGE, D_Z = "FO-AE-DS", "ZO-AE-DS (Guided)", "ZO-AE-DS (CGE)", 192
+PRICES = (  # rows of the first study: what an estimator takes, and what it ends with
+    *("MSE denoiser", "ZO-AE-DS (Guided, a twentieth asked)", GUIDED, "ZO-AE-DS (RGE, equal queries)"),
+    *("ZO-AE-DS (RGE, q=192)", CGE, CEILING),
+)
+WORTH = {  # what queries add: study, row with queries, row without
+    "network, scores": ("mnist", GUIDED, "MSE denoiser"),
+    "the same, ten times as many epochs": ("mnist", "ZO-DS (Guided, after 54 epochs)", "MSE denoiser, 60 epochs"),
+    "the same, a U-Net as denoiser": ("mnist-unet", "ZO-DS (Guided, γ = 30)", "MSE denoiser, 12 epochs"),
+    "the same, labels alone": ("mnist-labels", GUIDED, "MSE denoiser"),
+    "random forest, probabilities": ("mnist-forest", GUIDED, "MSE denoiser"),
+    "residual network on CIFAR-10, scores": ("cifar10", "ZO-DS (Guided, γ = 30)", "MSE denoiser"),
+}
 NOTHING = 3e3  # where a logarithmic axis shows no queries at all
 
 
@@ -59,7 +73,8 @@ class Studio(Workshop):
         return self._forests[name]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`run` or `print`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser("run", help="measure rows of a study")
@@ -70,22 +85,24 @@ def main() -> None:
     run_parser.add_argument("--work", type=Path, default=Path("runs/queries"))
     run_parser.add_argument("--device", default="cpu")
     run_parser.add_argument("--threads", type=int, default=1)
+    run_parser.add_argument("--tiny", action="store_true", help="a dry run: its numbers mean nothing")
     commands.add_parser("print", help="tables and verdicts of what is measured, and the picture")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.command == "run":
         torch.set_num_threads(options.threads)
-        run(options.study, options.data, options.work, options.device, options.row, options.seed)
+        run(options)
         return
     for study in STUDIES:
         print(f"### {measured(study)[0].title}\n\n{report(study)}")
     draw("mnist", PICTURE)
 
 
-def run(study: str, data: Path, work: Path, device: str, rows: Sequence[str], seeds: Sequence[int]) -> None:
+def run(options: argparse.Namespace) -> None:
     """Measure what is missing of a study's rows."""
-    suite, results = Suite(FOLDER, STUDIES), Results(FOLDER)
-    workshop = Studio(suite, data, work, bar, device)
-    for job in runner.jobs(suite.table(study), "cpu", rows, seeds):
+    suite, results = Suite(FOLDER, STUDIES), Results(options.work if options.tiny else FOLDER)
+    workshop = Studio(suite, options.data, options.work, bar, options.device)
+    table = suite.table(options.study)
+    for job in runner.jobs(tiny_table(table) if options.tiny else table, "cpu", options.row, options.seed):
         row, fresh = runner.measure(job, workshop, results)
         known = "" if fresh else " (known)"
         print(f"{job.name}: {runner.headline(row)}; {row.queries['train']:,} queries{known}", flush=True)
@@ -94,7 +111,7 @@ def run(study: str, data: Path, work: Path, device: str, rows: Sequence[str], se
 def measured(study: str) -> tuple[Table, dict[str, list[Measured]]]:
     """A study, and under each name the measured rows of its plan, in the study's order."""
     found, known = Suite(FOLDER, STUDIES).table(study), Results(FOLDER).by_plan()
-    rows = {}
+    rows: dict[str, list[Measured]] = {}
     for row in found.rows:
         keys = [(row.plans["cpu"].digest, seed) for seed in found.seeds["cpu"]]
         if held := [known[key] for key in keys if key in known]:
@@ -106,6 +123,24 @@ def report(study: str) -> str:
     """All that is measured of a study, in Markdown."""
     found, rows = measured(study)
     return f"{table(rows)}\n{verdicts(found, rows)}{savings(found, rows)}"
+
+
+def prices() -> str:
+    """The rows of the first study that say what an estimator takes, in Markdown."""
+    _, rows = measured(STUDIES[0])
+    return table({name: rows[name] for name in PRICES})
+
+
+def worth() -> str:
+    """What queries add to the query-free denoiser on each box, in Markdown: paired differences in points."""
+    lines = [["box", "trained with", "queries to train", *(f"points at r = {m:g}σ" for m in RADII)]]
+    for box, (study, better, worse) in WORTH.items():
+        found, rows = measured(study)
+        claims = {claim.at: claim for claim in found.claims if (claim.better, claim.worse) == (better, worse)}
+        findings = [check(claims[multiple], rows[better], rows[worse]) for multiple in RADII]
+        cells = [f"{_points(finding)} {VERDICTS[finding.verdict]}" for finding in findings if finding]
+        lines.append([box, better, f"{_queries(rows[better]):,.0f}", *cells])
+    return f"{markdown(lines)}\n✓ the interval lies above zero, ✗ below it, ? it holds zero.\n"
 
 
 def savings(found: Table, rows: dict[str, list[Measured]]) -> str:
@@ -137,11 +172,10 @@ def verdicts(found: Table, rows: dict[str, list[Measured]]) -> str:
         finding = check(claim, rows.get(claim.better, []), rows.get(claim.worse, []))
         if finding is None:
             continue
-        said = f"{100 * finding.difference:+.1f} [{100 * finding.low:+.1f}, {100 * finding.high:+.1f}]"
         each = ", ".join(f"{100 * value:+.1f}" for value in finding.by_seed)
         by_seed = f" ({each})" if len(finding.by_seed) > 1 else ""
         key = claim.text, f"{claim.better} − {claim.worse}"
-        cells.setdefault(key, {})[claim.at] = f"{said} {VERDICTS[finding.verdict]}{by_seed}"
+        cells.setdefault(key, {})[claim.at] = f"{_points(finding)} {VERDICTS[finding.verdict]}{by_seed}"
     if not cells:
         return ""
     body = [[text, pair, *(held.get(m, "–") for m in RADII)] for (text, pair), held in cells.items()]
@@ -185,6 +219,10 @@ def lines(rows: dict[str, list[Measured]]) -> dict[str, list[tuple[float, float]
         if kind := re.match(r"(ZO-\S+) \((\w+(?:, latent)?)", name):
             found.setdefault(f"{kind[1]}, {kind[2]}", []).append((_queries(held), _share(held)))
     return {name: sorted(points) for name, points in found.items()}
+
+
+def _points(finding: Finding) -> str:
+    return f"{100 * finding.difference:+.1f} [{100 * finding.low:+.1f}, {100 * finding.high:+.1f}]"
 
 
 def _queries(held: Sequence[Measured]) -> float:

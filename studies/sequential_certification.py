@@ -1,6 +1,6 @@
 """How many samples sequential certificates take, and how often they are false: exact, on published votes.
 
-    python benchmarks/sequential_certification.py --cohen DIR [--write]
+    python studies/sequential_certification.py --cohen DIR [--write] [--tiny]
 
 DIR holds the certification logs that Cohen et al. 2019 published for ResNet-110 on 500 CIFAR-10 test images
 (`cifar10_resnet110_sigma_0.25.tsv` and `..._0.50.tsv`: idx, label, predict, radius, correct; n = 100,000,
@@ -18,42 +18,59 @@ selection as likely as it can be; a wrong selection earns no certificate and tak
 False certificates: exact at every p of a grid from 0 to the threshold and just below it (with a tolerance or a grid of
 radii: P(bound > p) at every p), beside 100,000 simulated certificates for each rule just below each threshold. The
 prior of the e-process and the ratios of looks were chosen, coarsely, on the same 500 rows. One thread; hardware and
-versions are printed with the result; `--write` puts all into results/sequential_certification.json.
+versions are printed with the result; `--write` puts all into studies/results/sequential_certification.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
+import torch
 from scipy.stats import beta, binom, binomtest, norm
 
-from certibox import __version__, confidence
+from certibox import confidence
 from certibox.confidence import looks
 from certibox.confidence.forecast import forecast
 from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import asked
+from certibox.paper.logbook import destination, hardware, parser, versions
 from certibox.report.tables import markdown
-from certibox.storage.files import write_json_atomic
+from certibox.storage.files import read_json, write_json_atomic
 
 RESULT = Path(__file__).parent / "results" / "sequential_certification.json"
 SIGMAS, RATIOS, ALPHA = (0.25, 0.5), (1, 2, 3), 0.001
 USUAL = (0.5, 1, 2)  # what `certibox certify` decides by default
 PUBLISHED_N, N0_FIXED, N0 = 100_000, 100, 25
-SIMULATED, SIGNIFICANT = 100_000, 1e-4
+SIGNIFICANT = 1e-4
 RULES: dict[str, Callable[..., Rule]] = {"e-process": EProcess, "α-spending": AlphaSpending}
-CAPPED = [(name, 100_000) for name in RULES]
 Chances = tuple[float, tuple[float, ...]]  # expected samples, chance of each radius
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the study is."""
+
+    caps: tuple[int, ...]
+    """Maximum sample sizes of the rules, ascending."""
+    fixed: tuple[int, ...]
+    """Fixed sample sizes, ascending; the first is what rules are compared with."""
+    points: int
+    """Number of success probabilities below a threshold at which the chance of a false certificate is computed."""
+    simulated: int
+    """Number of simulated certificates."""
+
+
+FULL = Size((10_000, 50_000, 100_000), (10_000, 100_000), 39, 100_000)
+TINY = Size((6_000, 8_000), (6_000, 8_000), 2, 1_000)
 
 
 def votes(path: Path, sigma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -122,39 +139,40 @@ def row(name: str, n: int, mode: dict[str, Any], sigma: float, radii: tuple[floa
     }
 
 
-def measure_cost(folder: Path) -> list[dict[str, Any]]:
+def measure_cost(folder: Path, size: Size) -> list[dict[str, Any]]:
     """All rows, in the order in which the tables print them."""
-    rows = []
+    rows, most = [], size.caps[-1]
     for sigma in SIGMAS:
         data = votes(folder / f"cifar10_resnet110_sigma_{sigma:.2f}.tsv", sigma)
         grid = tuple(ratio * sigma for ratio in RATIOS)
-        plans = [("fixed n", 10_000), ("fixed n", 100_000)]
-        plans += [(name, cap) for name in RULES for cap in (10_000, 50_000, 100_000)]
+        plans = [("fixed n", n) for n in size.fixed] + [(name, cap) for name in RULES for cap in size.caps]
         for radius in grid:
             rows += [row(name, n, {"radii": (radius,)}, sigma, (radius,), data) for name, n in plans]
         for mode in ({"radii": grid}, {"tolerance": 0.05}):
-            rows += [row(name, 100_000, mode, sigma, grid, data) for name in RULES]
-        usual = tuple(ratio * sigma for ratio in USUAL)
-        rows += [row(name, n, {"radii": usual}, sigma, usual, data) for name, n in [("fixed n", 10_000), *CAPPED]]
+            rows += [row(name, most, mode, sigma, grid, data) for name in RULES]
+        usual, compared = tuple(ratio * sigma for ratio in USUAL), [("fixed n", size.fixed[0])]
+        compared += [(name, most) for name in RULES]
+        rows += [row(name, n, {"radii": usual}, sigma, usual, data) for name, n in compared]
     return rows
 
 
-def measure_false(cap: int = 100_000, sigma: float = 0.25) -> list[dict[str, Any]]:
+def measure_false(size: Size, sigma: float = 0.25) -> list[dict[str, Any]]:
     """The largest chance of a false certificate over p, for each rule and mode."""
     grid = tuple(ratio * sigma for ratio in RATIOS)
     modes = [{"radii": (radius,)} for radius in grid] + [{"radii": grid}, {"tolerance": 0.05}]
-    return [false_row(name, mode, cap, sigma) for name in RULES for mode in modes]
+    return [false_row(name, mode, size, sigma) for name in RULES for mode in modes]
 
 
-def false_row(name: str, mode: dict[str, Any], cap: int, sigma: float) -> dict[str, Any]:
+def false_row(name: str, mode: dict[str, Any], size: Size, sigma: float) -> dict[str, Any]:
+    """One line: exact chances at a grid of p, and simulated certificates just below the threshold."""
     rule = RULES[name](**mode, futility=None)  # futility can only lower these
-    usual = RULES[name](**mode)
+    usual, cap = RULES[name](**mode), size.caps[-1]
     one = len(mode.get("radii", ())) == 1
     p0s = [confidence.threshold(radius, sigma) for radius in mode.get("radii", ())]
     below = [float(np.nextafter(p0, 0.0)) for p0 in p0s]
     highest = p0s[0] if one else 0.9999
     near_one = () if one else (0.99, 0.999, 0.9999, 0.99999)
-    ps = sorted({*np.linspace(0.0, highest, 41)[1:-1].tolist(), *p0s, *below, *near_one})
+    ps = sorted({*np.linspace(0.0, highest, size.points + 2)[1:-1].tolist(), *p0s, *below, *near_one})
     # One radius: the claim is p > p0, wherever p is below. Else the bound itself, so all radii at once.
     needs = asked(usual, Gaussian(sigma))
     chances = {
@@ -166,21 +184,21 @@ def false_row(name: str, mode: dict[str, Any], cap: int, sigma: float) -> dict[s
     for futility, values in chances.items():
         result[futility] = {"largest": float(max(values)), "at_p": ps[int(np.argmax(values))]}
     if one:
-        false = simulate(usual, below[0], p0s[0], cap, sigma)
+        false = simulate(usual, below[0], p0s[0], cap, sigma, size.simulated)
         result["simulated"] = {
-            "certificates": SIMULATED,
+            "certificates": size.simulated,
             "p": below[0],
             "false": false,
-            "p_value": float(binomtest(false, SIMULATED, ALPHA, alternative="greater").pvalue),
+            "p_value": float(binomtest(false, size.simulated, ALPHA, alternative="greater").pvalue),
         }
     return result
 
 
-def simulate(rule: Rule, p: float, p0: float, cap: int, sigma: float) -> int:
-    """False certificates of `SIMULATED` runs whose votes succeed with probability p."""
+def simulate(rule: Rule, p: float, p0: float, cap: int, sigma: float, runs: int) -> int:
+    """False certificates of so many runs whose votes succeed with probability p."""
     sizes = rule.sizes(cap, ALPHA, asked(rule, Gaussian(sigma)))
     level = rule.level(ALPHA, len(sizes))
-    rng, successes, false = np.random.default_rng(0), np.zeros(SIMULATED, dtype=np.int64), 0
+    rng, successes, false = np.random.default_rng(0), np.zeros(runs, dtype=np.int64), 0
     for size, step in zip(sizes, np.diff(sizes, prepend=0), strict=True):
         successes = successes + rng.binomial(step, p, len(successes))
         certified = successes >= looks.needed(rule, size, p0, level)
@@ -206,15 +224,15 @@ def second_class(n: int = 10_000, classes: int = 10, sigma: float = 0.25) -> lis
     return rows
 
 
-def figures(rows: list[dict[str, Any]], false: list[dict[str, Any]]) -> dict[str, Any]:
-    """The goals and what was reached when one radius is asked, for each file, rule and cap of at least 50,000."""
-    fixed_10_000 = {(r["sigma"], *r["radii"]): r for r in rows if (r["rule"], r["cap"]) == ("fixed n", 10_000)}
+def figures(rows: list[dict[str, Any]], false: list[dict[str, Any]], size: Size) -> dict[str, Any]:
+    """The goals and what was reached when one radius is asked, for each file, rule and cap but the smallest."""
+    compared = {(r["sigma"], *r["radii"]): r for r in rows if (r["rule"], r["cap"]) == ("fixed n", size.fixed[0])}
     reached: dict[str, Any] = {}
     for r in rows:
-        if r["asked"] != "radius" or r["rule"] not in RULES or r["cap"] < 50_000:
+        if r["asked"] != "radius" or r["rule"] not in RULES or r["cap"] == size.caps[0]:
             continue
         ratio = round(r["radii"][0] / r["sigma"])
-        gain = r["certified_accuracy"][0] - fixed_10_000[r["sigma"], *r["radii"]]["certified_accuracy"][0]
+        gain = r["certified_accuracy"][0] - compared[r["sigma"], *r["radii"]]["certified_accuracy"][0]
         enough = r["mean_samples"] <= (8_500 if ratio == 3 else 2_000)
         reached[f"sigma {r['sigma']:g}, {r['rule']}, cap {r['cap']:,}, r = {ratio} sigma"] = {
             "mean_samples": r["mean_samples"],
@@ -230,9 +248,9 @@ def figures(rows: list[dict[str, Any]], false: list[dict[str, Any]]) -> dict[str
     }
 
 
-def table() -> str:
+def table(path: Path = RESULT) -> str:
     """Markdown: certified accuracy and mean samples of each rule when one radius is asked, both files of votes."""
-    rows = [r for r in json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if r["asked"] == "radius"]
+    rows = [r for r in read_json(path)["rows"] if r["asked"] == "radius"]
     lines = [["σ", "rule", "cap", *(f"r = {'' if ratio == 1 else ratio}σ: CA % / samples" for ratio in RATIOS)]]
     for sigma, name, cap in dict.fromkeys((r["sigma"], r["rule"], r["cap"]) for r in rows):
         same = [r for r in rows if (r["sigma"], r["rule"], r["cap"]) == (sigma, name, cap)]
@@ -241,9 +259,9 @@ def table() -> str:
     return markdown(lines)
 
 
-def modes_table() -> str:
+def modes_table(path: Path = RESULT) -> str:
     """Markdown: what more than one radius costs; certified accuracy is at the radii asked."""
-    rows = [r for r in json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if r["asked"] != "radius"]
+    rows = [r for r in read_json(path)["rows"] if r["asked"] != "radius"]
     lines = [["σ", "asked", "rule", "cap", "CA % (for the full radius: at σ, 2σ, 3σ)", "samples"]]
     for r in rows:
         names = ", ".join(f"{radius / r['sigma']:g}σ" for radius in r["radii"])
@@ -253,10 +271,12 @@ def modes_table() -> str:
     return markdown(lines)
 
 
-def false_table() -> str:
+def false_table(path: Path = RESULT) -> str:
     """Markdown: the largest chance of a false certificate over all p, against alpha."""
-    lines = [["rule", "asked", "largest chance, exact", "without futility", "of 100,000 simulated"]]
-    for r in json.loads(RESULT.read_text(encoding="utf-8"))["false"]:
+    rows = read_json(path)["false"]
+    runs = next(r["simulated"]["certificates"] for r in rows if "simulated" in r)
+    lines = [["rule", "asked", "largest chance, exact", "without futility", f"of {runs:,} simulated"]]
+    for r in rows:
         radii = ", ".join(f"{radius:g}" for radius in r["mode"].get("radii", ()))
         asked = f"r = {radii}" if radii else f"tolerance {r['mode']['tolerance']:g}"
         largest = [f"{r[futility]['largest']:.6f}" for futility in ("futility 0.05", "futility none")]
@@ -265,44 +285,36 @@ def false_table() -> str:
     return markdown(lines)
 
 
-def processor() -> str:
-    """The model of the processor, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} logical cores)" if names else platform.processor() or platform.machine()
-
-
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, size: Size) -> dict[str, Any]:
+    """All of the result."""
     started = time.perf_counter()
-    rows, false = measure_cost(folder), measure_false()
-    versions = {"certibox": __version__, "python": platform.python_version()}
+    rows, false = measure_cost(folder, size), measure_false(size)
     return {
         "alpha": ALPHA,
         "rows": rows,
         "false": false,
-        "second_class": second_class(),
-        "figures": figures(rows, false),
+        "second_class": second_class(size.fixed[0]),
+        "figures": figures(rows, false, size),
         "seconds": round(time.perf_counter() - started, 1),
-        "hardware": processor(),
-        "versions": {**versions, "numpy": np.__version__, "scipy": scipy.__version__},
+        "hardware": hardware(),
+        "versions": versions("scipy"),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Samples and false certificates of sequential rules, exactly.")
-    parser.add_argument("--cohen", type=Path, required=True, metavar="DIR", help="folder of the published rows (TSV)")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.parent.name}/{RESULT.name} and print it")
-    arguments = parser.parse_args()
-    result = measure(arguments.cohen)
-    if arguments.write:
-        write_json_atomic(RESULT, result)
-        print(table(), modes_table(), false_table(), sep="\n")
-    print(
-        json.dumps(
-            {key: result[key] for key in ("figures", "second_class", "seconds", "hardware", "versions")}, indent=2
-        )
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compute everything, and say which goals are missed."""
+    options = parser(__doc__)
+    options.add_argument("--cohen", type=Path, required=True, metavar="DIR", help="folder of the published rows (TSV)")
+    options.add_argument("--write", action="store_true", help="write the result and print its tables")
+    options = options.parse_args(arguments)
+    torch.set_num_threads(1)
+    result = measure(options.cohen, TINY if options.tiny else FULL)
+    if options.write:
+        path = destination(options, RESULT)
+        write_json_atomic(path, result)
+        print(table(path), modes_table(path), false_table(path), sep="\n")
+    said = ("figures", "second_class", "seconds", "hardware", "versions")
+    print(json.dumps({key: result[key] for key in said}, indent=2))
     missed = [name for name, figure in result["figures"].items() if not figure["reached"]]
     print(f"goals missed: {'; '.join(missed) or 'none'}")
 

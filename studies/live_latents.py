@@ -5,23 +5,22 @@ keep all d_z alive, so coordinate-wise estimation pays for each of them. For the
 the start, images, noise and schedule: the error of stage 1 on test images, live coordinates under noise before and
 after stage 2, training queries, the validation score and certified accuracy at r = sigma on 200 test images (n0 = 50,
 n = 500, alpha = 0.001), for ZO-AE-DS with CGE and for its white-box twin FO-AE-DS, three seeds each. Digits: a
-perceptron under the settings of `presets/demo.yaml`. MNIST: setup `mnist-cpu` of experiments/setups.yaml, with fewer
-images and epochs. Both were chosen with the ReLU, none again for another end. Rows are appended to
-benchmarks/results/live_latents.jsonl as they are earned; a row that is there is not run again.
+perceptron under the settings of `presets/demo.yaml`. MNIST: setup `mnist-cpu` of experiments/paper/setups.yaml, with
+fewer images and epochs. Both were chosen with the ReLU, none again for another end. Rows are appended to
+studies/results/live_latents.jsonl as they are measured; a row that is there is not measured again.
 
-    python benchmarks/live_latents.py                     the bundled digits
-    python benchmarks/live_latents.py --data DIR          MNIST in DIR
+    python studies/live_latents.py [--tiny]               the bundled digits
+    python studies/live_latents.py --data DIR             MNIST in DIR
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,8 @@ from certibox.blackbox import BlackBox
 from certibox.commands import demo
 from certibox.data import Images
 from certibox.networks import Autoencoder
-from certibox.storage.files import append_line, whole_lines
+from certibox.paper.logbook import Rows, destination, hardware, parser, versions
+from certibox.paper.stages import spread
 
 RESULTS = Path(__file__).parent / "results" / "live_latents.jsonl"
 LATENTS, METHODS = ("relu", "leaky", "linear"), ("CGE", "first order")
@@ -74,6 +74,11 @@ DIGITS = Setup(
     *(1000, 60, D.autoencoder_epochs, 1000, D.denoise_epochs, D.epochs, D.lr, D.depth, D.width),
 )
 MNIST = Setup("mnist", "ae-mnist", 0.8, 300.0, 0.05, 0.0, 10_000, 4, 20, 2000, 0, 2, 3e-3, 6, 16)
+TINY = replace(
+    DIGITS,
+    **{"box_images": 64, "box_epochs": 1, "autoencoder_epochs": 1, "images": 32, "denoise_epochs": 0, "epochs": 1},
+    **{"depth": 3, "width": 4, "seeds": (0,), "test": 4, "n0": 5, "n": 20},
+)
 
 
 @dataclass(frozen=True)
@@ -81,41 +86,41 @@ class Work:
     """The images and the box that all rows of a setup share."""
 
     setup: Setup
-    seen: Images
+    train: Images
     validation: Images
     test: Images
     box: BlackBox
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", default="digits", help="digits, or a folder with MNIST")
-    data = parser.parse_args().data
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the rows that are not there yet, and print the table."""
+    options = parser(__doc__)
+    options.add_argument("--data", default="digits", help="digits, or a folder with MNIST")
+    options = options.parse_args(arguments)
     torch.set_num_threads(1)
-    measure(DIGITS if data == "digits" else MNIST, data)
-    print(table())
+    rows = Rows(destination(options, RESULTS))
+    measure(TINY if options.tiny else DIGITS if options.data == "digits" else MNIST, options.data, rows)
+    print(table(rows.path))
 
 
-def measure(setup: Setup, data: str) -> None:
-    """Earn the rows of a setup that are not there yet."""
-    wanted = [key for key in keys(setup) if key not in {key_of(row) for row in read()}]
-    if not wanted:
+def measure(setup: Setup, data: str, rows: Rows) -> None:
+    """Append the rows of a setup that are not there yet."""
+    missing = [key for key in keys(setup) if not rows.find(key)]
+    if not missing:
         return
     work = prepared(setup, data)
-    for latent, seed in dict.fromkeys((latent, seed) for _, latent, _, seed in wanted):
+    for latent, seed in dict.fromkeys((key["latent"], key["seed"]) for key in missing):
         autoencoder = stage1(work, latent, seed)
-        for method in METHODS:
-            if (setup.name, latent, method, seed) in wanted:
-                row = {"data": setup.name, "latent": latent, "method": method, "seed": seed}
-                append_line(RESULTS, row | evaluate(work, method, seed, autoencoder))
+        for key in missing:
+            if (key["latent"], key["seed"]) == (latent, seed):
+                rows.once(key, partial(evaluate, work, key["method"], seed, autoencoder))
 
 
-def keys(setup: Setup) -> Iterator[tuple]:
-    return ((setup.name, latent, method, seed) for seed in setup.seeds for latent in LATENTS for method in METHODS)
-
-
-def key_of(row: dict) -> tuple:
-    return row["data"], row["latent"], row["method"], row["seed"]
+def keys(setup: Setup) -> Iterator[dict[str, Any]]:
+    """What tells the rows of a setup from each other."""
+    for seed in setup.seeds:
+        for latent in LATENTS:
+            yield from ({"data": setup.name, "latent": latent, "method": method, "seed": seed} for method in METHODS)
 
 
 def prepared(s: Setup, data: str) -> Work:
@@ -134,12 +139,13 @@ def prepared(s: Setup, data: str) -> Work:
     trained = cb.train_classifier(
         train, fresh, schedule=cb.one_cycle(s.box_epochs, 3e-3), seed=0, validation=validation
     )
-    spread = test.select([i * len(test) // s.test for i in range(s.test)])
-    return Work(s, train.select(slice(0, s.images)), validation, spread, cb.as_blackbox(trained, outputs="logits"))
+    box = cb.as_blackbox(trained, outputs="logits")
+    return Work(s, train.select(slice(0, s.images)), validation, spread(test, s.test), box)
 
 
 def stage1(work: Work, latent: str, seed: int) -> Autoencoder:
-    s, shape = work.setup, work.seen.shape
+    """The autoencoder with that end, trained on clean images."""
+    s, shape = work.setup, work.train.shape
     spec = {"name": s.autoencoder, "arguments": {"latent": latent}}
     if s.autoencoder is None:
         spec = {"name": "fitting-autoencoder", "arguments": {"image_shape": shape, "d_z": 32, "latent": latent}}
@@ -147,17 +153,17 @@ def stage1(work: Work, latent: str, seed: int) -> Autoencoder:
         fresh = networks.build(spec)
     assert isinstance(fresh, Autoencoder)
     schedule = cb.one_cycle(s.autoencoder_epochs, 3e-3)
-    return cb.pretrain_autoencoder(work.seen, fresh, schedule=schedule, seed=seed, validation=work.validation)
+    return cb.pretrain_autoencoder(work.train, fresh, schedule=schedule, seed=seed, validation=work.validation)
 
 
-def evaluate(work: Work, method: str, seed: int, autoencoder: Autoencoder) -> dict:
+def evaluate(work: Work, method: str, seed: int, autoencoder: Autoencoder) -> dict[str, Any]:
     """Train one defense from its stage 1, certify it, and look at its embedding."""
     started, s, client = time.perf_counter(), work.setup, cb.QueryClient(work.box)
     with seeds.initialisation(seed, "denoiser"):
-        denoiser = networks.dncnn(work.seen.shape[0], depth=s.depth, width=s.width)
+        denoiser = networks.dncnn(work.train.shape[0], depth=s.depth, width=s.width)
     defense = cb.train(
         client,
-        work.seen,
+        work.train,
         method="ZO-AE-DS" if method == "CGE" else "FO-AE-DS",
         sigma=s.sigma,
         gamma=s.gamma,
@@ -186,7 +192,8 @@ def evaluate(work: Work, method: str, seed: int, autoencoder: Autoencoder) -> di
         "certified_at_sigma": [int(bool(r.correct) and r.radius >= s.sigma) for r in rows],
         "sigma": s.sigma,
         "seconds": round(time.perf_counter() - started, 1),
-        "versions": f"torch {torch.__version__}, {platform.python_version()}",
+        "hardware": hardware(),
+        "versions": versions(),
     }
 
 
@@ -214,18 +221,14 @@ def validation_score(work: Work, defense: cb.Defense, seed: int) -> float:
     return kept / (VOTES * len(x))
 
 
-def read() -> list[dict]:
-    return [json.loads(line) for line in whole_lines(RESULTS)] if RESULTS.exists() else []
-
-
-def table() -> str:
+def table(path: Path = RESULTS) -> str:
     """Markdown: means over seeds, and certified accuracy minus that behind the paper's ReLU with its interval."""
     titles = ["data, trained with: latent", "stage-1 MSE", "live of d_z, start → end", "training queries"]
     lines = [[*titles, "validation", "CA at r = σ", "minus relu (95 % interval)"]]
-    groups: dict[tuple, list[dict]] = {}
-    for row in read():
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in Rows(path).read():
         groups.setdefault((row["data"], row["method"], row["latent"]), []).append(row)
-    for data, method in sorted({key[:2] for key in groups}):
+    for data, method in sorted({(data, method) for data, method, _ in groups}):
         usual = groups.get((data, method, "relu"), [])
         for latent in LATENTS:
             if rows := groups.get((data, method, latent)):
@@ -233,10 +236,10 @@ def table() -> str:
     return report.markdown(lines)
 
 
-def cells(rows: list[dict], usual: list[dict]) -> list[str]:
+def cells(rows: list[dict[str, Any]], usual: list[dict[str, Any]]) -> list[str]:
     """One row of the table. Seeds that both have are paired; an image's outcome is its mean over them."""
 
-    def mean(value) -> float:
+    def mean(value: Callable[[dict[str, Any]], float]) -> float:
         return float(np.mean([value(row) for row in rows]))
 
     gap, both = "–", sorted({row["seed"] for row in rows} & {row["seed"] for row in usual})

@@ -1,19 +1,20 @@
 """What remains to be measured on a GPU, in order of value, as much of it as fits a number of seconds.
 
-    python benchmarks/gpu_queue.py --list
-    python benchmarks/gpu_queue.py --seconds 540 --data DIR [--pack FILE.tar]
-    python benchmarks/gpu_queue.py --unpack FILE.tar [FILE-2.tar ...]
-    python benchmarks/gpu_queue.py --tiny --device cpu --seconds 60 --data DIR      a dry run of the same code
+    python tools/gpu_queue.py --list
+    python tools/gpu_queue.py --seconds 540 --data DIR [--pack FILE.tar]
+    python tools/gpu_queue.py --unpack FILE.tar [FILE-2.tar ...]
+    python tools/gpu_queue.py --tiny --device cpu --seconds 60 --data DIR      a dry run of the same code
 
 First come two checks (see gpu_checks.py): how right estimates are in each precision, and how long an epoch takes. Then
-the rows of the paper's tables at scale `gpu`, box and autoencoder included, and those of experiments/queries.yaml. Call
+the rows of the paper's tables at scale `gpu`, box and autoencoder included, and those of queries.yaml beside them. Call
 it again and it goes on where it stopped. DIR holds a folder for each data set, named in experiments/datasets.yaml; what
 has none is left out.
 
-Checks go to experiments/gpu.jsonl and rows to experiments/measured/, where `certibox paper report` finds them. Finished
-stages are copied into models/ as safetensors of at most 10 MiB a file, and taken from there on another machine; larger
-ones (VGG-16) are not kept. --pack writes what this machine made into tar files of at most 15 MiB, --unpack merges them.
-A dry run writes below --work alone: all networks and counts in it are tiny, and none of its numbers means anything.
+Checks go to experiments/paper/gpu.jsonl and rows to experiments/paper/measured/, where `certibox paper report` finds
+them. Finished stages are copied into models/ as safetensors of at most 10 MiB a file, and taken from there on another
+machine; larger ones (VGG-16) are not kept. --pack writes what this machine made into tar files of at most 15 MiB,
+--unpack merges them. A dry run writes below --work alone: all networks and counts in it are tiny, and none of its
+numbers means anything.
 
 It needs Python 3.11 with torch >= 2.6, numpy, scipy, Pillow, PyYAML, rich, safetensors, threadpoolctl and, for data
 sets in parquet files, datasets; certibox itself need not be installed: PYTHONPATH=src.
@@ -33,20 +34,21 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import gpu_checks
 import torch
-from gpu_pack import pack, publish, unpack
 
+import gpu_checks
 from certibox.errors import CertiboxError, InvalidInput
 from certibox.estimators import Guided
 from certibox.paper import runner
+from certibox.paper.dry_run import tiny, tiny_table
 from certibox.paper.gpu import LIVE, RELEASED, Check, append_check, read_checks
+from certibox.paper.logbook import hardware, versions
 from certibox.paper.measured import Results
-from certibox.paper.plans import Estimator, Plan
+from certibox.paper.plans import Plan
 from certibox.paper.stages import Workshop, estimator_of
 from certibox.paper.suite import NAMES, Suite, Table
-from certibox.training.schedules import Phase
 from certibox.training.steps import Progress
+from gpu_pack import pack, publish, unpack
 
 QUERIES = "queries"  # rows that are not the paper's
 SCALE, SMALL = "gpu", "cpu-cifar10"  # SMALL: where the first check finds a box that trains in seconds
@@ -59,7 +61,6 @@ TABLES = (
     *("table2", QUERIES, "table4", "tableA2", "tableA3", "tableA1", "table5"),
     *("table1", "figure4", "figure5", "table3", "tableA4"),
 )
-FEW = 16  # images that a dry run trains boxes and autoencoders on
 ANSWERS, TRAINED, IMAGES = 20_000, 6_000, 50_000  # guesses for an H100: queries, and images trained on, a second
 
 
@@ -176,10 +177,10 @@ class Queue:
             tiny=self.tiny,
             data=shop.source(plan.data.name)[1],
             figures=figures,
-            hardware=runner.hardware(shop.device),
-            versions=runner.versions(),
+            hardware=hardware(shop.device),
+            versions=versions(),
             date=datetime.now(UTC).date().isoformat(),
-            command=f"python benchmarks/gpu_queue.py --seconds 600 --data DIR --only {shlex.quote(f'{check}, {name}')}",
+            command=f"python tools/gpu_queue.py --seconds 600 --data DIR --only {shlex.quote(f'{check}, {name}')}",
         )
         append_check(self._lines, line)
         return "; ".join(f"{key} {value}" for key, value in figures.items() if not isinstance(value, list))
@@ -203,11 +204,7 @@ class Queue:
 
     def _jobs(self, table: Table) -> list[runner.Job]:
         """The rows of a table, those of `FIRST` before the others of the same seed."""
-        if self.tiny:
-            rows = tuple(
-                replace(row, plans={scale: tiny(plan) for scale, plan in row.plans.items()}) for row in table.rows
-            )
-            table = replace(table, rows=rows)
+        table = tiny_table(table) if self.tiny else table
         order = {name: place for place, name in enumerate(FIRST)}
         return sorted(runner.jobs(table, SCALE), key=lambda job: (job.seed, order.get(job.row.name, len(order))))
 
@@ -246,41 +243,6 @@ def row_seconds(plan: Plan) -> float:
     return seen / TRAINED + (seen * answers + asked) / ANSWERS
 
 
-# ------------------------------------------------------------------------------------------------------------ dry run
-
-
-def tiny(plan: Plan) -> Plan:
-    """The same row with networks and counts so small that a CPU does it in a second."""
-    box, defense = plan.box, plan.defense
-    classifier = {"depth": 8, "num_classes": 10}  # so few training images need not show every class
-    network = ("cifar-resnet", classifier) if plan.attack is None else (box.network, box.arguments)
-    return replace(
-        plan,
-        data=replace(plan.data, train=12, validation=8, test=2),
-        box=replace(box, network=network[0], arguments=network[1], images=FEW, batch_size=8, phases=once(box.phases)),
-        autoencoder=replace(plan.autoencoder, images=FEW, batch_size=8, phases=once(plan.autoencoder.phases)),
-        defense=replace(
-            defense,
-            batch_size=4,
-            phases=once(defense.phases),
-            denoiser={"name": "dncnn", "arguments": {"depth": 3, "width": 4}},
-            estimator=defense.estimator and few(defense.estimator),
-        ),
-        certify=plan.certify and replace(plan.certify, n0=5, n=20),
-        attack=plan.attack and replace(plan.attack, steps=1, copies=1, samples=1, epsilons=(0.0, 1.0)),
-    )
-
-
-def once(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-    """Phases of one epoch."""
-    return tuple(replace(phase, epochs=1) for phase in phases)
-
-
-def few(estimator: Estimator) -> Estimator:
-    """At most 4 random directions."""
-    return replace(estimator, q=min(estimator.q, 4) if isinstance(estimator.q, int) else estimator.q)
-
-
 # ------------------------------------------------------------------------------------------------------- command line
 
 
@@ -304,7 +266,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--data", type=Path, help="folder with the data sets")
     found.add_argument("--only", default="", help="only items whose names hold this text")
     found.add_argument("--device", default="cuda")
-    found.add_argument("--experiments", type=Path, default=Path("experiments"))
+    found.add_argument("--experiments", type=Path, default=Path("experiments/paper"))
     found.add_argument("--work", type=Path, default=Path("runs/gpu"), help="a folder of the queue's own, for stages")
     found.add_argument("--models", type=Path, help="folder of finished stages, models by default")
     found.add_argument("--tiny", action="store_true", help="a dry run: writes below --work alone")

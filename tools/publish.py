@@ -1,0 +1,125 @@
+"""Carry measured numbers into the docs: a table between `<!-- name -->` and `<!-- /name -->` comes from a file here.
+
+python tools/publish.py            rewrite the tables of README.md and docs/ from the committed results
+python tools/publish.py --demo DIR first take the numbers and the pictures of a finished demo in DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from certibox.report import markdown
+from certibox.storage.files import read_json
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+import families
+import gradient_quality
+import live_latents
+import query_efficiency
+import sequential_certification
+import sequential_pipelines
+import step_choice
+
+ROOT = Path(__file__).parents[1]
+DEMO = Path("tools") / "results" / "demo.json"
+RATES = ROOT / "benchmarks" / "results"
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
+    """Rewrite the tables of the docs below `root`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, help="directory of a finished demo, such as runs/demo")
+    folder = parser.parse_args(arguments).demo
+    if folder:
+        take(folder, root)
+    for path, text in published(root).items():
+        path.write_text(text, encoding="utf-8")
+
+
+def take(folder: Path, root: Path) -> None:
+    """Copy the numbers and the pictures of a finished demo to where the docs have them."""
+    copies = {
+        "summary.json": root / DEMO,
+        "ca_curve.png": root / "docs" / "images" / "demo_ca_curve.png",
+        "digits.png": root / "docs" / "images" / "demo_digits.png",
+    }
+    for name, target in copies.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, target)
+
+
+TABLES: dict[str, Callable[[], str]] = {  # by the name that its place in the docs has
+    "demo": lambda: demo_table(ROOT / DEMO),
+    "families": families.table,
+    "rates": lambda: rates_table(),
+    "gradients": gradient_quality.table,
+    "steps": step_choice.table,
+    "latents": live_latents.table,
+    "certificates": sequential_certification.table,
+    "certificates-modes": sequential_certification.modes_table,
+    "certificates-false": sequential_certification.false_table,
+    "certificates-pipelines": sequential_pipelines.table,
+    "worth": query_efficiency.worth,
+    "prices": query_efficiency.prices,
+    **{f"queries-{study}": partial(query_efficiency.report, study) for study in query_efficiency.STUDIES},
+}
+
+
+def published(root: Path = ROOT) -> dict[Path, str]:
+    """The pages below `root` with their tables as the committed results say."""
+    tables = {name: table() for name, table in TABLES.items()}
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return {path: fill(path.read_text(encoding="utf-8"), tables) for path in pages}
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """`text` with what stands between the markers of each table replaced."""
+    for name, table in tables.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = block.sub(lambda found, table=table: found[1] + table + found[2], text)
+    return text
+
+
+def demo_table(path: Path) -> str:
+    """Markdown: certified accuracy of the demo's rows, and what it says of them."""
+    result = read_json(path)
+    radii, facts = result["rows"][0]["radii"], result["facts"]
+    lines = [["", *(f"r = {radius:g}" for radius in radii), "training queries"]]
+    lines += [[row["name"], *_shares(row), f"{row['training_queries']:,}"] for row in result["rows"]]
+    symbols = {"sigma": "σ", "n0": "n0", "n": "n", "alpha": "α"}
+    said = ", ".join(f"{symbol} = {facts[key]}" for key, symbol in symbols.items())
+    caption = f"Certified accuracy in % with 95 % intervals; {said}, {facts['images']}."
+    notes = "\n".join(f"- {note}" for note in result["notes"])
+    table = "| |" + markdown(lines, rule="|---|" + "---:|" * (len(radii) + 1)).removeprefix("|  |")
+    return f"{table}\n{caption}\n\n{notes}\n"
+
+
+def _shares(row: dict[str, Any]) -> list[str]:
+    pairs = zip(row["share"], row["interval"], strict=True)
+    return [f"{100 * share:.1f} [{100 * low:.0f}, {100 * high:.0f}]" for share, (low, high) in pairs]
+
+
+def rates_table() -> str:
+    """Markdown: the benchmarks' figures beside their goals."""
+    rate, step = (read_json(RATES / f"{name}.json") for name in ("certification_rate", "training_step"))
+    what = f"a ZO-AE-DS step (CGE, AE-192, ResNet-20, {step['queries_per_step']:,} queries): ÷ its raw forward passes"
+    share, above = (rate[name]["median"] for name in ("cnn_ratio", "linear_overhead_us_per_sample"))
+    rows = [
+        ("figure", "measured", "goal"),
+        ("certification of a small conv net, batch 1,000: ÷ raw forward rate", f"{share:.2f}", "≥ 0.93"),
+        ("linear model, 784 pixels: µs a sample above the model", f"{above:.1f}", "≤ 4"),
+        ("memory from n = 1,000 to n = 1,000,000: growth in MiB", f"{rate['peak_rss_mib']['growth']:.1f}", "flat"),
+        (what, f"{step['ratio_to_raw']:.2f}", "≤ 1.10"),
+    ]
+    return markdown(rows, rule="|---|---:|---:|")
+
+
+if __name__ == "__main__":
+    main()
