@@ -100,6 +100,7 @@ def headline(row: Measured) -> str:
 
 def _measured(job: Job, workshop: Workshop) -> Measured:
     plan, seed = job.plan, job.seed
+    require_images(plan, workshop)
     model, folder = workshop.defense(plan, seed)
     client = model if isinstance(model, QueryClient) else model.client
     test = workshop.splits(plan).test
@@ -128,6 +129,23 @@ def _measured(job: Job, workshop: Workshop) -> Measured:
         versions=versions(),
         date=datetime.now(UTC).date().isoformat(),
     )
+
+
+def require_images(plan: Plan, workshop: Workshop) -> None:
+    """Raise `InvalidInput` where the images of a plan are not at hand, before any work: it says where to get them."""
+    name = plan.data.name
+    try:
+        if workshop.data is None:
+            workshop.splits(plan)  # what it loads is kept
+        else:
+            workshop.source(name)
+    except InvalidInput as error:
+        if name not in workshop.suite.datasets:
+            raise
+        entry = workshop.suite.datasets[name]
+        loaded = f"leave --data out to load {entry['hub']['name']} from Hugging Face (pip install 'certibox[data]')"
+        own = f"or give --data DIR with {name} in DIR/{entry['folders'][0]}"
+        raise InvalidInput(f"{error}; {own if workshop.data is None else loaded}") from error
 
 
 def _certified(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -89,10 +89,15 @@ def markdown_table(runs: Sequence[Run], radii: ArrayLike) -> str:
     return markdown(cells(runs, radii))
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells: the first row is the header, and every column but the first is set to the right."""
+def markdown(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """A Markdown table.
+
+    Args:
+        rows: Cells as text, row by row; the first row is the header.
+        left: Positions of the columns that are set to the left, words rather than numbers; all others go to the right.
+    """
     header, *body = rows
-    rule = ["---", *("---:" for _ in header[1:])]
+    rule = ["---" if position in left else "---:" for position in range(len(header))]
     return "".join("| " + " | ".join(_markdown_cell(cell) for cell in row) + " |\n" for row in [header, rule, *body])
 
 
