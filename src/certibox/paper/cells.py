@@ -19,19 +19,30 @@ VERDICTS: dict[Verdict, str] = {"holds": "hold", "does not hold": "do not hold",
 
 
 def multiple(k: float) -> str:
-    """A radius as a multiple of sigma: `0`, `σ`, `2σ`."""
+    """A radius of `k` times sigma in words: `0`, `σ`, `2σ`."""
     return "0" if k == 0 else "σ" if k == 1 else f"{k:g}σ"
 
 
 def share(rows: Sequence[Measured], k: float) -> str:
-    """Certified accuracy at `k` times sigma, in %: the mean over the rows' seeds, with its interval over images."""
+    """Certified accuracy in %: the mean over seeds, with its interval over images.
+
+    Args:
+        rows: Measured rows of one plan, one a seed.
+        k: Radius in multiples of sigma.
+    """
     by_image = np.mean([certified(row, k) for row in rows], axis=0)
     mean, low, high = paired_bootstrap(by_image, 0.0)
     return f"**{100 * mean:.1f}** [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def errors(rows: Sequence[Measured], threat: str, epsilon: float) -> str:
-    """Mean RMSE with its interval over images, and SSIM with a window around every pixel, as the release pads it."""
+    """Mean RMSE with its interval over images, and SSIM with a window around every pixel, as the release pads it.
+
+    Args:
+        rows: Measured rows of one plan, one a seed; possibly none.
+        threat: Attacker, `transfer` or `adaptive`.
+        epsilon: Norm of the attack.
+    """
     if not rows:
         return NONE
     deviations, similarity = (
@@ -43,7 +54,13 @@ def errors(rows: Sequence[Measured], threat: str, epsilon: float) -> str:
 
 
 def effort(row: Row, scale: str, rows: Sequence[Measured]) -> list[str]:
-    """Two cells: the queries and the epochs of training."""
+    """Two cells: the queries and the epochs of training.
+
+    Args:
+        row: Row of the table.
+        scale: Name of the scale.
+        rows: Measured rows of that row at that scale, one a seed; possibly none.
+    """
     plan = row.plans[scale]
     if not rows:
         return [NONE, str(plan.epochs)]
@@ -89,7 +106,7 @@ def verdicts(blocks: Sequence[Block]) -> list[str]:
     found: dict[str, list[Verdict]] = {}
     data: dict[str, dict[str, None]] = {}  # a dict keeps the order of what it names
     for block in blocks:
-        tested = [finding.verdict for _, finding in block.findings if finding]
+        tested: list[Verdict] = [finding.verdict for _, finding in block.findings if finding]
         if tested:
             found.setdefault(block.scale, []).extend(tested)
             data.setdefault(block.scale, {}).update(dict.fromkeys(row.data for row in block.measured))

@@ -48,22 +48,39 @@ random weights, on which no time depends.
 
 @dataclass(frozen=True)
 class Check:
-    """One line. check: precision or epoch. name: which box, or which way to train. tiny: a dry run of the queue."""
+    """One check: a line of the file."""
 
     check: str
+    """Kind of the check: `precision` or `epoch`."""
     name: str
-    device: str  # cuda or cpu
+    """Black box whose gradients were checked, or way to train that was timed."""
+    device: str
+    """Device: `cuda` or `cpu`."""
     tiny: bool
+    """Whether the check was a dry run at a tiny size, which is never published."""
     data: str
+    """Name of the images."""
     figures: Mapping[str, Any]
+    """Numbers of the check; see the module."""
     hardware: str
+    """Name of the GPU or processor."""
     versions: Mapping[str, str]
+    """Versions by name of the program or library."""
     date: str
+    """Day of the check, as 2026-01-31."""
     command: str
+    """Command that checks again."""
 
 
 def read_checks(path: Path) -> list[Check]:
-    """The lines of a file in order; none where there is no file. Raises `UnreadableFile` for a line that is none."""
+    """The checks of a file in order; none where there is no file.
+
+    Args:
+        path: File with one JSON line a check.
+
+    Raises:
+        UnreadableFile: For a line that is no check.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     checks = []
     for number, line in enumerate(lines, start=1):
@@ -78,12 +95,21 @@ def read_checks(path: Path) -> list[Check]:
 
 
 def append_check(path: Path, check: Check) -> None:
-    """Write one line and flush it."""
+    """Write one check and flush it.
+
+    Args:
+        path: File of the checks; it is made where there is none.
+        check: Check to add.
+    """
     append_line(path, asdict(check))
 
 
 def minutes_an_epoch(check: Check) -> float:
-    """A pass over CIFAR-10's training images, from the timed steps."""
+    """Minutes of a pass over CIFAR-10's training images, from the timed steps.
+
+    Args:
+        check: Check of the kind `epoch`.
+    """
     return check.figures["seconds"] * EPOCH_IMAGES / check.figures["batch"] / 60
 
 

@@ -1,4 +1,4 @@
-"""The page of all results: how many claims of the paper hold, each claim in one line, a link to every page. No torch."""
+"""The page of all results: how many of the paper's claims hold, each claim in a line, links to all pages. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from certibox.paper.claims import Finding
 from certibox.paper.measured import Measured
 from certibox.paper.suite import Table
 from certibox.paper.table_page import kind_of
-from certibox.paper.words import PAPER, words
+from certibox.paper.words import PAPER, Kind, words
 from certibox.report import markdown
 
 OWN_SCALES = {"paper", "paper-eq2"}
@@ -28,7 +28,9 @@ class Tested(NamedTuple):
     """One claim at one scale with what the measured rows say of it."""
 
     block: Block
+    """Measured rows that the claim is about."""
     finding: Finding
+    """What the rows say of it."""
 
 
 def summary_page(suite: Mapping[str, Table], blocks: Mapping[str, Sequence[Block]], folder: str, gpu: str) -> str:
@@ -43,7 +45,7 @@ def summary_page(suite: Mapping[str, Table], blocks: Mapping[str, Sequence[Block
     all_blocks = [block for own in blocks.values() for block in own]
     tested = [Tested(block, finding) for block in all_blocks for _, finding in block.findings if finding]
     scales = list(dict.fromkeys(scale for table in suite.values() for scale in table.scales))
-    kinds = list(dict.fromkeys(kind_of(table) for table in suite.values()))
+    kinds: list[Kind] = list(dict.fromkeys(kind_of(table) for table in suite.values()))
     parts = ["# Results: which of the paper's claims hold\n", _verdict(tested, all_blocks, folder), _ABOUT]
     parts += [_counts(tested), _claims(tested, folder), _pages(suite, blocks, folder, gpu), words(kinds, scales)]
     return "\n".join(part for part in parts if part)

@@ -36,9 +36,8 @@ _THREATS = (
 
 def kind_of(table: Table) -> Kind:
     """Whether a table is about certificates or about reconstructions."""
-    return (
-        "reconstructions" if any(plan.attack for row in table.rows for plan in row.plans.values()) else "certificates"
-    )
+    attacked = any(plan.attack for row in table.rows for plan in row.plans.values())
+    return "reconstructions" if attacked else "certificates"
 
 
 def table_page(
