@@ -50,9 +50,9 @@ _METHODS = (
         "that gradients are estimated in the few coordinates of the embedding instead of in all pixels.",
     ),
     (
-        "RGE, CGE",
+        "RGE, CGE, guided",
         "estimators of a gradient from differences of answers: RGE along q random directions, CGE along every "
-        "coordinate.",
+        "coordinate; guided corrects the gradient of a small network that learns from every answer.",
     ),
     (
         "Eq. 2, γ",
@@ -69,7 +69,7 @@ _CERTIFICATES = (
     (
         "Certified accuracy at r",
         "the percentage of test images that are classified correctly and certified: no change of l2 norm up to r can "
-        "alter the answer. An abstention counts as wrong. Radii are multiples of σ, since scales differ in σ.",
+        "alter the answer. An image whose certification abstains counts as wrong. Radii are multiples of σ, since scales differ in σ.",
     ),
     (
         "n0, n, α",
@@ -101,6 +101,10 @@ _RECONSTRUCTIONS = (
     ("Reported RMSE, SSIM", "what the paper reports; its attack is the transferred one."),
 )
 _NUMBERS = (
+    (
+        "Images",
+        "named by the folder that holds them; `cifar10-jpeg` holds copies of CIFAR-10 in JPEG.",
+    ),
     (
         "Measured difference",
         "the better row of a claim minus the worse, image by image: in points of certified accuracy, or in RMSE saved.",
