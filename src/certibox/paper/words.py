@@ -69,8 +69,8 @@ _CERTIFICATES = (
     (
         "Certified accuracy at r",
         "the percentage of test images that are classified correctly and certified: no change of l2 norm up to r can "
-        "alter the answer. An image whose certification abstains counts as wrong. Radii are multiples of σ, since scales "
-        "differ in σ.",
+        "alter the answer. An image whose certification abstains counts as wrong. Radii are multiples of σ, since "
+        "scales differ in σ.",
     ),
     (
         "n0, n, α",
