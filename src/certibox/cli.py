@@ -98,7 +98,7 @@ COMMANDS = {
         "paper",
         "PaperReport",
         "run_report",
-        "Write RESULTS.md and its plots from the measured rows: reported beside measured, with what each number took.",
+        "Write RESULTS.md, a page for every table and their plots, from the measured rows alone.",
     ),
 }
 GROUPS = {"paper": "Reproduce the paper's tables and figures, and test its claims: list, run, report."}

@@ -1,4 +1,4 @@
-"""Measured rows on disk, and the page that is made of them: the same rows give the same bytes, and none but theirs."""
+"""Measured rows on disk, and the pages made of them: the same rows give the same bytes, and none but theirs."""
 
 from __future__ import annotations
 
@@ -232,17 +232,14 @@ def table_1(suite: Suite) -> list[Measured]:
     return rows
 
 
-def page_of(suite: Suite, rows: Sequence[Measured], folder: Path) -> str:
-    """The page made of these rows alone, as it is with paper and plots in `folder`."""
+def pages_of(suite: Suite, rows: Sequence[Measured], folder: Path) -> dict[str, str]:
+    """The pages made of these rows alone, by name, as they are with rows and plots in `folder`."""
     results = Results(folder)
     shutil.rmtree(results.folder, ignore_errors=True)
     for row in rows:
         results.append(row)
-    return write_results(suite, results, folder / "RESULTS.md")[0].read_text(encoding="utf-8")
-
-
-def section(page: str, table: str) -> str:
-    return page.partition(f'<a id="{table.lower()}"></a>')[2].partition('<a id="')[0]
+    made = write_results(suite, results, folder / "RESULTS.md")
+    return {path.stem: path.read_text(encoding="utf-8") for path in made if path.suffix == ".md"}
 
 
 def cells(text: str, name: str) -> dict[str, str]:
@@ -268,16 +265,17 @@ def test_the_same_rows_give_the_same_bytes_in_any_order(suite: Suite, tmp_path: 
     made = []
     for number, order in enumerate((rows, rows[::-1])):
         folder = tmp_path / str(number)
-        page_of(suite, order, folder)
+        pages_of(suite, order, folder)
         made.append({file.relative_to(folder): file.read_bytes() for file in written_in(folder)})
-    assert {path.as_posix() for path in made[0]} == {"RESULTS.md", "results/figure4-cpu.png"}
+    pages = {"RESULTS.md", *(f"results/{name}.md" for name in (*NAMES, "gpu"))}
+    assert {path.as_posix() for path in made[0]} == pages | {"results/figure4-cpu.png"}
     assert made[0] == made[1]
 
 
 def test_cells_are_the_shares_of_the_rows(suite: Suite, tmp_path: Path) -> None:
-    page = section(page_of(suite, table_1(suite), tmp_path), "table1")
+    text = pages_of(suite, table_1(suite), tmp_path)["table1"]
     for i, row in enumerate(suite.tables["table1"].rows):
-        shown = cells(page, row.name)
+        shown = cells(text, row.name)
         for k in (0, 1, 2):
             counts = [sum(j % 3 >= k for j in range(40 + 10 * i - seed)) for seed in (0, 1, 2)]
             share = sum(counts) / 3  # of 100 images
@@ -300,15 +298,15 @@ def column(k: int) -> str:
 
 def test_reported_numbers_stand_at_their_radii(suite: Suite, tmp_path: Path) -> None:
     """The paper's columns are radii at σ = 0.25: its Table 1 has 0.00 and 0.50, which is 2σ."""
-    page = page_of(suite, table_1(suite), tmp_path)
-    assert cells(section(page, "table1"), "FO-DS")["reported r = 0 / 2σ"] == "71.80 / 30.22"
-    assert cells(section(page, "table2"), "FO-AE-DS")["reported r = 0 / σ / 2σ / 3σ"] == "75.97 / 59.12 / 38.50 / 18.18"
+    pages = pages_of(suite, table_1(suite), tmp_path)
+    assert cells(pages["table1"], "FO-DS")["reported r = 0 / 2σ"] == "71.80 / 30.22"
+    assert cells(pages["table2"], "FO-AE-DS")["reported r = 0 / σ / 2σ / 3σ"] == "75.97 / 59.12 / 38.50 / 18.18"
 
 
 def test_norms_are_not_radii(suite: Suite, tmp_path: Path) -> None:
     """Before it is measured, Table 5 still tells the paper's errors at attack norms, not at multiples of sigma."""
-    text = section(page_of(suite, [], tmp_path), "table5")
-    table, _, _ = text.partition("\nNot measured")
+    text = pages_of(suite, [], tmp_path)["table5"]
+    table, _, _ = text.partition("## Not measured")
     assert numbers(next(line for line in table.splitlines() if "Standard" in line))[:4] == [0.112, 0.888, 0.346, 0.417]
     assert "‖δ‖" in table
     assert "σ" not in table
@@ -318,15 +316,15 @@ def test_claims_stand_beside_what_the_paper_reports(suite: Suite, tmp_path: Path
     sigma = suite.tables["table2"].row("FO-AE-DS").plans["cpu"].defense.sigma
     cge = row_of(suite, "table2", "ZO-AE-DS (CGE, q=192)", [sigma] * 50 + [None] * 50)
     first = row_of(suite, "table2", "FO-AE-DS", [sigma] * 90 + [None] * 10)
-    page = page_of(suite, [cge, first], tmp_path)
-    claim = cells(section(page, "table2"), "CGE comes near FO-AE-DS (within 4 points)")
+    pages = pages_of(suite, [cge, first], tmp_path)
+    claim = cells(pages["table2"], "CGE comes near FO-AE-DS (within 4 points)")
     assert claim["reported difference"] == "-4.25"  # 54.87 - 59.12
     assert claim["measured difference"].startswith("-40.0 [")
     assert claim["by seed"] == "-40.0"
     assert claim["verdict"] == "**does not hold**"
-    assert cells(section(page, "table2"), "CGE beats FO-DS")["measured difference"] == "not measured"
-    summary = page.partition("## The paper's claims")[2].partition("<a id=")[0]
-    assert summary.count("\n| [") == 1  # the others are not measured
+    assert cells(pages["table2"], "CGE beats FO-DS")["measured difference"] == "not measured"
+    summary = pages["RESULTS"].partition("## The paper's claims")[2].partition("## ")[0]
+    assert summary.count("\n| ") == 3  # header, rule and this one: the others are not measured
     assert "CGE comes near FO-AE-DS" in summary
 
 
@@ -334,23 +332,23 @@ def test_a_row_of_other_settings_is_not_shown(suite: Suite, tmp_path: Path) -> N
     rows = table_1(suite)
     fresh = [row for row in rows if row.row != "FO-DS"]
     stale = [replace(row, digest="f" * 16) for row in rows if row.row == "FO-DS"]
-    assert page_of(suite, fresh + stale, tmp_path) == page_of(suite, fresh, tmp_path)
+    assert pages_of(suite, fresh + stale, tmp_path) == pages_of(suite, fresh, tmp_path)
     elsewhere = [replace(row, seed=9) for row in fresh if row.row == "bare model" and row.seed == 0]
-    assert page_of(suite, fresh + elsewhere, tmp_path) == page_of(suite, fresh, tmp_path)
+    assert pages_of(suite, fresh + elsewhere, tmp_path) == pages_of(suite, fresh, tmp_path)
 
 
 def test_a_row_measured_again_replaces_the_first(suite: Suite, tmp_path: Path) -> None:
     """A stale row and its successor have one name: the page shows that of the present settings, wherever it stands."""
     rows = table_1(suite)
     stale = [replace(row, digest="f" * 16, values={"reach": [None] * 100}) for row in rows]
-    assert page_of(suite, stale + rows, tmp_path) == page_of(suite, rows + stale, tmp_path)
-    assert page_of(suite, rows + stale, tmp_path) == page_of(suite, rows, tmp_path)
+    assert pages_of(suite, stale + rows, tmp_path) == pages_of(suite, rows + stale, tmp_path)
+    assert pages_of(suite, rows + stale, tmp_path) == pages_of(suite, rows, tmp_path)
 
 
 def test_a_deleted_row_shows_as_not_measured(suite: Suite, tmp_path: Path) -> None:
     rows = table_1(suite)
-    before = section(page_of(suite, rows, tmp_path), "table1")
-    after = section(page_of(suite, [row for row in rows if row.row != "FO-DS"], tmp_path), "table1")
+    before = pages_of(suite, rows, tmp_path)["table1"]
+    after = pages_of(suite, [row for row in rows if row.row != "FO-DS"], tmp_path)["table1"]
     for k in (0, 1, 2):
         assert cells(before, "FO-DS")[column(k)] != "–"
         assert cells(after, "FO-DS")[column(k)] == "–"
@@ -362,31 +360,35 @@ def test_a_deleted_row_shows_as_not_measured(suite: Suite, tmp_path: Path) -> No
 
 def test_tables_without_rows_say_how_to_measure_them(suite: Suite, tmp_path: Path) -> None:
     """So it is with STL-10 and ImageNet, which were not at hand: reported numbers, `not measured`, and the command."""
-    page = page_of(suite, table_1(suite), tmp_path)
+    pages = pages_of(suite, table_1(suite), tmp_path)
     for name in ("table3", "tableA4"):
-        text, table = section(page, name), suite.tables[name]
+        text, table = pages[name], suite.tables[name]
         for row in table.rows:
             assert "not measured" in cells(text, row.name).values()
         for scale in table.scales:
-            assert f"`certibox paper run {name} --scale {scale}`" in text
+            assert f"`certibox paper run {name} --scale {scale} --data DIR`" in text
         assert all(note in text for note in table.notes)
         assert table.notes
-    assert cells(section(page, "table3"), "FO-DS")["reported r = 0 / σ / 2σ / 3σ"] == "53.36 / 35.83 / 21.61 / 9.86"
-    text = section(page, "table1")
-    assert "`certibox paper run table1 --scale gpu`" in text
-    assert "`certibox paper run table1 --scale cpu`" not in text
+    assert cells(pages["table3"], "FO-DS")["reported r = 0 / σ / 2σ / 3σ"] == "53.36 / 35.83 / 21.61 / 9.86"
+    text = pages["table1"]
+    assert "`certibox paper run table1 --scale gpu --data DIR`" in text
+    assert "`certibox paper run table1 --scale cpu --data DIR`" not in text
 
 
-def test_the_page_has_every_table_once(suite: Suite, tmp_path: Path) -> None:
-    page = page_of(suite, [], tmp_path)
-    assert re.findall(r'<a id="(.*)"></a>', page) == [name.lower() for name in NAMES]
-    assert "The paper's claims" not in page
+def test_every_table_has_its_page(suite: Suite, tmp_path: Path) -> None:
+    pages = pages_of(suite, [], tmp_path)
+    assert list(pages) == ["RESULTS", *NAMES, "gpu"]
+    for name in NAMES:
+        assert pages[name].startswith(f"# {suite.tables[name].title}\n")
+        assert pages["RESULTS"].count(f"(results/{name}.md)") == 1
+    assert "The paper's claims" not in pages["RESULTS"]
+    assert "**No claim was tested yet" in pages["RESULTS"]
 
 
 def test_provenance_of_every_row(suite: Suite, tmp_path: Path) -> None:
     given = {"command": "certibox paper run table1 --row X", "date": "1999-12-31", "hardware": "two cores"}
     rows = [replace(row, **given) if row.row == "FO-DS" and row.seed == 1 else row for row in table_1(suite)]
-    text = section(page_of(suite, rows, tmp_path), "table1").partition("<details>")[2]
+    text = pages_of(suite, rows, tmp_path)["table1"].partition("<details>")[2]
     assert "| FO-DS | 1 | `certibox paper run table1 --row X` | 2,000, 7 | 60, 30 | 1999-12-31 |" in text
     assert text.count("| 2022-04-25 |") == len(rows) - 1
     assert "an abacus, 1 thread; two cores" in text
@@ -396,9 +398,9 @@ def test_provenance_of_every_row(suite: Suite, tmp_path: Path) -> None:
 
 def test_time_of_shared_rows_is_counted_once(suite: Suite, tmp_path: Path) -> None:
     bare = row_of(suite, "table1", "bare model", [None, 1.0])
-    page = page_of(suite, [bare], tmp_path)  # table 2 has the same row
-    assert "took 2 minutes of one thread." in section(page, "table1")  # 90 seconds
-    assert "took 0 minutes of one thread, and 2 in rows shared with earlier tables." in section(page, "table2")
+    pages = pages_of(suite, [bare], tmp_path)  # table 2 has the same row
+    assert "took 2 minutes of one thread." in pages["table1"]  # 90 seconds
+    assert "took 0 minutes of one thread, and 2 in rows shared with earlier tables." in pages["table2"]
 
 
 def test_reconstructions_show_the_mean_errors_of_both_threats(suite: Suite, tmp_path: Path) -> None:
@@ -413,7 +415,7 @@ def test_reconstructions_show_the_mean_errors_of_both_threats(suite: Suite, tmp_
             errors[f"{threat} ssim {epsilon:g}"] = [0.0, 0.0]
     settings = {"sigma": plan.defense.sigma, **asdict(plan.attack)}
     row = attacked_row(errors, table="table5", row="FO-DS", digest=plan.digest, settings=settings)
-    text = section(page_of(suite, [row], tmp_path), "table5")
+    text = pages_of(suite, [row], tmp_path)["table5"]
     transfer, adaptive = text.partition("**Transfer**")[2].split("**Adaptive**")
     for epsilon in range(5):
         mean, similarity = 0.15 + epsilon / 10, 0.6 - epsilon / 20
@@ -425,15 +427,18 @@ def test_reconstructions_show_the_mean_errors_of_both_threats(suite: Suite, tmp_
     assert numbers(cells(transfer, "FO-DS, *reported*")["‖δ‖ = 1"]) == [0.168, 0.703]
 
 
-# ------------------------------------------------------------------------------------------------ the committed page
+# ------------------------------------------------------------------------------------------------ the committed pages
 
 
-def test_committed_page_is_made_of_the_committed_rows(suite: Suite, tmp_path: Path) -> None:
-    """RESULTS.md as `certibox paper report` makes it here and now, and all the plots that it shows beside it."""
-    made, *plots = write_results(suite, Results(EXPERIMENTS), tmp_path / "RESULTS.md")
-    assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == made.read_text(encoding="utf-8")
-    for plot in plots:
-        assert (ROOT / plot.relative_to(tmp_path)).is_file()
+def test_committed_pages_are_made_of_the_committed_rows(suite: Suite, tmp_path: Path) -> None:
+    """All pages as `certibox paper report` makes them here and now, with the plots beside them, and no page more."""
+    made = write_results(suite, Results(EXPERIMENTS), tmp_path / "RESULTS.md")
+    for path in made:
+        committed = ROOT / path.relative_to(tmp_path)
+        if path.suffix == ".md":
+            assert committed.read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), committed
+        assert committed.is_file()
+    assert {path.name for path in (ROOT / "results").iterdir()} == {path.name for path in made[1:]}
 
 
 def test_changing_one_committed_row_changes_the_page(suite: Suite, tmp_path: Path) -> None:
@@ -442,11 +447,11 @@ def test_changing_one_committed_row_changes_the_page(suite: Suite, tmp_path: Pat
         for row in Results(EXPERIMENTS).read("table1")
         if row.digest == suite.tables["table1"].row(row.row).plans[row.scale].digest
     ]
-    before = page_of(suite, rows, tmp_path)
+    before = pages_of(suite, rows, tmp_path)
     reach = list(rows[0].values["reach"])
     reach[0] = None if reach[0] is not None else 0.0
     changed = [replace(rows[0], values={"reach": reach}), *rows[1:]]
-    after = page_of(suite, changed, tmp_path)
+    after = pages_of(suite, changed, tmp_path)
     assert after != before
-    assert cells(section(after, "table1"), rows[0].row) != cells(section(before, "table1"), rows[0].row)
-    assert page_of(suite, rows, tmp_path) == before
+    assert cells(after["table1"], rows[0].row) != cells(before["table1"], rows[0].row)
+    assert pages_of(suite, rows, tmp_path) == before

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from certibox.paper import runner
 from certibox.paper.measured import Measured, Results
 from certibox.paper.plans import Certify, Data, Defense, Estimator, Method, Network, Plan
 from certibox.paper.runner import Job, headline, jobs, measure, rounded_down
+from certibox.paper.shipped import EXPERIMENTS
 from certibox.paper.stages import Workshop, measurement_of, spread
 from certibox.paper.suite import NAMES, Row, Suite, Table
 from certibox.queries.client import QueryClient
@@ -635,10 +637,54 @@ def test_the_command_of_a_row_measures_that_row(
 def test_report_writes_the_page(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
     assert main(["paper", "report", "--experiments", str(place.root / "experiments"), "--out", str(page)]) == 0
-    assert capsys.readouterr().out == f"saved {page}\n"
-    text = page.read_text(encoding="utf-8")
+    folder = tmp_path / "results"
+    assert capsys.readouterr().out == f"saved {page}, and {len(NAMES) + 1} pages and plots in {folder}\n"
+    assert "(results/table1.md)" in page.read_text(encoding="utf-8")
+    text = (folder / "table1.md").read_text(encoding="utf-8")
+    assert "[All results](../page.md)" in text
     assert f"| {QUERIES['ZO-AE-DS']:,} |" in text
     assert f"| {QUERIES['FO-AE-DS']:,} + white box |" in text
+
+
+def test_images_that_the_hub_does_not_give_may_come_from_a_folder(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --data and without the reader of Hugging Face, one line names both ways out."""
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    words = ["--experiments", str(place.root / "experiments"), "--work", str(tmp_path / "work")]
+    assert main(["paper", "run", "table1", "--row", "DS", "--seed", "1", *words]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("certibox paper run: nobody/faces (no local path; a Hub name): reading it needs Hugging")
+    assert error.endswith("pip install 'certibox[data]'; or give --data DIR with faces in DIR/elsewhere\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["report"], ["run", "table2", "--data", "nowhere"]], ids=["list", "report", "run"]
+)
+def test_an_empty_folder_has_the_settings_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """Away from a checkout the settings are found, rows are counted here, and what is missing is said in one line."""
+    monkeypatch.chdir(tmp_path)
+    status = main(["paper", *words])
+    out, error = capsys.readouterr()
+    if words == ["list"]:
+        assert status == 0
+        assert [line.split()[0] for line in out.splitlines()[:-1:2]] == list(NAMES)
+        assert out.endswith(
+            f"No row is measured in {Results(EXPERIMENTS).folder}; those of the published results are "
+            "in the repository.\n"
+        )
+    else:
+        assert (status, out, error.count("\n")) == (2, "", 1)
+        assert (
+            f"{Results(EXPERIMENTS).folder} holds no measured row; run this in a checkout of the repository" in error
+            if words == ["report"]
+            else "nowhere holds no mnist; wanted a folder mnist in --data; leave --data out to load ylecun/mnist"
+            in error
+        )
+    assert not any(tmp_path.rglob("*.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -651,7 +697,11 @@ def test_report_writes_the_page(place: Place, tmp_path: Path, capsys: pytest.Cap
         (["run", "table1", "--seed", "5"], "table1 has no seed 5 at scale cpu; wanted one of 0, 1"),
         (["run", "table1", "--device", "abacus"], "device is 'abacus': "),
         (["run", "table1", "--device", "cuda:99"], "device is 'cuda:99': "),
-        (["run", "table1", "--row", "DS", "--seed", "1", "--data", "{tmp}"], "{tmp} holds no faces; wanted a folder"),
+        (
+            ["run", "table1", "--row", "DS", "--seed", "1", "--data", "{tmp}"],
+            "{tmp} holds no faces; wanted a folder elsewhere or faces in --data; leave --data out to load "
+            "nobody/faces from Hugging Face (pip install 'certibox[data]')",
+        ),
         (["list", "--experiments", "{tmp}"], "{tmp} holds no setups.yaml; wanted the folder of experiments"),
         (["report", "--experiments", "{tmp}"], "{tmp} holds no setups.yaml; wanted the folder of experiments"),
         (["walk"], "there is no command 'paper walk'"),

@@ -399,3 +399,9 @@ def test_the_page_of_one_plain_run_has_no_empty_sections(tmp_path):
     assert "Certified share" in seen.text
     for heading in ("Queries by phase", "Differences between runs", "Notes"):
         assert heading not in seen.text
+
+
+def test_columns_of_words_are_set_to_the_left() -> None:
+    lines = [["claim", "n", "verdict"], ["a | b", "1", "holds"]]
+    assert markdown(lines) == "| claim | n | verdict |\n| --- | ---: | ---: |\n| a \\| b | 1 | holds |\n"
+    assert markdown(lines, left=(0, 2)).splitlines()[1] == "| --- | ---: | --- |"

@@ -15,17 +15,22 @@ from certibox.errors import InvalidInput, one_of
 from certibox.paper import runner
 from certibox.paper.measured import Results
 from certibox.paper.results import write_results
+from certibox.paper.shipped import EXPERIMENTS, find_suite
 from certibox.paper.stages import Workshop
-from certibox.paper.suite import NAMES, Suite
+from certibox.paper.suite import NAMES
 
 OUT = Console(soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)
 class Experiments:
-    """The suite."""
+    """Where the suite and its measured rows are."""
 
-    experiments: str = option("folder of the experiments", "experiments/paper")
+    experiments: str = option(
+        "folder of the experiments: their settings, and the measured rows in `measured`; the settings that certibox "
+        "is shipped with are taken where the default folder is not there",
+        EXPERIMENTS,
+    )
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,18 @@ class PaperRun(Experiments):
 
 @dataclass(frozen=True)
 class PaperReport(Experiments):
-    """Write RESULTS.md and its plots from the measured rows: reported beside measured, with what each number took.
+    """Write RESULTS.md, a page for every table and their plots, from the measured rows alone.
 
     example: certibox paper report
     """
 
-    out: str = option("the page; its plots go into a folder `results` beside it", "RESULTS.md")
+    out: str = option("the page of all results; all else goes into a folder `results` beside it", "RESULTS.md")
 
 
 def run_list(options: PaperList) -> None:
     """`certibox paper list`."""
-    suite, known = Suite(options.experiments), Results(options.experiments).by_plan()
+    suite, results = find_suite(options.experiments), Results(options.experiments)
+    known = results.by_plan()
     for name, table in suite.tables.items():
         parts = []
         for scale, seeds in table.seeds.items():
@@ -78,11 +84,13 @@ def run_list(options: PaperList) -> None:
             parts.append(f"{scale} {done}/{len(plans) * len(seeds)}")
         OUT.print(f"{name:<8} {table.title}")
         OUT.print(f"{'':<8} measured: {', '.join(parts)}")
+    if not known:
+        OUT.print(f"No row is measured in {results.folder}; those of the published results are in the repository.")
 
 
 def run_run(options: PaperRun) -> None:
     """`certibox paper run`."""
-    suite = Suite(options.experiments)
+    suite = find_suite(options.experiments)
     table, results = suite.table(options.table), Results(options.experiments)
     if options.scale not in table.scales:
         raise InvalidInput(f"{table.name} has no scale {options.scale!r}; wanted {one_of(options.scale, table.scales)}")
@@ -110,5 +118,11 @@ def require_device(device: str) -> None:
 
 def run_report(options: PaperReport) -> None:
     """`certibox paper report`."""
-    for path in write_results(Suite(options.experiments), Results(options.experiments), Path(options.out)):
-        OUT.print(f"saved {path}")
+    suite, results = find_suite(options.experiments), Results(options.experiments)
+    if not results.by_plan():
+        raise InvalidInput(
+            f"{results.folder} holds no measured row; run this in a checkout of the repository, which has them, or "
+            "measure rows first: certibox paper run table2 --data DIR"
+        )
+    page, *others = write_results(suite, results, Path(options.out))
+    OUT.print(f"saved {page}, and {len(others)} pages and plots in {others[0].parent}")

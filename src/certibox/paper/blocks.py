@@ -1,4 +1,4 @@
-"""The measured rows of a table at one scale: what RESULTS.md shows as one block. No torch."""
+"""The measured rows of a table at one scale: what a page of results shows as one block. No torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from certibox.paper.suite import Claim, Table
 
 @dataclass(frozen=True)
 class Block:
-    """The measured rows of a table at one scale, by row name in the order of the table."""
+    """The measured rows of a table at one scale."""
 
     table: Table
+    """Table or figure of the suite."""
     scale: str
-    rows: dict[str, list[Measured]]  # sorted by seed
+    """Name of the scale."""
+    rows: dict[str, list[Measured]]
+    """Measured rows, sorted by seed, under the name of the row, in the order of the table. Rows without any are left
+    out."""
 
     @cached_property
     def findings(self) -> list[tuple[Claim, Finding | None]]:
@@ -39,7 +43,15 @@ class Block:
 
 
 def blocks_of(table: Table, known: Mapping[tuple[str, int], Measured]) -> list[Block]:
-    """The rows that were measured under the table's present settings, by this table or another, by scale."""
+    """The rows that were measured under the table's present settings, by this table or another.
+
+    Args:
+        table: Table or figure of the suite.
+        known: Measured rows under (digest of the plan, seed), as `Results.by_plan` has them.
+
+    Returns:
+        One block for each scale with a measured row, in the order of the table's scales.
+    """
     blocks = []
     for scale in table.scales:
         rows: dict[str, list[Measured]] = {}

@@ -22,14 +22,20 @@ Verdict = Literal["holds", "does not hold", "cannot be told"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim beside what was measured. difference, low, high: of `better` over `worse`, with a 95 % interval."""
+    """A claim beside what was measured. Differences are shares of images (0.01 is a point), or RMSE saved."""
 
     claim: Claim
+    """Claim of the table."""
     difference: float
+    """Measured advantage of the better row over the worse, mean over images and seeds."""
     low: float
+    """Lower end of the difference's 95 % interval, by bootstrap over images."""
     high: float
+    """Upper end of the interval."""
     by_seed: tuple[float, ...]
+    """Differences of the seeds by themselves, in the order of the better row's seeds."""
     images: int
+    """Number of test images."""
 
     @property
     def verdict(self) -> Verdict:
@@ -40,7 +46,19 @@ class Finding:
 
 
 def check(claim: Claim, better: Sequence[Measured], worse: Sequence[Measured]) -> Finding | None:
-    """The finding of a claim from the rows of all seeds that both sides have; None if there is none."""
+    """The finding of a claim from the rows of all seeds that both sides have.
+
+    Args:
+        claim: Claim to check.
+        better: Measured rows of the row that the claim says is better, one a seed.
+        worse: Measured rows of the other row, one a seed.
+
+    Returns:
+        The finding; None if no seed was measured on both sides.
+
+    Raises:
+        InvalidInput: For rows that were measured on different numbers of images.
+    """
     pairs = [(a, b) for a in better for b in worse if a.seed == b.seed]
     if not pairs:
         return None
@@ -57,12 +75,28 @@ def check(claim: Claim, better: Sequence[Measured], worse: Sequence[Measured]) -
 
 
 def outcomes(row: Measured, claim: Claim) -> np.ndarray:
-    """What a claim compares, larger is better: certified at its radius (0 or 1), or minus the RMSE; (images,)."""
+    """What a claim compares, image by image; larger is better.
+
+    Args:
+        row: Measured row.
+        claim: Claim that names the radius, or the threat and the norm.
+
+    Returns:
+        Array (images,): 1 where the image is certified at the radius of the claim and else 0, or minus the RMSE.
+    """
     if "reach" in row.values:
         return certified(row, claim.at).astype(float)
     return -row.series(f"{claim.threat} rmse {claim.at:g}")
 
 
 def certified(row: Measured, multiple: float) -> np.ndarray:
-    """Whether each image is certified correctly at `multiple` times sigma; (images,) of bool."""
+    """Whether each image is certified correctly at a radius.
+
+    Args:
+        row: Measured row of a classification.
+        multiple: Radius in multiples of the row's sigma.
+
+    Returns:
+        Booleans (images,).
+    """
     return row.series("reach") >= multiple * row.settings["sigma"]

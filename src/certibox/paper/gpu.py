@@ -1,6 +1,6 @@
-"""What `tools/gpu_queue.py` checked on a GPU: its lines on disk, and their section of RESULTS.md. No torch.
+"""What the GPU queue checked on a GPU: its lines on disk, and their page. No torch.
 
-A line of `experiments/paper/gpu.jsonl` is one check:
+A line of `gpu.jsonl`, beside the folder of the measured rows, is one check:
 
     precision   figures: images, coordinates, columns, and rows: estimator, mu, queries, cosines in each column's order
     epoch       figures: batch, steps, seconds and queries a step, raw seconds, raw batch, raw layout
@@ -23,40 +23,64 @@ EPOCH_IMAGES = 50_000  # CIFAR-10's training split
 RELEASED, LIVE = "central differences, every coordinate", "forward differences, live coordinates"
 NOTHING = "Not measured: no CUDA device was at hand; `python tools/gpu_queue.py --seconds 600 --data DIR`.\n"
 
-_TITLE = "## On a GPU: the precision of estimates, and the time of an epoch\n"
-_PRECISION = """### Precision
+_HEAD = """# On a GPU: the precision of gradients, and the time of an epoch
 
-Cosine of the estimated gradient at z with that of autograd in float64, mean over images. The columns say how decoder
-and box computed: float32 with TF32 off, TF32, autocast to bfloat16 and to float16; `certibox` is the way that training
-takes, while TF32 is on everywhere else. The differences themselves are always taken in float32.
+What training takes for granted on a GPU, checked there: that gradients estimated in fast arithmetic are right, and how
+long an epoch takes.
 """
-_EPOCH = f"""### Seconds for an epoch
+_PRECISION = """## Precision
 
-ZO-AE-DS on CIFAR-10 (CGE, q = 192, ResNet-110, DnCNN): timed steps, put to an epoch of {EPOCH_IMAGES:,} images, without
+Cosine between the gradient that an estimator gives at an embedding and the true gradient (autograd in float64), mean
+over images: 1 is perfect. CGE and RGE estimate the gradient from differences of answers of the black box, μ apart: CGE
+along every coordinate, RGE along random directions. The columns say in which arithmetic decoder and black box computed:
+float32 with TF32 off, TF32, autocast to bfloat16 and to float16; `certibox` is the way that training takes, while TF32
+is on everywhere else. The differences themselves are always taken in float32.
+"""
+_EPOCH = f"""## Time of an epoch
+
+ZO-AE-DS, the paper's method, on CIFAR-10: denoiser DnCNN and the encoder are trained before a ResNet-110 that is only
+queried, with CGE on 192 coordinates. A few steps are timed and put to an epoch of {EPOCH_IMAGES:,} images, without
 targets and validation. The paper takes about {PAPER_MINUTES} minutes on an RTX A6000. *Raw* is the time that decoder
-and box alone take for as many images, at the fastest batch size and memory format of a few. The box has random weights,
-which no time depends on.
+and black box alone take for as many images, at the fastest batch size and memory format of a few. The black box has
+random weights, on which no time depends.
 """
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line. check: precision or epoch. name: which box, or which way to train. tiny: a dry run of the queue."""
+    """One check: a line of the file."""
 
     check: str
+    """Kind of the check: `precision` or `epoch`."""
     name: str
-    device: str  # cuda or cpu
+    """Black box whose gradients were checked, or way to train that was timed."""
+    device: str
+    """Device: `cuda` or `cpu`."""
     tiny: bool
+    """Whether the check was a dry run at a tiny size, which is never published."""
     data: str
+    """Name of the images."""
     figures: Mapping[str, Any]
+    """Numbers of the check; see the module."""
     hardware: str
+    """Name of the GPU or processor."""
     versions: Mapping[str, str]
+    """Versions by name of the program or library."""
     date: str
+    """Day of the check, as 2026-01-31."""
     command: str
+    """Command that checks again."""
 
 
 def read_checks(path: Path) -> list[Check]:
-    """The lines of a file in order; none where there is no file. Raises `UnreadableFile` for a line that is none."""
+    """The checks of a file in order; none where there is no file.
+
+    Args:
+        path: File with one JSON line a check.
+
+    Raises:
+        UnreadableFile: For a line that is no check.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     checks = []
     for number, line in enumerate(lines, start=1):
@@ -71,26 +95,48 @@ def read_checks(path: Path) -> list[Check]:
 
 
 def append_check(path: Path, check: Check) -> None:
-    """Write one line and flush it."""
+    """Write one check and flush it.
+
+    Args:
+        path: File of the checks; it is made where there is none.
+        check: Check to add.
+    """
     append_line(path, asdict(check))
 
 
 def minutes_an_epoch(check: Check) -> float:
-    """A pass over CIFAR-10's training images, from the timed steps."""
+    """Minutes of a pass over CIFAR-10's training images, from the timed steps.
+
+    Args:
+        check: Check of the kind `epoch`.
+    """
     return check.figures["seconds"] * EPOCH_IMAGES / check.figures["batch"] / 60
 
 
-def section(path: Path) -> str:
-    """Markdown for RESULTS.md from the lines of `path`: what was measured on CUDA devices, and nothing else.
+def page(path: Path, back: str) -> str:
+    """The page of the checks as Markdown.
 
-    Of lines that answer the same on the same hardware, the last stands.
+    Args:
+        path: File of the checks; it need not exist.
+        back: Link from the page to the page of all results.
+    """
+    return "\n".join([_HEAD, f"[All results]({back})\n", section(path)])
+
+
+def section(path: Path) -> str:
+    """What was measured on CUDA devices, and nothing else, as Markdown.
+
+    Of checks that answer the same question on the same hardware, the last stands.
+
+    Args:
+        path: File of the checks; it need not exist.
     """
     latest: dict[tuple[str, str, str], Check] = {}
     for check in read_checks(path):
         if check.device == "cuda" and not check.tiny:
             latest[check.check, check.name, check.hardware] = check
     precisions, epochs = ([c for c in latest.values() if c.check == kind] for kind in ("precision", "epoch"))
-    parts = [_TITLE, _PRECISION, *(map(_cosines, precisions) if precisions else [NOTHING])]
+    parts = [_PRECISION, *(map(_cosines, precisions) if precisions else [NOTHING])]
     parts += [_EPOCH, _seconds(epochs) if epochs else NOTHING]
     return "\n".join(parts)
 

@@ -31,28 +31,41 @@ _TYPES: dict[type, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One row as it was measured. digest: that of its plan, so that a row of other settings is never taken for it.
-
-    queries: answers that the defense took to train (targets and validation included) and to evaluate. seconds: by
-    stage; a stage that rows share is in each of them. data: the images, with the word that says they are copies.
-    """
+    """One row as it was measured."""
 
     table: str
+    """Name of the table that measured the row first."""
     row: str
+    """Name of the row in that table."""
     scale: str
+    """Name of the scale."""
     seed: int
+    """Seed of the training and of the noise."""
     digest: str
+    """Digest of the row's plan, so that a row of other settings is never taken for it."""
     values: Mapping[str, Sequence[float | None]]
+    """Numbers by name of the series, one for every test image; see the module."""
     queries: Mapping[str, int]
+    """Answers of the black box: under `train` all that the defense took, targets and validation included; under
+    `evaluate` those of the evaluation."""
     epochs: int
+    """Epochs of the defense."""
     seconds: Mapping[str, float]
-    settings: Mapping[str, Any]  # sigma, n0, n, alpha, or those of the attack
+    """Seconds by stage; a stage that rows share is in each of them."""
+    settings: Mapping[str, Any]
+    """Settings of the evaluation: sigma with n0, n and alpha, or with those of the attack."""
     data: str
-    clean_accuracy: float | None  # of the bare box, without noise, on the same images
+    """Name of the images, which tells copies (`cifar10-jpeg`) from originals."""
+    clean_accuracy: float | None
+    """Share of the same test images, without noise, that the bare black box gets right; None for reconstructions."""
     command: str
+    """Command that measures the row again."""
     hardware: str
+    """Processor or GPU, and the number of threads."""
     versions: Mapping[str, str]
+    """Versions by name of the program or library."""
     date: str
+    """Day of the measurement, as 2026-01-31."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -60,7 +73,17 @@ class Measured:
         return self.digest, self.seed
 
     def series(self, name: str) -> np.ndarray:
-        """One series over images (n,); null becomes -inf, below every radius."""
+        """One series of numbers over images.
+
+        Args:
+            name: Name of the series, such as `reach`.
+
+        Returns:
+            Array (images,); null becomes -inf, below every radius.
+
+        Raises:
+            InvalidInput: For a series that was not measured.
+        """
         if name not in self.values:
             raise InvalidInput(
                 f"{self.table} / {self.row} has no series {name!r}; wanted one of {', '.join(self.values)}"
@@ -69,19 +92,33 @@ class Measured:
 
 
 class Results:
-    """The measured rows of a suite: one file a table, in `measured/`. A row is in the table that measured it first."""
+    """The measured rows of a suite: one file a table, in `measured/`. A row is in the table that measured it first.
+
+    Args:
+        folder: Folder of the experiments; the rows are in `measured` below it. It need not exist.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder) / "measured"
 
     def path(self, table: str) -> Path:
-        """Where the rows of a table are."""
+        """The file of a table.
+
+        Args:
+            table: Name of the table.
+        """
         return self.folder / f"{table}.jsonl"
 
     def read(self, table: str) -> list[Measured]:
         """All rows of a table, in the order in which they were measured; none where there is no file.
 
-        A last line cut short by a crash is ignored. Raises `UnreadableFile` for any other line that is no row.
+        A last line cut short by a crash is ignored.
+
+        Args:
+            table: Name of the table.
+
+        Raises:
+            UnreadableFile: For any other line that is no row of the table.
         """
         path = self.path(table)
         if not path.exists():
@@ -89,13 +126,18 @@ class Results:
         return [_parsed(line, path, number) for number, line in enumerate(whole_lines(path), start=1)]
 
     def append(self, row: Measured) -> None:
-        """Write one row and flush it."""
+        """Write one row and flush it.
+
+        Args:
+            row: Row to add to the file of its table.
+        """
         append_line(self.path(row.table), asdict(row))
 
     def by_plan(self) -> dict[tuple[str, int], Measured]:
         """The rows of all tables under (digest of the plan, seed): tables whose rows have equal plans share them.
 
-        Raises `UnreadableFile` where two rows of one key differ in what they say of the images.
+        Raises:
+            UnreadableFile: Where two rows of one plan and seed differ in what they say of the images.
         """
         known: dict[tuple[str, int], Measured] = {}
         for path in sorted(self.folder.glob("*.jsonl")):

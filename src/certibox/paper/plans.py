@@ -27,17 +27,18 @@ def _require(holds: bool, said: str) -> None:
 
 @dataclass(frozen=True)
 class Data:
-    """Which images. name: an entry of `datasets.yaml`. Counts of None mean all.
-
-    train: the first so many of the training split train the defense; validation: the last so many of it select. test:
-    so many of the test split, evenly spaced. size: resize to size x size (Restricted ImageNet).
-    """
+    """Which images. Raises `InvalidInput` for a count or size below 1."""
 
     name: str
+    """Entry of `datasets.yaml`."""
     train: int | None
+    """Number of training images of the defense, the first of the training split; None for all."""
     validation: int
+    """Number of validation images, the last of the training split; they select and never train."""
     test: int | None
+    """Number of test images, at even distances in the test split; None for all."""
     size: int | None = None
+    """Side of the square that images are resized to, in pixels (Restricted ImageNet); None to leave them."""
 
     def __post_init__(self) -> None:
         counts = (self.train, self.validation, self.test, self.size)
@@ -49,24 +50,31 @@ class Data:
 
 @dataclass(frozen=True)
 class Network:
-    """A network trained by itself: the black box, or the autoencoder of stage 1.
-
-    images: the first so many of the training split, by default all for a box, and those of the defense for an
-    autoencoder. weights: a folder of a saved autoencoder to load instead. outputs: all that a box shows of its answers.
-    mean, std: the box's own normalisation, per channel.
-    """
+    """A network trained by itself: the black box, or the autoencoder of stage 1."""
 
     network: str
+    """Name of the network in `certibox.networks`."""
     phases: tuple[Phase, ...] = ()
+    """Phases of the training."""
     batch_size: int = 256
+    """Number of images a step."""
     arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the network by name."""
     images: int | None = None
+    """Number of training images, the first of the training split; None for all that a black box can have, and for
+    those of the defense for an autoencoder."""
     augmentation: str = "none"
+    """Augmentation of the training images, a key of `AUGMENTATIONS`."""
     mean: tuple[float, ...] | None = None
+    """Mean that the black box subtracts from pixels on [0, 1], one number a channel; None for no normalisation."""
     std: tuple[float, ...] | None = None
+    """Divisor after that, one number a channel."""
     seed: int | None = None
+    """Seed of the training; None for 0 with a black box, and for the seed of the row with an autoencoder."""
     weights: str | None = None
+    """Folder of a saved autoencoder to load instead of training one."""
     outputs: Literal["logits", "labels"] = "logits"
+    """Kind of the answers of a black box: scores of all classes, or the label alone."""
 
     @property
     def schedule(self) -> Schedule:
@@ -76,17 +84,20 @@ class Network:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A zeroth-order estimator by name: cge, rge, orthogonal or guided.
-
-    share: of each batch that gets an estimate. guided: the settings of `estimators.Guided` beside q, mu and central.
-    """
+    """A zeroth-order estimator of gradients. Raises `InvalidInput` for settings that do not go together."""
 
     name: Literal["cge", "rge", "orthogonal", "guided"]
+    """Name of the estimator."""
     mu: float | Literal["auto"] = "auto"
+    """Step of the differences, in units of the embedding or of pixels on [0, 1]; `auto` to measure it."""
     q: int | Literal["auto"] | None = None
+    """Number of directions an image; None for cge, which takes every coordinate."""
     central: bool = False
+    """Whether differences are central, with two queries a direction, instead of forward."""
     share: float = 1.0
+    """Share of the images of a batch that get an estimate."""
     guided: dict[str, Any] = field(default_factory=dict)
+    """Settings of `estimators.Guided` beside q, mu and central, by name."""
 
     def __post_init__(self) -> None:
         positive = isinstance(self.mu, str) or self.mu > 0
@@ -103,25 +114,41 @@ class Estimator:
 class Defense:
     """How a defense is trained; the names are those of `certibox.train`.
 
-    method: `none` for the bare model (certification smooths it), `identity` for one that answers noisy copies, as a
-    defense that changes nothing: the bare model of a reconstruction, smoothed.
+    Raises `InvalidInput` for a sigma that is not positive, and for an estimator without a zeroth-order method or the
+    other way round.
     """
 
     method: Method
+    """Method of the paper; `none` for the bare model (certification smooths it), `identity` for a defense that changes
+    nothing and answers noisy copies: the bare model of a reconstruction, smoothed."""
     sigma: float
+    """Standard deviation of the noise, in pixels on [0, 1] or in the units of a measurement."""
     phases: tuple[Phase, ...] = ()
+    """Phases of the training."""
     batch_size: int = 256
+    """Number of images a step."""
     gamma: float = 1.0
+    """Weight γ of the stability term."""
     denoise_weight: float = 1.0
+    """Weight of the denoising term: 1 for equation 2, 0 for the stability alone of the released code."""
     reconstruction_weight: float = 0.0
+    """Weight of the autoencoder's own reconstruction error."""
     denoiser: dict[str, Any] = field(default_factory=lambda: {"name": "dncnn", "arguments": {}})
+    """Network of the denoiser: its name, and its arguments by name."""
     estimator: Estimator | None = None
+    """Estimator of gradients; for zeroth-order methods, and for them alone."""
     scheme: Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"] = "denoiser+encoder"
+    """Parts that train."""
     targets: Literal["hard", "soft"] = "hard"
+    """Targets of the stability term: the black box's label of a clean image, or its scores."""
     augmentation: str = "none"
+    """Augmentation of the training images, a key of `AUGMENTATIONS`."""
     validation_votes: int = 1
+    """Number of noisy copies of every validation image in one validation."""
     validate_every: int | None = None
+    """Number of epochs between validations; None to validate after every epoch."""
     skip_dead: bool = True
+    """Whether coordinates of the embedding whose gradient is zero anyway cost no query."""
 
     def __post_init__(self) -> None:
         _require(self.sigma > 0, f"sigma is {self.sigma}; wanted a positive standard deviation")
@@ -143,12 +170,16 @@ class Defense:
 
 @dataclass(frozen=True)
 class Certify:
-    """How it is certified. columns: radii of the table, as multiples of sigma, in the order of the paper's columns."""
+    """How images are certified. Raises `InvalidInput` for counts that can certify nothing."""
 
     n0: int
+    """Number of noisy copies that choose the class."""
     n: int
+    """Number of further noisy copies that bound its probability."""
     alpha: float
+    """Probability, at most, that a certificate is wrong."""
     columns: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0)
+    """Radii of the table, as multiples of sigma, in the order of the paper's columns."""
 
     def __post_init__(self) -> None:
         _require(self.n0 >= 1, f"n0 is {self.n0}; wanted at least 1 vote to pick a class")
@@ -159,17 +190,20 @@ class Certify:
 
 @dataclass(frozen=True)
 class Attack:
-    """How a reconstruction is attacked. epsilons: l2 norms in the scaled units of the measurement.
-
-    copies: noisy copies behind one defended output. samples: noise samples in the gradient of the adaptive attack.
-    """
+    """How a reconstruction is attacked. Raises `InvalidInput` for negative norms and for counts below 1."""
 
     epsilons: tuple[float, ...]
+    """l2 norms of the attack, in the scaled units of the measurement."""
     steps: int
+    """Number of gradient steps of an attack."""
     copies: int
+    """Number of noisy copies behind one defended output."""
     samples: int
+    """Number of noise samples in a gradient of the adaptive attack."""
     measurements: int = 576
+    """Number of linear measurements of an image."""
     measurement_seed: int = 0
+    """Seed of the random measurement matrix."""
 
     def __post_init__(self) -> None:
         _require(
@@ -182,14 +216,20 @@ class Attack:
 
 @dataclass(frozen=True)
 class Plan:
-    """One row at one scale, seeds apart. box: the classifier or, for reconstruction, the reconstruction network."""
+    """One row at one scale, seeds apart. Raises `InvalidInput` unless it has one of certify and attack."""
 
     data: Data
+    """Images."""
     box: Network
+    """Black box: a classifier or, for reconstruction, the reconstruction network."""
     autoencoder: Network
+    """Autoencoder of stage 1; methods without one ignore it."""
     defense: Defense
+    """Training of the defense."""
     certify: Certify | None = None
+    """Certification, for classifiers."""
     attack: Attack | None = None
+    """Attack, for reconstructions."""
 
     def __post_init__(self) -> None:
         if (self.certify is None) == (self.attack is None):
@@ -212,7 +252,11 @@ class Plan:
 
 
 def stated(plan: Any) -> Any:
-    """A plan as plain values without those that are at their defaults: a setting added later keeps earlier digests."""
+    """A plan as plain values without those that are at their defaults: a setting added later keeps earlier digests.
+
+    Args:
+        plan: Plan, a part of one, or a value in it.
+    """
     if isinstance(plan, tuple):
         return [stated(item) for item in plan]
     if not is_dataclass(plan):
@@ -226,7 +270,16 @@ def _default(item: Field[Any], value: Any) -> bool:
 
 
 def parse(kind: type[_T], values: Any, place: str) -> _T:
-    """`values` of a YAML file as a `kind`; `InvalidInput` names the place and the key that is wrong."""
+    """Values of a YAML file as a dataclass, with every value in the type of its field.
+
+    Args:
+        kind: Dataclass to make.
+        values: Mapping with the names of its fields.
+        place: Name of the place in the file, for messages.
+
+    Raises:
+        InvalidInput: For a key or value that does not fit; it names the place, the key and what was wanted.
+    """
     if not isinstance(values, Mapping):
         raise InvalidInput(f"{place} is {values!r}; wanted a mapping of {', '.join(_names(kind))}")
     hints = get_type_hints(kind)

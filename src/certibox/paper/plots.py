@@ -15,7 +15,15 @@ from certibox.report import Run, plot_ca_curves, plot_images
 
 
 def draw(blocks: list[Block], folder: Path) -> dict[str, Path]:
-    """The picture of a figure at each scale that has what it shows."""
+    """Draw the picture of a figure at each scale that has what it shows.
+
+    Args:
+        blocks: Measured rows of the figure, one block a scale; blocks of a table have no picture.
+        folder: Folder for the pictures.
+
+    Returns:
+        The paths of the pictures by scale.
+    """
     paths = {}
     for block in blocks:
         path = folder / f"{block.table.name}-{block.scale}.png"

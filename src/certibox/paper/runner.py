@@ -38,25 +38,36 @@ class Job:
     """One row to measure at one scale with one seed."""
 
     table: Table
+    """Table of the row."""
     row: Row
+    """Row to measure."""
     scale: str
+    """Name of a scale at which the row has a plan."""
     seed: int
+    """Seed of the training and of the noise."""
 
     @property
     def plan(self) -> Plan:
-        """What to do."""
+        """Plan of the row at this scale."""
         return self.row.plans[self.scale]
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Table, row, scale and seed, for messages."""
         return f"{self.table.name} / {self.row.name} / {self.scale} / seed {self.seed}"
 
 
 def jobs(table: Table, scale: str, rows: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[Job]:
     """The rows of a table at a scale, seed by seed, so that every row has its first seed early.
 
-    Raises `InvalidInput` for a row or seed asked for that the table lacks, or has at other scales only.
+    Args:
+        table: Table or figure of the suite.
+        scale: Name of a scale of the table.
+        rows: Names of the rows to measure; all if empty.
+        seeds: Seeds to measure; all if empty.
+
+    Raises:
+        InvalidInput: For a row or seed that the table lacks, or has at other scales only.
     """
     for name in rows:
         if scale not in table.row(name).plans:
@@ -73,7 +84,19 @@ def jobs(table: Table, scale: str, rows: Sequence[str] = (), seeds: Sequence[int
 
 
 def measure(job: Job, workshop: Workshop, results: Results) -> tuple[Measured, bool]:
-    """The measured row of a job, and whether it was measured just now; rows measured before stand."""
+    """Measure one row, unless this table or another with an equal row has measured it before.
+
+    Args:
+        job: Row to measure.
+        workshop: Place where stages are done and kept.
+        results: Measured rows; a new one is added.
+
+    Returns:
+        The measured row, and whether it was measured just now.
+
+    Raises:
+        InvalidInput: For images that are not at hand; it says where to get them.
+    """
     known = results.by_plan().get((job.plan.digest, job.seed))  # by this table, or by another with a row like it
     if known is not None:
         return known, False
@@ -83,13 +106,22 @@ def measure(job: Job, workshop: Workshop, results: Results) -> tuple[Measured, b
 
 
 def command(job: Job, device: str) -> str:
-    """What measures this row again."""
+    """The command that measures a row again.
+
+    Args:
+        job: Row to measure.
+        device: Device, `cpu` or `cuda`.
+    """
     asked = f"--scale {job.scale} --row {shlex.quote(job.row.name)} --seed {job.seed} --data DIR"
     return f"certibox paper run {job.table.name} {asked}" + (f" --device {device}" if device != "cpu" else "")
 
 
 def headline(row: Measured) -> str:
-    """The row in a few words: certified accuracy at its columns, or the errors under the adaptive attack."""
+    """A row in a few words: certified accuracy at its columns, or the errors under the adaptive attack.
+
+    Args:
+        row: Measured row.
+    """
     if "reach" in row.values:
         shares = [certified(row, multiple).mean() for multiple in row.settings["columns"]]
         return "certified " + " / ".join(f"{100 * share:.1f}" for share in shares) + " %"
@@ -99,6 +131,7 @@ def headline(row: Measured) -> str:
 
 def _measured(job: Job, workshop: Workshop) -> Measured:
     plan, seed = job.plan, job.seed
+    require_images(plan, workshop)
     model, folder = workshop.defense(plan, seed)
     client = model if isinstance(model, QueryClient) else model.client
     test = workshop.splits(plan).test
@@ -127,6 +160,31 @@ def _measured(job: Job, workshop: Workshop) -> Measured:
         versions=versions(),
         date=datetime.now(UTC).date().isoformat(),
     )
+
+
+def require_images(plan: Plan, workshop: Workshop) -> None:
+    """Make sure, before any work, that the images of a plan are at hand.
+
+    Args:
+        plan: Plan of a row.
+        workshop: Place that knows the folder of the data sets, or that there is none.
+
+    Raises:
+        InvalidInput: For images that are not at hand; it says where to get them.
+    """
+    name = plan.data.name
+    try:
+        if workshop.data is None:
+            workshop.splits(plan)  # what it loads is kept
+        else:
+            workshop.source(name)
+    except InvalidInput as error:
+        if name not in workshop.suite.datasets:
+            raise
+        entry = workshop.suite.datasets[name]
+        loaded = f"leave --data out to load {entry['hub']['name']} from Hugging Face (pip install 'certibox[data]')"
+        own = f"or give --data DIR with {name} in DIR/{entry['folders'][0]}"
+        raise InvalidInput(f"{error}; {own if workshop.data is None else loaded}") from error
 
 
 def _certified(
@@ -193,7 +251,11 @@ def _reconstructed(
 
 
 def rounded_down(radius: float) -> float:
-    """A radius with `DECIMALS` decimals that is not above it."""
+    """A radius with `DECIMALS` decimals that is not above it.
+
+    Args:
+        radius: Radius to round, at least 0.
+    """
     # Decimal: the product of a radius just below a step and 10 ** DECIMALS can round up to it.
     return float(Decimal(repr(float(radius))).quantize(Decimal(10) ** -DECIMALS, ROUND_FLOOR))
 

@@ -42,45 +42,66 @@ _ROW_KEYS = {"name", "like", "reported", "set", "note", "only"}
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table. reported: column -> what the paper reports there (percent, or [RMSE, SSIM]); or nothing."""
+    """One row of a table."""
 
     name: str
+    """Name of the row, unique in its table."""
     reported: Mapping[str, Any]
-    plans: Mapping[str, Plan]  # scale -> plan
+    """What the paper reports, by column: percent, or [RMSE, SSIM]. Empty for rows that the paper lacks."""
+    plans: Mapping[str, Plan]
+    """Plans by scale; a row may lack some scales."""
     note: str | None = None
+    """Remark that stands under the name."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the paper claims, put so that measured rows can contradict it.
-
-    at: multiple of sigma (classification) or epsilon (reconstruction) at which `better` and `worse` are compared.
-    margin: the claim is that `better` exceeds `worse` by more than this; a negative margin is "comes near".
-    """
+    """Something that the paper claims, put so that measured rows can contradict it."""
 
     text: str
+    """Claim in words."""
     better: str
+    """Name of the row that is claimed to be better."""
     worse: str
+    """Name of the row that it is compared with."""
     at: float
+    """Multiple of sigma (classification) or norm of the attack (reconstruction) at which the two are compared."""
     margin: float = 0.0
+    """Advantage that `better` is claimed to exceed, as a share of images or in RMSE; negative for "comes near"."""
     threat: str = "adaptive"
+    """Attacker of a reconstruction: `transfer` or `adaptive`."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table or figure of the paper. scales: scale -> name of the setup, in order of size."""
+    """One table or figure of the paper."""
 
     name: str
+    """Name of the table and of its file, such as `table2`."""
     title: str
+    """Title as a reader sees it: what the paper calls it, a colon, what it is about."""
     rows: tuple[Row, ...]
+    """Rows in the order of the table."""
     claims: tuple[Claim, ...]
+    """Claims about the rows."""
     scales: Mapping[str, str]
-    seeds: Mapping[str, tuple[int, ...]]  # scale -> seeds
+    """Names of the setups by scale, in order of size."""
+    seeds: Mapping[str, tuple[int, ...]]
+    """Seeds by scale."""
     notes: tuple[str, ...]
-    picture: str | None = None  # curves or reconstructions, for the figures
+    """Remarks that stand below the table."""
+    picture: str | None = None
+    """Kind of the picture of a figure: `curves` or `reconstructions`."""
 
     def row(self, name: str) -> Row:
-        """The row of this name; `InvalidInput` names those there are."""
+        """One row.
+
+        Args:
+            name: Name of the row.
+
+        Raises:
+            InvalidInput: For an unknown name; it lists those there are.
+        """
         for row in self.rows:
             if row.name == name:
                 return row
@@ -88,7 +109,15 @@ class Table:
 
 
 class Suite:
-    """The experiments of a folder, read when they are asked for. names: of its tables, by default the paper's."""
+    """The experiments of a folder, read when they are asked for.
+
+    Args:
+        folder: Folder with `setups.yaml` and a file for each table.
+        names: Names of the tables, by default those of the paper.
+
+    Raises:
+        UnreadableFile: For a folder without `setups.yaml`.
+    """
 
     def __init__(self, folder: str | Path, names: tuple[str, ...] = NAMES) -> None:
         self.folder, self.names = Path(folder), names
@@ -116,7 +145,15 @@ class Suite:
         return {name: self.table(name) for name in self.names}
 
     def table(self, name: str) -> Table:
-        """One table, with every row resolved at every scale."""
+        """One table, with every row resolved at every scale.
+
+        Args:
+            name: Name of the table, such as `table2`.
+
+        Raises:
+            InvalidInput: For an unknown table, or settings that make no plan; it names the place.
+            UnreadableFile: For a file that is missing or is no YAML.
+        """
         if name not in self.names:
             raise InvalidInput(f"there is no experiment {name!r}; wanted {one_of(name, self.names)}")
         raw = self._read(name)
@@ -206,6 +243,10 @@ def merged(base: Any, over: Any) -> Any:
     """`base` with `over` laid on it: mappings merge key by key, all else is replaced.
 
     So is a mapping with arguments by one of another name: the arguments of one network mean nothing to another.
+
+    Args:
+        base: Values below.
+        over: Values that win.
     """
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over

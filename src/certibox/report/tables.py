@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -109,15 +109,17 @@ def markdown_table(runs: Sequence[Run], radii: ArrayLike) -> str:
     return markdown(cells(runs, radii))
 
 
-def markdown(rows: Sequence[Sequence[str]], rule: str | None = None) -> str:
+def markdown(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), rule: str | None = None) -> str:
     """A Markdown table of cells: the first row is the header.
 
     Args:
         rows: Cells of each row, as many in each.
-        rule: Markdown of the line below the header; by default every column but the first is set to the right.
+        left: Positions of the columns that are set to the left, words rather than numbers; all others go to the right.
+        rule: Markdown of the line below the header, in place of the one that `left` makes.
     """
     header, *body = rows
-    rule = rule or "| " + " | ".join(["---", *("---:" for _ in header[1:])]) + " |"
+    sides = ("---" if position in left else "---:" for position in range(len(header)))
+    rule = rule or "| " + " | ".join(sides) + " |"
     lines = ["| " + " | ".join(_markdown_cell(cell) for cell in row) + " |" for row in (header, *body)]
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
