@@ -83,9 +83,9 @@ def field_docstrings(kind: type) -> dict[str, str]:
 def _strings_below(statements: list[ast.stmt]) -> dict[str, str]:
     found = {}
     for item, below in pairwise(statements):
-        named = isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-        if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            found[item.target.id] = str(below.value.value)
+        match item, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = text
     return found
 
 

@@ -582,10 +582,11 @@ def test_a_killed_process_loses_one_batch_and_changes_no_row(tmp_path: Path) -> 
 
 def linear_client(seed: int = 1, budget: int | None = None, ledger: Path | None = None, **declared: Any) -> QueryClient:
     """A metered linear box that is asked 10 images at a time."""
-    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3))
+    layer = torch.nn.Linear(6, 3)
+    module = torch.nn.Sequential(torch.nn.Flatten(), layer)
     with torch.no_grad():
-        module[1].weight.copy_(torch.randn(3, 6, generator=torch.Generator().manual_seed(seed)))
-        module[1].bias.zero_()
+        layer.weight.copy_(torch.randn(3, 6, generator=torch.Generator().manual_seed(seed)))
+        layer.bias.zero_()
     return QueryClient(as_blackbox(module, "logits", max_batch=10, **declared), budget=budget, ledger=ledger)
 
 
