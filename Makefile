@@ -1,10 +1,13 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both stand on `make install`.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN = $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+# Two processes of one thread each: torch's threads would wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: install demo test check format benchmarks tables clean
+.PHONY: install hooks demo test test-oldest check format benchmarks tables clean
 
 install: $(STAMP)
 
@@ -14,11 +17,25 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+hooks: install
+	$(BIN)/pre-commit install
+
 demo: install
 	$(BIN)/certibox demo --out runs/demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The suite with the oldest versions that pyproject.toml promises, in an environment of its own (see RELEASING.md).
+test-oldest: VENV := $(OLDEST)
+test-oldest: $(OLDEST)/.installed
+	$(PYTEST)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || python3.11 -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
+		--editable ".[test]"
+	touch $@
 
 check: install
 	$(BIN)/ruff check .
@@ -38,4 +55,4 @@ tables: install
 	$(BIN)/python tools/publish.py
 
 clean:
-	rm -rf runs build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis $(OLDEST)

@@ -131,4 +131,7 @@ def test_a_certification_that_an_earlier_version_was_stopped_in_goes_on(left: Ca
         assert row.pop("seconds") >= 0
     assert [row.pop("version") for row in wanted] == ["0.1.0"] * 6
     assert [row.pop("version") for row in got][:4] == ["0.1.0"] * 4
-    assert got == wanted
+    for mine, reference in zip(got, wanted, strict=True):
+        for name in ("radius", "p_lower"):  # other versions of SciPy round otherwise
+            assert mine.pop(name) == pytest.approx(reference.pop(name), rel=1e-12)
+        assert mine == reference

@@ -117,5 +117,6 @@ def test_a_pilot_has_its_own_sigma_and_alpha() -> None:
     assert cost.certification == round(9 * (5 + cost.samples[0]))
     assert cb.plan(**shared, sigma=SIGMA, alpha=0.01) == cost
     for name in ("sigma", "alpha"):
+        other: dict[str, Any] = {name: 0.5}
         with pytest.raises(InvalidInput, match=rf"{name} is 0\.5, the pilot's is"):
-            cb.plan(**shared, **{name: 0.5})
+            cb.plan(**shared, **other)

@@ -551,8 +551,12 @@ def test_a_binary_score_becomes_the_columns_0_and_s(x: Tensor) -> None:
 @pytest.mark.parametrize("names", [["ant", "bee", "cat", "dog", "eel"], [-3, 2, 5, 70, 900]])
 def test_predicted_labels_are_positions_in_classes(names: list[Any], x: Tensor) -> None:
     model = linear_classifier(names=names)
-    labels = as_blackbox(model, "labels")(x)
-    assert torch.equal(labels, as_blackbox(model, "logits")(x).argmax(1))
+    with pytest.warns(UserWarning, match="labels count columns"):
+        box = as_blackbox(model, "labels")
+    with pytest.warns(UserWarning, match=f"classes_\\[k\\] \\({names[0]}, {names[1]}, "):
+        logits = as_blackbox(model, "logits")(x)
+    labels = box(x)
+    assert torch.equal(labels, logits.argmax(1))
     assert [names[label] for label in labels] == list(model.predict(x.flatten(1).double().numpy()))
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import certibox as cb
 from certibox import networks
-from doubles import LinearBox
+from doubles import ANYWHERE, LinearBox
 
 foolbox = pytest.importorskip("foolbox", reason="the attacks come from foolbox: install certibox[attacks]")
-pytestmark = pytest.mark.attack
+pytestmark = [pytest.mark.attack, ANYWHERE]
 
 SIGMA, ALPHA, IMAGES, CLASSES = 0.25, 0.01, 60, 10
 SIGNIFICANCE = 1e-3

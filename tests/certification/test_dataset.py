@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from certibox.queries.client import QueryClient
 from certibox.records.certificates import CertificateRow, append_row, read_rows
 from certibox.report import certified_accuracy
 from doubles import CountingBox, LinearBox
+from processes import started, status
 
 N0, N, BATCH = 30, 250, 50
 SETTINGS: dict[str, Any] = {"n0": N0, "n": N, "alpha": 0.01, "seed": 3, "model": "linear", "batch_size": BATCH}
@@ -555,9 +554,8 @@ def asked(calls: Path) -> list[int]:
     return [int(line) for line in calls.read_text(encoding="utf-8").split()] if calls.exists() else []
 
 
-def start(out: Path, calls: Path) -> subprocess.Popen[bytes]:
-    code = f"from test_dataset import certify_digits; certify_digits({str(out)!r}, {str(calls)!r}, 0.01)"
-    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+def start(out: Path, calls: Path) -> ForkServerProcess:
+    return started(certify_digits, str(out), str(calls), 0.01)
 
 
 @pytest.mark.kill
@@ -569,13 +567,13 @@ def test_a_killed_process_loses_one_batch_and_changes_no_row(tmp_path: Path) -> 
         goal = len(asked(calls)) + moments.randint(1, 14)  # 4 × 14 calls of 66: it cannot finish before
         process = start(out, calls)
         try:
-            while len(asked(calls)) < goal and process.poll() is None:
+            while len(asked(calls)) < goal and process.is_alive():
                 time.sleep(0.001)
             time.sleep(moments.uniform(0, 0.02))
         finally:
             process.kill()
-        assert process.wait() == -signal.SIGKILL
-    assert start(out, calls).wait() == 0
+        assert status(process) == -signal.SIGKILL
+    assert status(start(out, calls)) == 0
     assert timeless(read_rows(out)) == timeless(undisturbed)
     extra = sum(asked(calls)) - sum(asked(tmp_path / "plain-calls"))
     assert 0 <= extra <= KILLS * KILL_BATCH
@@ -584,10 +582,11 @@ def test_a_killed_process_loses_one_batch_and_changes_no_row(tmp_path: Path) -> 
 
 def linear_client(seed: int = 1, budget: int | None = None, ledger: Path | None = None, **declared: Any) -> QueryClient:
     """A metered linear box that is asked 10 images at a time."""
-    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3))
+    layer = torch.nn.Linear(6, 3)
+    module = torch.nn.Sequential(torch.nn.Flatten(), layer)
     with torch.no_grad():
-        module[1].weight.copy_(torch.randn(3, 6, generator=torch.Generator().manual_seed(seed)))
-        module[1].bias.zero_()
+        layer.weight.copy_(torch.randn(3, 6, generator=torch.Generator().manual_seed(seed)))
+        layer.bias.zero_()
     return QueryClient(as_blackbox(module, "logits", max_batch=10, **declared), budget=budget, ledger=ledger)
 
 

@@ -26,7 +26,7 @@ from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import asked
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
-from doubles import CountingBox, LinearBox
+from doubles import ANYWHERE, CountingBox, LinearBox
 
 PATH = (7, "image", "stream")
 SIGMA = 0.25
@@ -73,6 +73,7 @@ def test_no_certificate_of_a_linear_classifier_reaches_beyond_its_boundary(num_c
             assert certificate.radius <= box.radius(x[None]).item()
 
 
+@ANYWHERE
 def test_the_radius_approaches_the_distance_to_the_boundary() -> None:
     w, b, n = drawn(4, seed=3), 0.1, 200_000
     smoothed = SmoothedClassifier(LinearBox(torch.stack([w, -w]) / 2, torch.tensor([b, -b]) / 2), 2, SIGMA)
@@ -94,6 +95,7 @@ def false_share(distance: float, n0: int, n: int, alpha: float) -> float:
     return float(selected * votes[radii > distance].sum() + (1 - selected) * votes[::-1][radii > 0].sum())
 
 
+@ANYWHERE
 def test_certificates_near_the_boundary_are_false_as_often_as_alpha_allows() -> None:
     w, b, n0, n, alpha, trials = drawn(4, seed=4), 0.3, 21, 200, 0.05, 2000
     w = w / w.norm()

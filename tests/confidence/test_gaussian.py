@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from certibox import confidence, seeds
 from certibox.certification.certificate import reach
 from certibox.certification.noise import BLOCK, noisy_batches
 from certibox.confidence import AlphaSpending, EProcess, Gaussian, NoiseLaw, Rule
+from certibox.confidence.binomial import top_two_bounds
 from certibox.confidence.forecast import forecast
 from certibox.confidence.stopping import asked
 from certibox.errors import InvalidInput
@@ -60,7 +62,7 @@ def test_the_functions_are_those_of_the_law() -> None:
     for alpha, r in ((0.001, 0.0), (0.25, 0.0), (0.01, 0.3), (1e-6, 0.6)):
         assert confidence.smallest_n(alpha, r, 0.25) == LAW.smallest_n(alpha, r)
     counts = (900, 60, 40)
-    bounds = confidence.binomial.top_two_bounds(counts, 0, 0.01)
+    bounds = top_two_bounds(counts, 0, 0.01)
     assert confidence.second_class_radius(counts, 0, 0.01, 0.25) == LAW.second_class_radius(*bounds)
 
 
@@ -73,7 +75,7 @@ def test_a_deviation_that_is_none_is_refused(sigma: float) -> None:
 def test_the_law_is_a_value() -> None:
     assert Gaussian(np.float64(0.25)) == LAW
     assert hash(Gaussian(0.25)) == hash(LAW)
-    assert type(Gaussian(np.float32(0.25)).sigma) is float
+    assert type(Gaussian(cast(float, np.float32(0.25))).sigma) is float
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3), (3, 16, 16)])
@@ -122,16 +124,13 @@ def test_rules_decide_the_radii_of_another_law(kind: type[Rule]) -> None:
     law, rule, n = Laplacian(0.25), kind(radii=(0.125, 0.5)), 2000
     needs = asked(rule, law)
     assert needs == pytest.approx([laplace.cdf(0.5), laplace.cdf(2.0)])
-    looks: list[tuple[int, int]] = []
-    for size in rule.sizes(n, 0.001, needs):
-        looks.append((size, size))
-        decision = rule.decide(looks, n, 0.001, needs)
-        if decision.stop:
-            break
+    sizes = rule.sizes(n, 0.001, needs)
+    seen = ([(size, size) for size in sizes[: count + 1]] for count in range(len(sizes)))
+    looks, decision = next((looks, made) for looks in seen if (made := rule.decide(looks, n, 0.001, needs)).stop)
     assert decision.why == "certified"
     assert decision.p_lower >= needs[-1]
     assert reach(law, rule, decision.p_lower) >= 0.5
-    assert size < n
+    assert looks[-1][0] < n
     found = forecast(rule, needs[0], n, 0.05, needs, proven=needs[:1])
     assert 0 < found.proven[0] <= 0.05
 

@@ -437,7 +437,7 @@ def test_modes_become_grey_or_rgb(tmp_path: Path) -> None:
 
 def test_16_bit_images_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 5), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(InvalidImages, match=r"deep\.png: 5×4, mode I;16; wanted 8 bits a channel"):
+    with pytest.raises(InvalidImages, match=r"deep\.png: 5×4, mode I(;16)?; wanted 8 bits a channel"):
         load_images(tmp_path)
 
 

@@ -294,7 +294,7 @@ def test_full_precision_works_beside_the_newer_switch(precision: str) -> None:
         conv.fp32_precision = before
 
 
-SWITCHES = (torch.backends.cudnn, torch.backends.cuda.matmul)
+SWITCHES: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 
 @pytest.fixture

@@ -54,7 +54,8 @@ def counting(concurrency: int = 1) -> CountingBox:
 
 def at_once(jobs: list[Callable[[], Any]]) -> list[Any]:
     """Results of jobs that start together, each in a thread of its own; exceptions are results too."""
-    start, found = threading.Barrier(len(jobs)), [None] * len(jobs)
+    start = threading.Barrier(len(jobs))
+    found: list[Any] = [None] * len(jobs)
 
     def run(place: int) -> None:
         start.wait()
@@ -155,7 +156,7 @@ def test_asyncio_tasks_book_each_their_own(ledger: Path | None) -> None:
 
     async def main() -> None:
         with client.phase("main"):
-            tasks = [asyncio.create_task(work(f"task {n}", n)) for n in (1, 2, 3)]
+            tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work(f"task {n}", n)) for n in (1, 2, 3)]
             inherits = asyncio.create_task(asyncio.to_thread(client, images(7)))
             await asyncio.gather(*tasks, inherits)
             client(images(11))
@@ -327,8 +328,8 @@ def test_a_closed_client_says_so_in_one_line(ledger: Path | None) -> None:
     assert "\n" not in str(caught.value)
     assert (box.images, client.queries, client.attempts, client.spent) == (4, 4, 4, {"query": 4})
     assert "closed" in repr(client)
-    if client.ledger:
-        for use in (lambda: client.left, client.ledger.totals, lambda: client.ledger.forget("scope", 1)):
+    if (book := client.ledger) is not None:
+        for use in (lambda: client.left, book.totals, lambda: book.forget("scope", 1)):
             with pytest.raises(InvalidInput, match=r"ledger\.sqlite is closed; open it again"):
                 use()
         assert repr(client.ledger) == f"Ledger({ledger}, closed)"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from certibox.queries.client import QueryClient
 from certibox.storage.tensors import read_tensors, tensors_digest
 from certibox.training.defenses import train
 from certibox.training.schedules import Phase, Schedule
+from processes import started, status
 
 KILLS, BATCH = 4, 8
 ESTIMATORS = {
@@ -60,10 +60,9 @@ def train_digits(out: str, estimator: str, pause: float) -> None:
     defense.save(f"{out}/defense")
 
 
-def start(out: Path, estimator: str, pause: float) -> subprocess.Popen[bytes]:
+def start(out: Path, estimator: str, pause: float) -> ForkServerProcess:
     out.mkdir(exist_ok=True)
-    code = f"from test_kill_training import train_digits; train_digits({str(out)!r}, {estimator!r}, {pause})"
-    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    return started(train_digits, str(out), estimator, pause)
 
 
 def asked(out: Path) -> list[int]:
@@ -82,19 +81,19 @@ def spending(out: Path) -> QueryClient:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_killed_process_loses_the_batch_in_flight_and_changes_no_weight(tmp_path: Path, estimator: str) -> None:
     plain, out, moments = tmp_path / "plain", tmp_path / "out", random.Random(0)
-    assert start(plain, estimator, 0.0).wait() == 0
+    assert status(start(plain, estimator, 0.0)) == 0
     spread = len(asked(plain)) // (KILLS + 2)  # it cannot finish before
     for _ in range(KILLS):
         goal = len(asked(out)) + moments.randint(1, spread)
         process = start(out, estimator, 0.002)
         try:
-            while len(asked(out)) < goal and process.poll() is None:
+            while len(asked(out)) < goal and process.is_alive():
                 time.sleep(0.001)
             time.sleep(moments.uniform(0, 0.02))
         finally:
             process.kill()
-        assert process.wait() == -signal.SIGKILL
-    assert start(out, estimator, 0.0).wait() == 0
+        assert status(process) == -signal.SIGKILL
+    assert status(start(out, estimator, 0.0)) == 0
 
     assert (out / "rows.jsonl").read_bytes() == (plain / "rows.jsonl").read_bytes()
     for file in ("checkpoint.safetensors", "defense/defense.safetensors"):

@@ -91,11 +91,12 @@ def test_what_comes_back_is_frozen_and_set_to_answer() -> None:
 
 def test_statistics_move_in_steps_and_rest_in_validation() -> None:
     """BatchNorm sees each training batch once, and the held-out images never."""
-    images, network = pictures(), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(D))
+    images, norm = pictures(), nn.BatchNorm1d(D)
+    network = nn.Sequential(nn.Flatten(), norm)
     x = images.floats().flatten(1)
-    loss = lambda x, images, index: -network(x)[:, 0] * 0 + network[1].weight[0]  # noqa: E731  falls with every step
+    loss = lambda x, images, index: -network(x)[:, 0] * 0 + norm.weight[0]  # noqa: E731  falls with every step
     fit(network, images, loss=loss, schedule=one_epoch(images), seed=SEED, validation=pictures(4, seed=9))
-    torch.testing.assert_close(network[1].running_mean, 0.1 * x.mean(0))
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.mean(0))
 
 
 def test_a_step_that_makes_validation_worse_is_not_taken() -> None:

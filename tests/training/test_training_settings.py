@@ -26,6 +26,11 @@ USUAL: dict[str, Any] = {"method": "ZO-DS", "sigma": SIGMA, "schedule": EPOCH, "
 USUAL |= {"estimator": CGE(0.05), "gamma": 0.7, "validation_votes": 2, "patience": 3, "validate_every": 2}
 
 
+def changed(values: dict[str, Any]) -> dict[str, Any]:
+    """The usual settings with other values."""
+    return {**USUAL, **values}
+
+
 def test_settings_and_keywords_are_the_same_run(tmp_path) -> None:
     made = []
     for name, settings, keywords in (("value", TrainingSettings(**USUAL), {}), ("words", None, USUAL)):
@@ -55,7 +60,7 @@ def test_the_keywords_of_train_are_the_fields_of_the_settings() -> None:
 def test_a_misspelt_keyword_is_named_with_the_one_that_was_meant(keyword: str, meant: str) -> None:
     box = linear()
     with pytest.raises(InvalidInput, match=rf"train has no keyword '{keyword}'; .* did you mean {meant}"):
-        train(QueryClient(box), pictures(), **{**USUAL, keyword: 1})
+        train(QueryClient(box), pictures(), **changed({keyword: 1}))
     assert box.calls == 0
 
 
@@ -68,7 +73,7 @@ def test_what_is_missing_or_came_twice_is_named() -> None:
     with pytest.raises(InvalidInput, match="settings is str; wanted TrainingSettings, or its fields as keywords"):
         train(client, pictures(), "ZO-DS")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidInput, match=r"schedule is 'one-cycle'; wanted a Schedule such as certibox\.one_cycle"):
-        TrainingSettings(**USUAL | {"schedule": "one-cycle"})
+        TrainingSettings(**changed({"schedule": "one-cycle"}))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,7 @@ def test_what_is_missing_or_came_twice_is_named() -> None:
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(name: str, came: str, meant: str) -> None:
     with pytest.raises(InvalidInput, match=rf"{name} is '{came.replace('+', '.')}'; .*; did you mean {meant}\?$"):
-        TrainingSettings(**USUAL | {name: came})
+        TrainingSettings(**changed({name: came}))
 
 
 def test_a_misspelt_network_is_answered_with_the_nearest() -> None:

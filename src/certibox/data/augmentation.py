@@ -11,11 +11,20 @@ from certibox.errors import InvalidImages, InvalidInput
 
 
 def augment(x: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-    """Randomly move or mirror each image of a batch, independently. x: (b, c, h, w) -> the same shape and values.
+    """Randomly move or mirror each image of a batch, independently of the others.
 
-    policy: "none"; "crop-flip", a crop of the original size out of the image with 4 zeros around, then a horizontal
-    flip (CIFAR-10); "flips", horizontal and vertical (STL-10); "flip", horizontal. Each flip has probability 1/2.
-    Raises InvalidInput for another policy, InvalidImages for another shape.
+    Args:
+        x: Images (b, c, h, w).
+        policy: Name in `AUGMENTATIONS`: "none"; "crop-flip", a crop of the original size out of the image with 4 zeros
+            around, then a horizontal flip (CIFAR-10); "flips", horizontal and vertical (STL-10); "flip", horizontal.
+            Each flip has probability 1/2.
+        generator: Generator of the random moves.
+
+    Returns: Images (b, c, h, w), whose values are those of `x` and the zeros around.
+
+    Raises:
+        InvalidInput: The policy is unknown.
+        InvalidImages: `x` has another shape.
     """
     if policy not in AUGMENTATIONS:
         raise InvalidInput(f"augmentation {policy!r} is unknown; choose from {', '.join(AUGMENTATIONS)}")
@@ -55,3 +64,4 @@ AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, torch.Generator], Tensor], ...]
     "flips": (_flip_horizontally, _flip_vertically),
     "flip": (_flip_horizontally,),
 }
+"""Policies of `augment`: the steps that each applies in turn."""

@@ -17,34 +17,49 @@ from certibox import seeds
 from certibox.errors import InvalidImages, InvalidInput
 
 Index = slice | Tensor | Sequence[int]
+_AT_ONCE = 64  # images; 38 MB of floats at 224×224×3
 
 
 class View(Protocol):
-    """What a model is shown of images, such as measurements of them: float (n, c, h, w) -> the same shape.
-
-    Each image is viewed alone. digest: changes with what the view does.
-    """
+    """What a model is given instead of the pixels, such as measurements of them. Each image is viewed alone."""
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Name of what the view does: it changes whenever that changes."""
+        ...
 
-    def __call__(self, x: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """The view of a batch.
+
+        Args:
+            x: Float images (n, c, h, w), pixels on [0, 1].
+
+        Returns: Float tensor of the same shape.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images:
     """Images of one size with optional labels. Treat the tensors as read-only: `digest` is computed once.
 
-    images: uint8 (n, c, h, w), n >= 1. labels: int64 (n,), >= 0, or None. class_names: the name of label k at
-    position k. `name` says where the images came from, for records and messages. view: what `floats` shows instead of
-    the pixels themselves, in float precision. Raises InvalidImages.
+    Raises InvalidImages for fields of another type or shape. See `load_images` and `images_from_arrays`.
     """
 
     images: Tensor
+    """Pixels, uint8 (n, c, h, w) with n >= 1."""
+
     labels: Tensor | None
+    """Class of each image, int64 (n,), at least 0; None where the images have no labels."""
+
     name: str
+    """Origin of the images, for records and messages."""
+
     class_names: tuple[str, ...] | None = None
+    """Names of the classes: label k is called class_names[k]."""
+
     view: View | None = None
+    """Function whose result `floats` gives instead of the pixels themselves, in float precision."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8:
@@ -102,9 +117,15 @@ class Images:
         return sha.hexdigest()
 
     def floats(self, index: Index | None = None) -> Tensor:
-        """The chosen images (default all) as float32 (b, c, h, w) in [0, 1]: pixel / 255; seen by the view, if any.
+        """The images as a model takes them: pixel / 255, then through the view if there is one.
 
-        Raises InvalidImages if the view changes the shape.
+        Args:
+            index: Positions of the wanted images: a slice, integers or booleans; None for all images.
+
+        Returns: float32 tensor (b, c, h, w), on [0, 1] where there is no view.
+
+        Raises:
+            InvalidImages: The view changes the shape.
         """
         chosen = self.images if index is None else self.images[_as_index(index)]
         x = chosen.to(torch.float32).div_(255)
@@ -117,14 +138,25 @@ class Images:
         return seen
 
     def select(self, index: Index) -> Images:
-        """The chosen images with their labels, in the order of `index`."""
+        """Some of the images with their labels, in the order of `index`.
+
+        Args:
+            index: Positions of the wanted images: a slice, integers or booleans.
+        """
         at = _as_index(index)
         return replace(self, images=self.images[at], labels=None if self.labels is None else self.labels[at])
 
     def split(self, share: float, seed: int) -> tuple[Images, Images]:
-        """Divide at random, by `seed`, into (the rest, a held-out `share`): disjoint and together everything.
+        """Divide the images at random into two parts that have no image in common and together are everything.
 
-        The held-out part has round(share · n) images. Raises InvalidInput unless 0 < share < 1 leaves both some.
+        Args:
+            share: Share of the images in the second part, which gets round(share · n) of them, in (0, 1).
+            seed: Seed of the division.
+
+        Returns: The larger rest and the held-out share, in this order.
+
+        Raises:
+            InvalidInput: A part would be empty.
         """
         held = round(share * len(self)) if 0 < share < 1 else 0
         if not 0 < held < len(self):
@@ -142,7 +174,16 @@ def _as_index(index: Index) -> slice | Tensor:
 
 
 def held_out(images: Images, validation: Images | float, seed: int) -> tuple[Images, Images]:
-    """The images to train on and those to select on: given apart, or a share of the first."""
+    """Training images and validation images, by which a model is selected.
+
+    Args:
+        images: Images (n, c, h, w) to train on, or to take validation images from.
+        validation: Validation images of the same shape, or the share of `images` to take for them, in (0, 1).
+        seed: Seed of the division, where a share is taken.
+
+    Raises:
+        InvalidInput: The shapes differ, or a part would be empty.
+    """
     if not isinstance(validation, Images):
         return images.split(validation, seed)
     if validation.shape != images.shape:
@@ -153,7 +194,13 @@ def held_out(images: Images, validation: Images | float, seed: int) -> tuple[Ima
 
 
 def mean_over(images: Images, measure: Callable[[Tensor, Tensor], Tensor], batch: int = 256) -> float:
-    """Mean of measure(x, places) over all images, in batches; measure: (b, c, h, w), (b,) -> (b,)."""
+    """Mean of a measure over all images, computed in batches.
+
+    Args:
+        images: Images (n, c, h, w) to measure.
+        measure: Function of float images (b, c, h, w) and their positions (b,) in `images`; it returns (b,) values.
+        batch: Number of images b in a batch; the last may have fewer.
+    """
     parts = torch.arange(len(images)).split(batch)
     return sum(float(measure(images.floats(index), index).sum()) for index in parts) / len(images)
 
@@ -166,16 +213,30 @@ def images_from_arrays(
 ) -> Images:
     """Images from numpy arrays or tensors; the pixels are copied.
 
-    images: (n, h, w), (n, c, h, w) or (n, h, w, c) with c in {1, 3}; integers in 0..255, or floats in [0, 1], which
-    are rounded to 8 bits. labels: (n,) integers >= 0. Raises InvalidImages.
+    Args:
+        images: Pixels (n, h, w), (n, c, h, w) or (n, h, w, c) with c in {1, 3}: integers in 0..255, or floats in
+            [0, 1], which are rounded to 8 bits.
+        labels: Integers (n,), at least 0; None for images without labels.
+        name: Origin of the images, for records and messages.
+
+    Raises:
+        InvalidImages: Another shape, type or range; the message says which image is the first outside.
     """
+    stored = torch.from_numpy(stored_pixels(images, name))
+    return Images(stored, None if labels is None else integer_labels(labels, name), name)
+
+
+def stored_pixels(images: ArrayLike | Tensor, name: str) -> np.ndarray:
+    """The pixels of `images_from_arrays` in 8 bits, in memory of their own: uint8 (n, c, h, w), contiguous."""
     pixels = _to_channels_first(_as_numpy(images, name), name)
     limit = 1 if pixels.dtype.kind == "f" else 255
-    _check_range(pixels, limit, name)
-    if limit == 1:
-        pixels = np.rint(pixels * 255)
-    stored = torch.from_numpy(np.array(pixels, dtype=np.uint8, order="C"))
-    return Images(stored, None if labels is None else _integer_labels(labels, name), name)
+    stored = np.empty(pixels.shape, np.uint8)
+    for start in range(0, len(pixels), _AT_ONCE):  # in parts, so that no second array of their size is made
+        part = pixels[start : start + _AT_ONCE]
+        if part.dtype != np.uint8 and not ((part >= 0) & (part <= limit)).all():  # False for NaN
+            raise _outside(pixels, limit, name)
+        np.copyto(stored[start : start + _AT_ONCE], np.rint(part * 255) if limit == 1 else part, casting="unsafe")
+    return stored
 
 
 def _as_numpy(values: ArrayLike | Tensor, name: str) -> np.ndarray:
@@ -202,10 +263,9 @@ def _to_channels_first(array: np.ndarray, name: str) -> np.ndarray:  # any accep
     return array if array.shape[1] in (1, 3) else np.moveaxis(array, 3, 1)
 
 
-def _check_range(pixels: np.ndarray, limit: int, name: str) -> None:
-    inside = (pixels >= 0) & (pixels <= limit)  # False for NaN
-    if inside.all():
-        return
+def _outside(pixels: np.ndarray, limit: int, name: str) -> InvalidImages:
+    """What to say of pixels that are not all on [0, limit]."""
+    inside = (pixels >= 0) & (pixels <= limit)
     first = int(np.argmin(inside.reshape(len(pixels), -1).all(axis=1)))
     low, high = np.fmin.reduce(pixels, axis=None), np.fmax.reduce(pixels, axis=None)  # of those that are not NaN
     if not np.isfinite(pixels).all():
@@ -214,12 +274,11 @@ def _check_range(pixels: np.ndarray, limit: int, name: str) -> None:
         remedy = "rescale to 8 bits"
     else:
         remedy = "divide by 255" if low >= 0 and high <= 255 else "undo the normalisation"
-    raise InvalidImages(
-        f"{name}: pixels from {low:g} to {high:g}, wanted [0, {limit}]; image {first} is the first outside: {remedy}"
-    )
+    where = f"; image {first} is the first outside" if len(pixels) > 1 else ""
+    return InvalidImages(f"{name}: pixels from {low:g} to {high:g}, wanted [0, {limit}]{where}: {remedy}")
 
 
-def _integer_labels(labels: ArrayLike | Tensor, name: str) -> Tensor:
+def integer_labels(labels: ArrayLike | Tensor, name: str) -> Tensor:
     array = _as_numpy(labels, name)
     if array.dtype.kind not in "ui":
         raise InvalidImages(f"{name}: labels are {array.dtype}, wanted integers 0, 1, …; encode them first")

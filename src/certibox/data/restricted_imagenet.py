@@ -25,25 +25,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from certibox.data.decoding import Pile, pick, pixels_of, read_image, reading
 from certibox.data.images import Images
-from certibox.data.sources import (
-    Pile,
-    cell_file,
-    check_columns,
-    evenly,
-    folder_rows,
-    holds_dataset,
-    hub_rows,
-    image_files,
-    left_encoded,
-    local_path,
-    pick,
-    pixels_of,
-    read_image,
-    reading,
-    subfolders,
-)
-from certibox.errors import InvalidImages, InvalidInput
+from certibox.data.rows import cell_image, check_columns, folder_rows, hub_rows, left_encoded
+from certibox.data.sources import evenly, holds_dataset, image_files, local_path, subfolders
+from certibox.errors import InvalidInput
 
 Selection = Literal["paper", "all"]
 Found = Iterator[tuple[Image.Image, int]]
@@ -53,17 +39,19 @@ _IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class SuperClass:
-    """A group of ImageNet-1k classes.
-
-    wnid: WordNet id of the common hypernym. first: number of the first class, 0..999; the others follow it.
-    leaves: WordNet ids of the classes, in the order of their numbers. paper: position in `leaves` of the first of
-    the three that the paper uses.
-    """
+    """A group of ImageNet-1k classes."""
 
     wnid: str
+    """WordNet id of the common hypernym."""
+
     first: int
+    """Number of the first class, 0..999; the others follow it."""
+
     leaves: tuple[str, ...]
+    """WordNet ids of the classes, in the order of their numbers."""
+
     paper: int = 0
+    """Position in `leaves` of the first of the three classes that the paper uses."""
 
     def classes(self, selection: Selection) -> dict[int, str]:
         """Number -> WordNet id of the chosen ImageNet-1k classes."""
@@ -125,17 +113,28 @@ def load_restricted_imagenet(
 ) -> Images:
     """Load the images of the ten super-classes, labels 0..9 in the order of the release, as RGB of size × size.
 
-    source: an image folder split/class/*.JPEG or class/*.JPEG, whose class folders are named by WordNet ids of
-    ImageNet-1k, or by the names or WordNet ids of the super-classes; or a folder with parquet or arrow files or a
-    Hugging Face name (such as "ILSVRC/imagenet-1k"), with labels 0..999 or class names like those of folders.
-    split: as the source calls it; the paper's test images are ImageNet's validation split.
-    selection: "paper" takes three classes a super-class, as the release does, "all" the 199 classes below them. A
-    folder or class that bears a super-class's own name or id is taken whole.
-    size: the shorter side is resized to 256/224 of it, bilinear with antialiasing, and the central square cut out: what
-    the release does with test images (it crops, flips and jitters training images at random: see `augment`).
-    limit: at most so many images, equally many of each super-class as far as they reach, at even distances.
     Images of other classes are never decoded. Memory: 3 · size² bytes an image.
-    Raises InvalidInput, InvalidImages or UnreadableFile.
+
+    Args:
+        source: Image folder split/class/*.JPEG or class/*.JPEG, whose class folders are named by WordNet ids of
+            ImageNet-1k, or by the names or WordNet ids of the super-classes; or a folder with parquet or arrow files
+            or a Hugging Face name (such as "ILSVRC/imagenet-1k"), with labels 0..999 or class names like those of
+            folders.
+        split: Name of the split as the source calls it; the paper's test images are ImageNet's validation split.
+        selection: Classes to take: "paper" takes three classes a super-class, as the release does, "all" the 199
+            classes below the super-classes. A folder or class that bears a super-class's own name or id is taken whole.
+        size: Side of the images in pixels. The shorter side is resized to 256/224 of it, bilinear with antialiasing,
+            and the central square cut out: what the release does with test images (it crops, flips and jitters
+            training images at random: see `augment`).
+        limit: Maximum number of images, equally many of each super-class as far as they reach, at even distances; None
+            for all.
+        image_column: Column that holds the images, where the source is a table.
+        label_column: Column that holds the labels, where the source is a table.
+
+    Raises:
+        InvalidInput: The source, the split or an option is unknown, or no image of the super-classes is there.
+        InvalidImages: An image is not 8 bits a channel.
+        UnreadableFile: A file is missing or damaged.
     """
     if selection not in ("paper", "all"):
         raise InvalidInput(f"selection is {selection!r}, wanted 'paper' or 'all'")
@@ -250,7 +249,7 @@ def _from_rows(rows: Any, name: str, selection: Selection, limit: int | None, im
             numbered = enumerate(islice(rows, max(chosen) + 1))
         for i, row in numbered:
             if i in chosen:
-                yield _cell_image(row[image], f"{name} row {i}"), chosen[i]
+                yield cell_image(row[image], f"{name} row {i}"), chosen[i]
 
 
 def _labels_of(names: list[str] | None, column: list[Any], name: str, selection: Selection) -> dict[Any, int]:
@@ -264,12 +263,3 @@ def _labels_of(names: list[str] | None, column: list[Any], name: str, selection:
         came = f"label {strange!r}" if strange is not None else f"{len(names or ())} classes"
         raise InvalidInput(f"{name} has {came}, wanted ImageNet's 0..999, or class names such as n02085620 or dog")
     return {i: label for label, group in enumerate(SUPER_CLASSES.values()) for i in group.classes(selection)}
-
-
-def _cell_image(cell: Any, where: str) -> Image.Image:
-    file = cell_file(cell)
-    if file is None:
-        raise InvalidImages(
-            f"{where}: holds {type(cell).__name__}, wanted an encoded image; choose another image column"
-        )
-    return read_image(file, where)

@@ -1,0 +1,110 @@
+"""Images that are in memory already, or that an object hands out one by one: arrays, lists, map-style data sets."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from certibox.data.decoding import Pile, pixels_of_item, reading
+from certibox.data.images import Images, images_from_arrays, integer_labels
+from certibox.errors import InvalidImages, InvalidInput
+
+_TAKEN = (
+    "a name, a path, Images, an array or tensor, a pair (images, labels), a list of images, a map-style data set with "
+    "__len__ and __getitem__ that gives image or (image, label), or a datasets.Dataset"
+)
+
+
+class MapStyle(Protocol):
+    """A data set that knows its length and gives one item at a time, as map-style `torch.utils.data.Dataset` do."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One item: an image, or a tuple (image, label).
+
+        Args:
+            index: Position of the item, from 0.
+
+        Returns: The image is a Pillow image, or an array or tensor (h, w), (c, h, w) or (h, w, c) with integers in
+            0..255 or floats in [0, 1]. The label is an integer, or None.
+        """
+        ...
+
+
+def from_objects(source: Any, limit: int | None) -> Images:
+    """Images from whatever `load_images` takes that is neither a name, nor a path, nor Images, nor Hugging Face's."""
+    if isinstance(source, tuple):
+        return _from_pair(source, limit)
+    single = isinstance(source, str | bytes | Path | Mapping | Image.Image)
+    if hasattr(source, "__array__") and not single:
+        return images_from_arrays(source[:limit] if getattr(source, "ndim", 0) else source)
+    if single or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise InvalidInput(f"images are {_named(source)}, wanted {_TAKEN}")
+    if isinstance(source, list) and source and isinstance(source[0], list):  # nested lists of numbers
+        return images_from_arrays(source[:limit])
+    return _from_items(source, limit)
+
+
+def _from_pair(source: tuple[Any, ...], limit: int | None) -> Images:
+    if len(source) != 2 or isinstance(source[0], str | bytes | Path | tuple | Images):
+        came = ", ".join(_named(part) for part in source[:3]) + (", …" if len(source) > 3 else "")
+        raise InvalidInput(f"images are a tuple ({came}), wanted an array or list of images and labels, or a list")
+    images = from_objects(source[0], limit)
+    if images.labels is not None:
+        raise InvalidInput("the images of the pair (images, labels) have labels of their own; give one or the other")
+    if source[1] is None:
+        return images
+    labels = integer_labels(source[1], images.name)
+    if labels.shape != (len(source[0]),):
+        shape = tuple(labels.shape)
+        raise InvalidImages(f"labels have shape {shape}, wanted one label for each of {len(source[0])} images")
+    return replace(images, labels=labels[:limit])
+
+
+def _from_items(source: MapStyle, limit: int | None) -> Images:
+    """One item at a time, so that nothing but the pixels is kept."""
+    name = type(source).__name__
+    with reading(name):
+        count = len(source)
+    pile, labels = Pile(), []
+    for i in range(count if limit is None else min(count, limit)):
+        where = f"{name} item {i}"
+        with reading(where):
+            item = source[i]
+        image, label = _image_and_label(item, where)
+        pile.add(pixels_of_item(image, where), where)
+        labels.append(label)
+    if not labels:
+        raise InvalidInput(f"{name} holds no images; wanted at least one")
+    missing = labels.count(None)
+    if missing not in (0, len(labels)):
+        raise InvalidInput(f"{name}: {missing} of {len(labels)} images have no label; label all of them or none")
+    return Images(pile.tensor(), None if missing else torch.tensor(labels), name)
+
+
+def _image_and_label(item: Any, where: str) -> tuple[Any, int | None]:
+    if not isinstance(item, tuple):
+        return item, None
+    if not 1 <= len(item) <= 2:
+        raise InvalidImages(f"{where}: holds a tuple of {len(item)}, wanted an image or a pair (image, label)")
+    image, label = (*item, None)[:2]
+    if label is None:
+        return image, None
+    try:
+        return image, operator.index(label)
+    except TypeError as error:
+        raise InvalidImages(f"{where}: label {label!r:.40} is no integer; encode labels as 0, 1, …") from error
+
+
+def _named(source: object) -> str:
+    kind = type(source)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"

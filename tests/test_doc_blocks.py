@@ -1,0 +1,218 @@
+"""The Python blocks of the docs run, those of one page one after the other in one namespace.
+
+They run at a smaller size: `SMALLER` names the public functions that get less to do. What a page expects its reader to
+have, such as an endpoint, is made by `reader` and `FURNISH`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import certibox as cb
+import certibox.reconstruction
+from certibox.networks import AUTOENCODERS, dncnn
+from doubles import QuadraticBox
+from places import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path) -> list[tuple[str, int]]:
+    """The Python blocks of a page, each with the number of lines before it."""
+    text = page.read_text(encoding="utf-8")
+    return [(found[1], text.count("\n", 0, found.start(1))) for found in BLOCK.finditer(text)]
+
+
+def test_there_are_blocks_and_each_is_closed() -> None:
+    found = {name(page): len(blocks(page)) for page in PAGES}
+    assert found["README.md"] >= 1
+    assert found["docs/quickstart.md"] >= 4
+    for page in PAGES:
+        opened = re.findall(r"^```(?:python|py)\b", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(opened) == len(blocks(page)), page
+
+
+# ------------------------------------------------------------------------------------------------- smaller sizes
+
+
+def shrunk(whole: Callable[..., Any], smaller: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that passes its arguments through `smaller`, which calls `whole`."""
+
+    @functools.wraps(whole)
+    def run(*args: Any, **more: Any) -> Any:
+        return smaller(whole, *args, **more)
+
+    return run
+
+
+def few(images: Any, count: int) -> Any:
+    return images.select(range(min(count, len(images)))) if isinstance(images, cb.Images) else images
+
+
+def short_schedule(make: Callable[..., cb.Schedule], epochs: int, *args: Any, **more: Any) -> cb.Schedule:
+    return make(1, *args, **more | {"denoise_epochs": min(more.get("denoise_epochs", 0), 1)})
+
+
+def on_few_images(function: Callable[..., Any], images: Any, *args: Any, **more: Any) -> Any:
+    held = {"validation": few(more["validation"], 8)} if "validation" in more else {}
+    return function(few(images, 24), *args, **more | held)
+
+
+def with_a_small_denoiser(train: Callable[..., Any], client: Any, images: Any, *args: Any, **more: Any) -> Any:
+    c = images.shape[0]
+    return on_few_images(
+        lambda chosen, *args, **more: train(client, chosen, *args, **more | {"denoiser": dncnn(c, 3, 4)}),
+        images,
+        *args,
+        **more,
+    )
+
+
+def with_few_votes(certify: Callable[..., Any], self: Any, x: Any, *args: Any, **more: Any) -> Any:
+    return certify(self, x, *args, **more | {"n": min(more["n"], 1000)})
+
+
+def of_few_images(function: Callable[..., Any], first: Any, images: Any, *args: Any, **more: Any) -> Any:
+    smaller = {"n": min(more["n"], 1000)} if "n" in more else {}
+    return function(first, few(images, 2), *args, **more | smaller)
+
+
+SMALLER: list[tuple[Any, str, Callable[..., Any]]] = [
+    (cb, "one_cycle", short_schedule),
+    (cb, "pretrain_autoencoder", on_few_images),
+    (cb, "train", with_a_small_denoiser),
+    (cb, "certify_dataset", of_few_images),
+    (cb.SmoothedClassifier, "certify", with_few_votes),
+    (certibox.reconstruction, "train_reconstructor", on_few_images),
+    (certibox.reconstruction, "evaluate", of_few_images),
+]
+
+
+# ---------------------------------------------------------------------------------------- what the reader has
+
+
+def save_digits(folder: Path, count: int, side: int) -> None:
+    """Images of digits, a folder a class."""
+    digits = cb.load_images("digits")
+    assert digits.labels is not None
+    for i in range(count):
+        at = i % len(digits)
+        image = Image.fromarray(digits.images[at, 0].numpy())
+        kind = folder / str(int(digits.labels[at]))
+        kind.mkdir(parents=True, exist_ok=True)
+        image.resize((side, side)).save(kind / f"{i:04}.png", compress_level=1)
+
+
+def rows_of(sigma: float, darker: float) -> list[Any]:
+    """Certificates of three grey images."""
+    box = cb.SmoothedClassifier(lambda x: (x.mean((1, 2, 3)) > 0.5).long(), num_classes=2, sigma=sigma)
+    pixels = torch.tensor([0.1, 0.3, 0.9]).sub(darker).reshape(3, 1, 1, 1).expand(3, 1, 8, 8)
+    images = cb.load_images((pixels, [0, 0, 1]))
+    return cb.certify_dataset(box, images, n0=10, n=100, alpha=0.001, seed=0)
+
+
+def write_release(folder: Path) -> None:
+    """The two files of an autoencoder, as its authors released them."""
+    autoencoder = AUTOENCODERS["ae-192"]()
+    for role in ("encoder", "decoder"):
+        state = {f"module.{role}.{name}": value for name, value in getattr(autoencoder, role).state_dict().items()}
+        torch.save({"epoch": 1, "state_dict": state}, folder / f"cifar10_ae192_{role}.pth.tar")
+
+
+def reader() -> dict[str, Any]:
+    """What every page expects its reader to have: a model behind an endpoint, and an image."""
+    weight = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+
+    def my_endpoint(images: np.ndarray) -> np.ndarray:
+        assert images.dtype == np.float32
+        powers = np.exp(images.reshape(len(images), -1) @ weight)
+        return powers / powers.sum(1, keepdims=True)
+
+    def my_logits(x: Tensor) -> Tensor:
+        return x.flatten(1) @ torch.from_numpy(weight)
+
+    return {"my_endpoint": my_endpoint, "my_logits": my_logits, "x": torch.full((1, 8, 8), 0.5)}
+
+
+def guarantees() -> dict[str, Any]:
+    sigmas, uses = {"quarter": 0.25, "half": 0.5}, {"validation": 0.0, "test": 0.05}
+    return {f"{use}_{size}": rows_of(sigmas[size], uses[use]) for size in sigmas for use in uses}
+
+
+FURNISH: dict[str, Callable[[], dict[str, Any]]] = {
+    "docs/guarantees.md": guarantees,
+    "docs/extending.md": lambda: write_release(Path()) or {},
+    "docs/reproducing.md": lambda: save_digits(Path("data/mnist/train"), 1966, 28) or {},
+}
+
+
+# -------------------------------------------------------------------------------------------- what came out
+
+
+def defended(told: dict[str, Any]) -> None:
+    assert told["client"].queries > 0
+    assert told["certificate"].sigma == told["defense"].sigma == 0.25
+
+
+def quickstart(told: dict[str, Any]) -> None:
+    defended(told)
+    assert [row.idx for row in told["rows"]] == [0, 1]
+
+
+def extended(told: dict[str, Any]) -> None:
+    """The box answers behind the meter, and the estimator's mean is the gradient."""
+    client = cb.QueryClient(told["MyBox"]())
+    assert client(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    matrix, linear = torch.eye(4), torch.arange(4.0)
+    box, z = QuadraticBox(matrix, linear), torch.ones(1, 4)
+    estimator = told["GaussianEstimator"](q=20_000, mu=1e-3)
+
+    def values(points: Tensor) -> Tensor:  # (k, b, d) -> (k, b)
+        return box(points.reshape(-1, 1, 2, 2)).reshape(points.shape[:2])
+
+    estimate = estimator.estimate(values, z, torch.Generator().manual_seed(0))
+    gradient = z @ matrix + linear
+    # Entry i of u u'g has variance |g|² + g_i², from E u_i⁴ = 3.
+    error = ((gradient.square().sum() + gradient.square()) / estimator.q).sqrt()
+    assert ((estimate - gradient).abs() < 4 * error + 0.01).all()
+    assert estimator.cost(4) == estimator.q + 1
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "README.md": defended,
+    "docs/quickstart.md": quickstart,
+    "docs/extending.md": extended,
+}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name)
+def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        save_digits(Path("path/to/folder", split), 100, 8)
+    module = ModuleType("page")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where a dataclass of a block looks for its names
+    told = vars(module)
+    told |= reader() | FURNISH.get(name(page), dict)()
+    for owner, attribute, smaller in SMALLER:
+        monkeypatch.setattr(owner, attribute, shrunk(getattr(owner, attribute), smaller))
+    for block, above in blocks(page):
+        exec(compile("\n" * above + block, str(page), "exec"), told)
+    CHECKS.get(name(page), lambda told: None)(told)
