@@ -158,8 +158,10 @@ def test_a_report_of_several_rules_tells_how_many_rows_each_has(place: Path, run
     for names in (["fixed"], ["whole"], ["fixed", "whole", "other"]):
         assert run(f"report {' '.join(f'{name}/certificates.jsonl' for name in names)} --out page").status == 0
         shown.append(re.findall("<dt>rule</dt><dd>(.*?)</dd>", (place / "page" / "report.html").read_text()))
-    several = "e-process (r = 0.1): 2 rows; e-process (tolerance 0.5): 3 rows; fixed n: 3 rows; n is the cap of a rule"
-    assert shown == [[], ["e-process (r = 0.1), with n as its cap"], [several]]
+    several = (
+        "e-process (r = 0.1): 2 rows; e-process (tolerance 0.5): 3 rows; fixed n: 3 rows; n is the maximum of a rule"
+    )
+    assert shown == [[], ["e-process (r = 0.1), with n as its maximum"], [several]]
 
 
 def test_the_second_class_is_a_setting_of_the_file(place: Path, run) -> None:

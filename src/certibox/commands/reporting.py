@@ -71,18 +71,18 @@ def run_report(options: Report) -> None:
     Args:
         options: Options of the command.
     """
-    out, runs, held = Path(options.out), [], []
+    out, runs, tables = Path(options.out), [], []
     for entry in options.files:
         name, _, file = entry.rpartition("=")
         rows = _rows(file, options.alpha)
-        held.append(rows)
+        tables.append(rows)
         runs.append(report.Run(name or Path(file).parent.name or Path(file).stem, rows, {}))
     validation = [_rows(file, options.alpha) for file in options.validation or ()]
-    radii = list(options.radii) if options.radii is not None else _decided(held)
-    notes = _envelope(validation, held, radii) if validation else []
-    for run, rows in zip(runs, held, strict=True):
+    radii = list(options.radii) if options.radii is not None else _decided(tables)
+    notes = _envelope(validation, tables, radii) if validation else []
+    for run, rows in zip(runs, tables, strict=True):
         notes += filter(None, (_undecided(run.name, rows, radii), _ended_early(run.name, rows)))
-    facts = _shared_facts([row for rows in held for row in rows])
+    facts = _shared_facts([row for rows in tables for row in rows])
     page = report.write_report(out, runs, radii, title=options.title, facts=facts, notes=notes)
     for run in runs:
         if all(row.label is not None for row in run.rows):
@@ -126,8 +126,8 @@ def _envelope(
 ) -> list[str]:
     """A line for each radius: the sigma that validation images chose for it, and what it certifies on the others."""
     candidates, tested = _by_sigma(validation), _by_sigma(tests)
-    if unheard := sorted(tested.keys() - candidates.keys()):
-        missing = ", ".join(f"{sigma:g}" for sigma in unheard)
+    if absent := sorted(tested.keys() - candidates.keys()):
+        missing = ", ".join(f"{sigma:g}" for sigma in absent)
         raise InvalidInput(f"no validation certificates are of sigma = {missing}; wanted a file of each run's sigma")
     choice = certification.choose_sigma(candidates, radii)
     lines = []
@@ -164,8 +164,10 @@ def _rules(rows: list[CertificateRow]) -> str:
     """Which rule ended the votes; where several did, how many rows each and what it was asked."""
     counted = Counter(_rule(row) for row in rows)
     if len(counted) == 1:
-        return f"{next(iter(counted))}, with n as its cap"
-    return "; ".join(f"{rule}: {count} rows" for rule, count in sorted(counted.items())) + "; n is the cap of a rule"
+        return f"{next(iter(counted))}, with n as its maximum"
+    return (
+        "; ".join(f"{rule}: {count} rows" for rule, count in sorted(counted.items())) + "; n is the maximum of a rule"
+    )
 
 
 def _rule(row: CertificateRow) -> str:
