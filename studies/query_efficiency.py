@@ -45,7 +45,7 @@ PRICES = (  # rows of the first study: what an estimator takes, and what it ends
     *("ZO-AE-DS (RGE, q=192)", CGE, CEILING),
 )
 WORTH = {  # what queries add: study, row with queries, row without
-    "network, scores": ("mnist", GUIDED, "MSE denoiser"),
+    "small network on MNIST, scores": ("mnist", GUIDED, "MSE denoiser"),
     "the same, ten times as many epochs": ("mnist", "ZO-DS (Guided, after 54 epochs)", "MSE denoiser, 60 epochs"),
     "the same, a U-Net as denoiser": ("mnist-unet", "ZO-DS (Guided, γ = 30)", "MSE denoiser, 12 epochs"),
     "the same, labels alone": ("mnist-labels", GUIDED, "MSE denoiser"),
