@@ -272,7 +272,7 @@ class QueryClient:
         return (
             self.budget,
             self.batch_size,
-            (self.ledger.path.absolute(), self.ledger.identity) if self.ledger else None,
+            (self.ledger.file, self.ledger.identity) if self.ledger else None,
         )
 
     def _close_when_idle(self) -> None:
