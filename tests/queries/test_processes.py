@@ -170,7 +170,7 @@ def test_a_box_that_cannot_be_pickled_is_named_in_one_line(model: Any, tmp_path:
 
 
 def test_a_pickler_of_lambdas_is_not_kept_from_it(tmp_path: Path) -> None:
-    cloudpickle = pytest.importorskip("joblib.externals.cloudpickle")
+    cloudpickle = pytest.importorskip("cloudpickle")
     client = QueryClient(as_blackbox(lambda x: means(x), "logits"), 10, tmp_path / "ledger.sqlite")
     file = io.BytesIO()
     cloudpickle.dump(client, file)

@@ -328,16 +328,16 @@ class Slow(int):
 
 
 def test_no_count_is_lost_between_reading_and_writing() -> None:
-    n, meter = Slow(3), Meter(10**6, (0, 0, 0), {})
+    n, meter = Slow(3), Meter((0, 0, 0), {})
 
     def work() -> None:
         for _ in range(5):
-            meter.reserve(n, n)
+            meter.reserve(n, n, 10**6)
             meter.attempt(n)
             meter.settle("phase", n, n)
-            meter.reserve(n, n)
+            meter.reserve(n, n, 10**6)
             meter.lose(n)
-            meter.reserve(n, n)
+            meter.reserve(n, n, 10**6)
             meter.cancel(n)
             meter.deliver(n, (tally,))
             meter.pass_white(n)
@@ -346,7 +346,7 @@ def test_no_count_is_lost_between_reading_and_writing() -> None:
     assert at_once([work] * 8) == [None] * 8
     counts = (meter.answered, meter.attempted, meter.lost, meter.delivered, meter.white_passes, tally.delivered)
     assert counts == (120,) * 6
-    assert (meter.in_flight, meter.batches, meter.spent, meter.left) == (0, 40, {"phase": 120}, 10**6 - 240)
+    assert (meter.in_flight, meter.batches, meter.spent, meter.committed()) == (0, 40, {"phase": 120}, 240)
 
 
 # --- closing ----------------------------------------------------------------------------------------------------------
