@@ -238,6 +238,26 @@ def test_the_box_never_sees_more_than_the_budget(sizes: list[int], budget: int, 
             client = reopened(client, budget=budget) if reopen else client
 
 
+@pytest.mark.parametrize("keeps", [False, True], ids=["memory", "ledger"])
+def test_a_budget_may_be_raised_while_it_is_spent(keeps: bool, tmp_path: Path) -> None:
+    client = QueryClient(counting(), budget=4, ledger=tmp_path / "ledger" if keeps else None)
+    client(images(3))
+    with pytest.raises(BudgetExceeded):
+        client(images(3))
+    client.budget = 6
+    client(images(3))
+    assert (client.queries, client.left) == (6, 0)
+    client.budget = 5
+    assert client.left == 0
+    with pytest.raises(BudgetExceeded) as caught:
+        client(images(1))
+    assert caught.value.left == 0
+    client.budget = None
+    client(images(1))
+    with pytest.raises(InvalidInput, match="budget is -1; wanted a number of queries >= 0"):
+        client.budget = -1
+
+
 def test_a_raised_budget_goes_on_where_the_ledger_stands(tmp_path: Path) -> None:
     box = counting()
     client = QueryClient(box, budget=5, ledger=tmp_path / "new" / "ledger.sqlite")

@@ -22,6 +22,7 @@ from torch import Tensor
 from certibox.blackbox import BoxSpec, as_blackbox
 from certibox.errors import BadOutput, BudgetExceeded, CertiboxError, InvalidInput
 from certibox.queries.client import QueryClient
+from certibox.queries.meter import Meter, Tally
 from doubles import CountingBox, LinearBox
 
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 1.0, 1.0, -1.0], [2.0, 0.25, -1.0, 1.0]])
@@ -313,6 +314,40 @@ def test_an_interruption_loses_its_own_batch_only(ledger: Path | None) -> None:
     found = at_once([lambda n=n: client(images(n)) for n in (1, 2, 3, 4)])
     assert isinstance(found[2], KeyboardInterrupt)
     assert (client.queries, client.attempts, client.lost, client.left) == (7, 10, 3, 40)
+
+
+class Slow(int):
+    """An int that lets other threads go on in the middle of being added or taken away."""
+
+    def __radd__(self, other: int) -> int:
+        time.sleep(1e-4)
+        return other + int(self)
+
+    def __rsub__(self, other: int) -> int:
+        time.sleep(1e-4)
+        return other - int(self)
+
+
+def test_no_count_is_lost_between_reading_and_writing() -> None:
+    n, meter = Slow(3), Meter((0, 0, 0), {})
+
+    def work() -> None:
+        for _ in range(5):
+            meter.reserve(n, n, 10**6)
+            meter.attempt(n)
+            meter.settle("phase", n, n)
+            meter.reserve(n, n, 10**6)
+            meter.lose(n)
+            meter.reserve(n, n, 10**6)
+            meter.cancel(n)
+            meter.deliver(n, (tally,))
+            meter.pass_white(n)
+
+    tally = Tally()
+    assert at_once([work] * 8) == [None] * 8
+    counts = (meter.answered, meter.attempted, meter.lost, meter.delivered, meter.white_passes, tally.delivered)
+    assert counts == (120,) * 6
+    assert (meter.in_flight, meter.batches, meter.spent, meter.committed()) == (0, 40, {"phase": 120}, 240)
 
 
 # --- closing ----------------------------------------------------------------------------------------------------------

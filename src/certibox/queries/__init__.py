@@ -5,10 +5,12 @@ from __future__ import annotations
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint, canary_images
 from certibox.queries.journal import Journal
+from certibox.queries.meter import Tally
 
 __all__ = [
     "Fingerprint",
     "Journal",
     "QueryClient",
+    "Tally",
     "canary_images",
 ]

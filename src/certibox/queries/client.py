@@ -65,9 +65,8 @@ class QueryClient:
     ) -> None:
         if not isinstance(getattr(box, "spec", None), BoxSpec):
             raise InvalidInput(f"QueryClient got a {type(box).__name__}; wanted a box from certibox.as_blackbox(...)")
-        if budget is not None and budget < 0:
-            raise InvalidInput(f"budget is {budget}; wanted a number of queries >= 0, or None for no limit")
-        self.box, self.budget, self._turns = box, budget, turns_of(box)
+        self.box, self._turns = box, turns_of(box)
+        self.budget = budget
         self.batch_size = box.spec.batch_size if batch_size is None else batch_size
         self._open(Ledger(ledger) if ledger is not None else None)
 
@@ -75,16 +74,16 @@ class QueryClient:
         """Start counting where the ledger stands."""
         self.ledger = ledger
         totals, spent = (ledger.totals(), ledger.by_phase()) if ledger else ((0, 0, 0), {})
-        self._meter = Meter(None if ledger else self.budget, totals, spent)
+        self._meter = Meter(totals, spent)
         self._booking = PerCaller(_Booking())
 
     def __repr__(self) -> str:
         parts = [self.spec.summary, f"{self.queries:,} queries spent"]
-        try:
-            if self.left is not None:
+        if self.budget is not None:
+            try:
                 parts.append(f"{self.left:,} of {self.budget:,} left")
-        except CertiboxError:  # closed, or a fork: there is nothing to say of it
-            parts.append(f"budget {self.budget:,}")
+            except CertiboxError:  # closed, or a fork that must not spend it
+                parts.append(f"budget {self.budget:,}")
         if self.ledger:
             parts.append(f"ledger {self.ledger.path}")
         if self._meter.closed:
@@ -100,6 +99,17 @@ class QueryClient:
     def model_id(self) -> str:
         """The bare box's name in records."""
         return f"bare:{self.spec.model_id}"
+
+    @property
+    def budget(self) -> int | None:
+        """Most queries that may ever be spent; None for no limit. It may be raised at any time."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, wanted: int | None) -> None:
+        if wanted is not None and wanted < 0:
+            raise InvalidInput(f"budget is {wanted}; wanted a number of queries >= 0, or None for no limit")
+        self._budget = wanted
 
     @property
     def batch_size(self) -> int:
@@ -144,9 +154,9 @@ class QueryClient:
     @property
     def left(self) -> int | None:
         """Queries that the budget still allows; None without a budget. Lost ones may have been paid for, and count."""
-        if self.budget is None or self.ledger is None:
-            return self._meter.left
-        return max(0, self.budget - self.ledger.committed())
+        if (budget := self.budget) is None:
+            return None
+        return max(0, budget - (self.ledger.committed() if self.ledger else self._meter.committed()))
 
     @property
     def spent(self) -> dict[str, int]:
@@ -281,7 +291,7 @@ class QueryClient:
         return (
             self.budget,
             self.batch_size,
-            (self.ledger.path.absolute(), self.ledger.identity) if self.ledger else None,
+            (self.ledger.file, self.ledger.identity) if self.ledger else None,
         )
 
     def _close_when_idle(self) -> None:
@@ -316,7 +326,7 @@ class QueryClient:
 
     def _book(self, phase: str, n: int, wanted: int) -> int:
         """Book n of the `wanted` queries of a call, if the budget can pay for all; returns the ledger's row."""
-        self._meter.reserve(n, wanted)
+        self._meter.reserve(n, wanted, self.budget if self.ledger is None else None)
         if self.ledger is None:
             return 0
         try:

@@ -52,6 +52,6 @@ def _pickles_more() -> bool:
     """Whether the pickler at work is one that takes lambdas and closures too, as those of Ray and joblib do."""
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:
-        if {"cloudpickle", "dill", "_dill"} & set(frame.f_globals.get("__name__", "").split(".")):
+        if {"cloudpickle", "dill"} & set(frame.f_globals.get("__name__", "").split(".")):
             return True
     return False

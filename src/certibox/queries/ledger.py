@@ -50,7 +50,7 @@ class Ledger(Forkable):
     def __init__(self, path: str | Path, identity: str | None = None) -> None:
         super().__init__()
         self.path = Path(path)
-        self._file = self.path.absolute()  # another working directory must not make it another ledger
+        self.file = self.path.absolute()  # another working directory must not make it another ledger
         self._closed = False
         self._connection, self.identity = self._connect(identity)
 
@@ -66,10 +66,10 @@ class Ledger(Forkable):
         db: sqlite3.Connection | None = None
         try:
             if identity is None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-            elif not self._file.exists():
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+            elif not self.file.exists():
                 raise OSError("it is gone")
-            db = sqlite3.connect(self._file, isolation_level=None, timeout=60, check_same_thread=False)
+            db = sqlite3.connect(self.file, isolation_level=None, timeout=60, check_same_thread=False)
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
             db.executescript(SCHEMA)

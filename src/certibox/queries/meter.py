@@ -17,66 +17,88 @@ class Tally:
 
 
 class Meter(Forkable):
-    """The counters of one client, each changed under one lock, and the budget of a client without a ledger.
+    """The counters of one client, each changed under one lock; without a ledger the budget stands on them.
 
     Queries are reserved before they are sent and settled after, as in the ledger, so that threads cannot overspend
     together.
 
     Args:
-        budget: Most queries that may be spent; None for no limit, or where a ledger keeps it.
         totals: Queries answered, attempted and lost so far.
         spent: Answers by phase so far.
     """
 
-    def __init__(self, budget: int | None, totals: tuple[int, int, int], spent: dict[str, int]) -> None:
+    def __init__(self, totals: tuple[int, int, int], spent: dict[str, int]) -> None:
         super().__init__()
-        self.budget, self.spent = budget, spent
+        self.spent = spent
         self.answered, self.attempted, self.lost = totals
         self.delivered = self.white_passes = self.batches = self.in_flight = 0
         self.answer_shape: Shape | None = None
         self.closed = False
-        self._elsewhere = False
+        self._forked = False
 
     def in_child(self) -> None:
-        """A fork is a copy. What is in flight is in flight in the parent, and so is what the budget has left."""
-        self.in_flight, self._elsewhere = 0, self.budget is not None
+        """A fork is a copy. What is in flight is in flight in the parent alone."""
+        self.in_flight, self._forked = 0, True
 
-    @property
-    def left(self) -> int | None:
-        """Queries that the budget still allows, None without one. Lost ones may have been paid for, and count."""
-        self._require_here()
-        return None if self.budget is None else max(0, self.budget - self.answered - self.lost - self.in_flight)
-
-    def _require_here(self) -> None:
-        if self._elsewhere:
+    def committed(self) -> int:
+        """Queries that count against a budget without a ledger: answered, in flight, or lost."""
+        if self._forked:
             raise InvalidInput(
                 "this process is a fork, and a budget without a ledger cannot be in two processes; give the client a "
                 "ledger, which all processes share"
             )
+        return self.answered + self.in_flight + self.lost
 
-    def reserve(self, n: int, wanted: int) -> None:
-        """Take n queries as in flight if the budget allows `wanted` more."""
+    def reserve(self, n: int, wanted: int, budget: int | None) -> None:
+        """Take queries as in flight.
+
+        Args:
+            n: Number of queries.
+            wanted: Number of queries that the budget must still allow.
+            budget: Most queries that may be spent; None for no limit, or where a ledger keeps it.
+
+        Raises:
+            BudgetExceeded: The budget does not allow `wanted` more queries. Nothing was reserved.
+            InvalidInput: The client is closed, or this process is a fork that must not spend the budget.
+        """
         with self.lock:
             if self.closed:
                 raise InvalidInput("the client is closed; make another: QueryClient(box, budget, ledger)")
-            if (left := self.left) is not None and wanted > left:
-                raise BudgetExceeded(wanted, left)
+            if budget is not None and wanted > (left := budget - self.committed()):
+                raise BudgetExceeded(wanted, max(0, left))
             self.in_flight += n
 
     def cancel(self, n: int) -> None:
-        """Give back n reserved queries that were never sent."""
+        """Give back reserved queries that were never sent.
+
+        Args:
+            n: Number of queries.
+        """
         with self.lock:
             self.in_flight -= n
 
     def attempt(self, n: int) -> int:
-        """Count a batch of n as sent; returns its number."""
+        """Count a batch as sent.
+
+        Args:
+            n: Number of queries.
+
+        Returns:
+            The number of the batch, from 0.
+        """
         with self.lock:
             self.attempted += n
             self.batches += 1
             return self.batches - 1
 
     def settle(self, phase: str, n: int, answered: int) -> None:
-        """End a batch of n of which `answered` are paid for."""
+        """End a batch.
+
+        Args:
+            phase: Name under which it is booked.
+            n: Number of queries that were reserved.
+            answered: Number of them that are paid for.
+        """
         with self.lock:
             self.in_flight -= n
             self.answered += answered
@@ -84,25 +106,45 @@ class Meter(Forkable):
                 self.spent[phase] = self.spent.get(phase, 0) + answered
 
     def lose(self, n: int) -> None:
-        """End a batch of n that was interrupted: whether it was answered is not known."""
+        """End a batch that was interrupted: whether it was answered is not known.
+
+        Args:
+            n: Number of queries that were reserved.
+        """
         with self.lock:
             self.in_flight -= n
             self.lost += n
 
     def deliver(self, n: int, tallies: tuple[Tally, ...]) -> None:
-        """Count n answers as handed to the caller, in its tallies too."""
+        """Count answers as handed to the caller.
+
+        Args:
+            n: Number of answers.
+            tallies: Tallies of the caller.
+        """
         with self.lock:
             self.delivered += n
             for tally in tallies:
                 tally.delivered += n
 
     def pass_white(self, n: int) -> None:
-        """Count n images that passed a differentiable box."""
+        """Count images that passed a differentiable box.
+
+        Args:
+            n: Number of images.
+        """
         with self.lock:
             self.white_passes += n
 
     def learn_shape(self, shape: Shape) -> Shape:
-        """The shape of an answer, from the first on: `shape` if it is the first."""
+        """The shape that all answers have, from the first on.
+
+        Args:
+            shape: Shape of an answer, without the images.
+
+        Returns:
+            The shape of the first answer: `shape` if this is the first.
+        """
         with self.lock:
             if self.answer_shape is None:
                 self.answer_shape = shape
