@@ -87,26 +87,27 @@ class Ledger(Forkable):
         return db, name
 
     @contextmanager
-    def _using(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time; SQLite's errors in words."""
+    def _using(self, write: bool = False) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time; SQLite's errors in words.
+
+        write: in one transaction, which commits, or rolls back when the block raises.
+        """
         with self.lock:
             if self._closed:
                 raise InvalidInput(f"the ledger {self.path} is closed; open it again to go on")
             if self._connection is None:
                 self._connection, _ = self._connect(self.identity)
             try:
-                yield self._connection
+                if not write:
+                    yield self._connection
+                    return
+                with self._connection as db:
+                    db.execute("BEGIN IMMEDIATE")
+                    yield db
             except sqlite3.Error as error:
                 raise CertiboxError(
                     f"the ledger {self.path} failed ({error}); wanted a writable disk and no long locks"
                 ) from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commits, or rolls back when it raises."""
-        with self._using() as db, db:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
 
     def send(self, phase: str, n: int, wanted: int | None = None, budget: int | None = None) -> int:
         """Book queries that are about to be sent; returns the row to settle.
@@ -124,7 +125,7 @@ class Ledger(Forkable):
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         wanted = n if wanted is None else wanted
-        with self._transaction() as db:
+        with self._using(write=True) as db:
             if budget is not None and wanted > budget - (committed := _committed(db)):
                 raise BudgetExceeded(wanted, max(0, budget - committed))
             db.execute("UPDATE committed SET queries = queries + ?", (n,))
@@ -141,7 +142,7 @@ class Ledger(Forkable):
             answered: Number of queries that were answered.
             entry: Scope, position, digest of the inputs, and answers, as `Journal.entry` returns them.
         """
-        with self._transaction() as db:
+        with self._using(write=True) as db:
             (attempted,) = db.execute("SELECT attempted FROM spend WHERE id = ?", (row,)).fetchone()
             if attempted != answered:
                 db.execute("UPDATE committed SET queries = queries - ?", (attempted - answered,))
