@@ -104,6 +104,12 @@ COMMANDS = {
 GROUPS = {"paper": "Reproduce the paper's tables and figures, and test its claims: list, run, report."}
 
 
+# Threads of a parallel loop that have nothing left to do sleep. By default they spin, which slows nothing down on a quiet
+# machine, but beside another busy process they keep the last of them from the processor: twenty times slower was seen.
+# Read when the libraries load, which is after this; benchmarks/contention.py has the figures.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Every deliberate error is one line on standard error."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -125,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     """The command `name`, its errors as messages and exit statuses."""
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # its errors arrive as ours, in one line
+    os.environ.update(WAITING | {key: os.environ[key] for key in WAITING if key in os.environ})
     try:
         if name not in COMMANDS:
             raise InvalidInput(f"there is no command {name!r}; wanted {_known_commands(name)}")

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec, to_outputs
+from certibox.blackbox.pace import Pace
 from certibox.errors import InvalidImages, InvalidInput, UnreadableFile
 
 _INPUT_TYPES = {
@@ -55,8 +57,10 @@ class OnnxBox:
         self._output_name = output.name
         batch = image.shape[0]
         self._fixed_batch: int | None = batch if isinstance(batch, int) else None
+        self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
         declared.setdefault("identity", self._digest)
         self.spec = _spec(path, image, output, outputs, declared)
+        self._pace = Pace(self.spec.batch_size) if self.free_batch_size and self._fixed_batch is None else None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec.summary})"
@@ -70,10 +74,15 @@ class OnnxBox:
             raise UnreadableFile(f"{self._path} has changed since box {self.spec.name} was made; restore it")
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
-        images = self.spec.prepare(x.detach()).cpu().numpy()
+        images = self.spec.prepare(x.detach()).cpu()
+        answer = self._run(images) if self._pace is None else self._pace.in_parts(self._run, images)
+        return to_outputs(answer, self.spec, x.device)
+
+    def _run(self, prepared: Tensor) -> Tensor:
+        """The file's answer to prepared images (n, c, h, w)."""
+        images, n = prepared.numpy(), len(prepared)
         if self._dtype == np.uint8:
             images = images.round()  # on the grid already, but for float error where levels is not 256
-        n = len(images)
         if self._fixed_batch is not None:
             if n > self._fixed_batch:
                 raise InvalidImages(
@@ -81,11 +90,11 @@ class OnnxBox:
                 )
             images = np.concatenate([images, np.repeat(images[-1:], self._fixed_batch - n, axis=0)])
         feed = {self._input_name: np.ascontiguousarray(images, dtype=self._dtype)}
-        (answer,) = self._session.run([self._output_name], feed)
+        answer = np.asarray(self._session.run([self._output_name], feed)[0])
         # An answer of another length than the batch stays whole, for the check of outputs to name.
         if self._fixed_batch is not None and np.shape(answer)[:1] == (self._fixed_batch,):
             answer = answer[:n]
-        return to_outputs(answer, self.spec, x.device)
+        return torch.from_numpy(answer)
 
 
 def _open(path: Path) -> Any:

@@ -56,6 +56,7 @@ class SklearnBox:
                 )
             if outputs == "logits" and num_classes > 2 and _votes_one_vs_one(estimator):
                 raise InvalidInput(f"{name} has decision_function_shape='ovo', a score a pair; make it 'ovr'")
+        self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
         declared.setdefault("name", name)
         declared.setdefault("identity", _identity(estimator))
         self.spec = BoxSpec(outputs, **declared)

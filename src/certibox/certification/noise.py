@@ -6,7 +6,7 @@ at the votes in between changes which noise an image sees. How a block is filled
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -45,12 +45,21 @@ def noisy_batches(
     """
     kept = {} if kept is None else kept
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        drawing = [_begin(pool, x, law, start, min(start + batch_size, stop), path, kept)] if start < stop else []
+
+        def take(after: int) -> Tensor:
+            """The batch that is being drawn; the next is begun, to be drawn while this one is asked about."""
+            noisy = drawing.pop()()
+            if after < stop:
+                drawing.append(_begin(pool, x, law, after, min(after + batch_size, stop), path, kept))
+            return noisy
+
         for low in range(start, stop, batch_size):
-            # Nothing here refers to the batch after it is handed over, so it dies when its reader drops it.
-            yield _draw(pool, x, law, low, min(low + batch_size, stop), path, kept)
+            # Nothing here refers to a batch after it is handed over, so it dies when its reader drops it.
+            yield take(low + batch_size)
 
 
-def _draw(
+def _begin(
     pool: ThreadPoolExecutor,
     x: Tensor,
     law: NoiseLaw,
@@ -58,8 +67,8 @@ def _draw(
     high: int,
     path: tuple[int, *tuple[str, ...]],
     kept: dict[int, Tensor],
-) -> Tensor:
-    """Samples low..high-1: (high - low, c, h, w)."""
+) -> Callable[[], Tensor]:
+    """Begin to draw samples low..high-1; what it returns waits for them: (high - low, c, h, w)."""
     noisy = torch.empty((high - low, *x.shape), dtype=x.dtype, device=x.device)
 
     def copies(block: int, out: Tensor) -> Tensor:
@@ -80,6 +89,12 @@ def _draw(
             if last < (block + 1) * BLOCK:
                 kept[block] = whole
 
-    run = pool.map if noisy.numel() > SERIAL else map
-    list(run(fill, range(low // BLOCK, (high - 1) // BLOCK + 1)))
-    return noisy
+    blocks = range(low // BLOCK, (high - 1) // BLOCK + 1)
+    filled = pool.map(fill, blocks) if noisy.numel() > SERIAL else map(fill, blocks)
+
+    def wait() -> Tensor:
+        for _ in filled:
+            pass
+        return noisy
+
+    return wait

@@ -10,8 +10,9 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from certibox.confidence.stopping import Decision, StoppingRule, asked, decided
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
 
 BaseClassifier = Callable[[Tensor], Tensor]
+PIXELS = 1 << 20  # of the images in a call whose size is chosen here: a MiB of 8-bit pixels, 4 MiB of floats
 
 
 class VoteJournal(Protocol):
@@ -50,6 +52,29 @@ class VoteJournal(Protocol):
         ...
 
 
+@runtime_checkable
+class Batching(Protocol):
+    """A base classifier, or its owner, that lets its caller choose how many images it is asked at a time."""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images at a time, where nobody chooses."""
+        ...
+
+    @property
+    def free_batch_size(self) -> bool:
+        """Whether a caller may choose: not where its user did, nor where a call that is lost costs money."""
+        ...
+
+    def asking(self, n: int) -> AbstractContextManager[None]:
+        """Take up to n images at a time inside the block.
+
+        Args:
+            n: Number of images.
+        """
+        ...
+
+
 class SmoothedClassifier:
     """The smoothed version of a base classifier, with `certify` and `predict` of Cohen et al. 2019.
 
@@ -70,7 +95,7 @@ class SmoothedClassifier:
         self.owner: object = getattr(base_classifier, "__self__", base_classifier)  # of a method, or the base itself
         self.model_id: str = getattr(self.owner, "model_id", "base classifier")  # a bare function tells nothing
         size = getattr(self.owner, "batch_size", None)
-        self._asked_at_a_time = size if isinstance(size, int) and size > 0 else None
+        self._given = size if isinstance(size, int) and size > 0 else None
 
     @property
     def sigma(self) -> float:
@@ -98,7 +123,7 @@ class SmoothedClassifier:
     ) -> Any:
         """Certify g at an image: n0 votes pick a class, up to n fresh votes bound its probability from below.
 
-        A sequential certificate's votes are the first of the fixed one's with this seed. Memory is one batch, whatever
+        A sequential certificate's votes are the first of the fixed one's with this seed. Memory is two batches, whatever
         n. A batch of images is certified one by one; `certify_dataset` also keeps what was done when a query fails.
         Source: Cohen et al. 2019, `Certify` and Proposition 2; the rules' own in `confidence.sequential`.
 
@@ -254,14 +279,30 @@ class SmoothedClassifier:
         with torch.inference_mode():
             for noisy in noisy_batches(x, self.law, done, n, batch_size, path, kept):
                 # Votes are kept as they are paid for: no more than the box is asked at a time is ever lost.
-                for asked in noisy.split(self._asked_at_a_time or len(noisy)):
-                    total += self._votes(self.base_classifier(asked), len(asked))
+                for asked in noisy.split(self._at_a_time(x.numel()) or len(noisy)):
+                    total += self._votes(self._ask(asked), len(asked))
                     done += len(asked)
                     if journal:
                         journal.note(entry, done, total)
                     del asked
-                del noisy  # before the next is drawn: memory is one batch
+                del noisy  # before the one after the next is drawn: memory is two batches
         return total
+
+    def _at_a_time(self, pixels: int) -> int | None:
+        """Noisy copies that the base classifier is asked about at a time; None for all that are ready.
+
+        Where the choice is free these are as many as memory allows, for each call has a price of its own.
+        """
+        if isinstance(self.owner, Batching) and self.owner.free_batch_size:
+            return max(self.owner.batch_size, PIXELS // pixels)
+        return self._given
+
+    def _ask(self, noisy: Tensor) -> Tensor:
+        """The base classifier's answers, all from one call where the choice is free."""
+        if isinstance(self.owner, Batching) and self.owner.free_batch_size:
+            with self.owner.asking(len(noisy)):
+                return self.base_classifier(noisy)
+        return self.base_classifier(noisy)
 
     def _votes(self, outputs: Tensor, n: int) -> np.ndarray:
         """Votes per class of one batch of scores (n, K) or integer labels (n,)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from certibox import networks
+from certibox.blackbox.pace import Pace
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.defense.pipeline import RobustPipeline, as_batch
 from certibox.errors import InvalidInput, UnreadableFile
@@ -50,6 +51,11 @@ class Defense:
     fingerprint: Fingerprint | None = None
     """Answers of the box to canary images, where they were taken."""
 
+    _pace: Pace = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_pace", Pace(self.client.batch_size))
+
     def __repr__(self) -> str:
         classes = f"{self.num_classes} classes" if self.num_classes else "no known number of classes"
         box = f"box {self.client.spec.name!r} ({self.client.spec.outputs})"
@@ -71,7 +77,7 @@ class Defense:
         images = as_batch(x)
         self.pipeline.eval()
         with torch.inference_mode():
-            return torch.cat([self._answer(batch) for batch in images.split(self.client.batch_size)])
+            return torch.cat([self._answer(batch) for batch in images.split(self.client.at_once)])
 
     def robustify(self, x: Tensor | np.ndarray) -> Tensor:
         """The images (n, c, h, w) that the box is asked about; no query.
@@ -132,6 +138,19 @@ class Defense:
         """Images that the box is asked at a time."""
         return self.client.batch_size
 
+    @property
+    def free_batch_size(self) -> bool:
+        """Whether a caller may choose how many images the box is asked at a time, see `QueryClient`."""
+        return self.client.free_batch_size
+
+    def asking(self, n: int) -> AbstractContextManager[None]:
+        """Work on up to n images at a time inside the block, see `QueryClient.asking`.
+
+        Args:
+            n: Number of images.
+        """
+        return self.client.asking(n)
+
     def default_phase(self, name: str) -> AbstractContextManager[None]:
         """Book what the box is asked inside under `name`, unless the caller has named a phase already."""
         return self.client.default_phase(name)
@@ -165,8 +184,12 @@ class Defense:
     def _answer(self, x: Tensor) -> Tensor:
         x = x.to(self.device)
         if self.pipeline.classifier is not None:
-            return self.pipeline.classifier(self.client.spec.prepare(x))
-        return self.client(self.pipeline(x))
+            return self._at_its_pace(self.pipeline.classifier, self.client.spec.prepare(x))
+        return self.client(self._at_its_pace(self.pipeline, x))
+
+    def _at_its_pace(self, network: nn.Module, x: Tensor) -> Tensor:
+        """A network of the white part on x, so many images at a time as is fastest where more come than usual."""
+        return self._pace.in_parts(network, x) if self.free_batch_size and x.device.type == "cpu" else network(x)
 
     @property
     def device(self) -> torch.device:

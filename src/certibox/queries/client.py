@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,17 @@ from torch import Tensor
 
 from certibox.blackbox import BlackBox, BoxSpec, as_images, check_outputs, differentiable
 from certibox.errors import BadOutput, BoxFailed, CertiboxError, InvalidImages, InvalidInput
+from certibox.queries.booking import Booked, Booking
 from certibox.queries.concurrency import PerCaller, turns_of
 from certibox.queries.copying import require_picklable
 from certibox.queries.journal import Journal, inputs_digest
 from certibox.queries.ledger import Ledger
-from certibox.queries.meter import Meter, Tally
+from certibox.queries.meter import Meter
 
 Entry = tuple[str, int, str, np.ndarray]
-UNNAMED = "query"  # the phase of what is spent under no name
 
 
-@dataclass(frozen=True)
-class _Booking:
-    """How a caller's queries are booked."""
-
-    phase: str = UNNAMED
-    journal: Journal | None = None
-    tallies: tuple[Tally, ...] = ()
-
-
-class QueryClient:
+class QueryClient(Booked):
     """A black box with a meter: call it with images (n, c, h, w), pay n queries, get its checked answers.
 
     Nothing is sent unless it is called.
@@ -67,7 +58,9 @@ class QueryClient:
             raise InvalidInput(f"QueryClient got a {type(box).__name__}; wanted a box from certibox.as_blackbox(...)")
         self.box, self._turns = box, turns_of(box)
         self.budget = budget
-        self.batch_size = box.spec.batch_size if batch_size is None else batch_size
+        self._batch_size, self._chosen = box.spec.batch_size, False
+        if batch_size is not None:
+            self.batch_size = batch_size
         self._open(Ledger(ledger) if ledger is not None else None)
 
     def _open(self, ledger: Ledger | None) -> None:
@@ -75,7 +68,7 @@ class QueryClient:
         self.ledger = ledger
         totals, spent = (ledger.totals(), ledger.by_phase()) if ledger else ((0, 0, 0), {})
         self._meter = Meter(totals, spent)
-        self._booking = PerCaller(_Booking())
+        self._booking = PerCaller(Booking())
 
     def __repr__(self) -> str:
         parts = [self.spec.summary, f"{self.queries:,} queries spent"]
@@ -124,7 +117,20 @@ class QueryClient:
     def batch_size(self, wanted: int) -> None:
         if wanted < 1:
             raise InvalidInput(f"batch_size is {wanted}; wanted at least 1")
-        self._batch_size = min(wanted, self.spec.max_batch or wanted)
+        self._batch_size, self._chosen = min(wanted, self.spec.max_batch or wanted), True
+
+    @property
+    def at_once(self) -> int:
+        """Number of images that the box is sent at a time for this thread or task: inside `asking`, what was asked."""
+        return self._sent_at_once(self._booking.get())
+
+    @property
+    def free_batch_size(self) -> bool:
+        """Whether a caller may choose the number of images sent at a time: the box is in this process, and nobody did.
+
+        Training never chooses: answers that a journal holds are found again only by batches of the same images.
+        """
+        return not self._chosen and bool(getattr(self.box, "free_batch_size", False))
 
     @property
     def queries(self) -> int:
@@ -170,24 +176,6 @@ class QueryClient:
         return shape[0] if shape else None
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Book what this thread or task spends inside the block under a name.
-
-        Args:
-            name: Name of the phase.
-        """
-        with self._booking.set(replace(self._booking.get(), phase=name)):
-            yield
-
-    def default_phase(self, name: str) -> AbstractContextManager[None]:
-        """Book what this thread or task spends inside the block under a name, unless it is in a phase already.
-
-        Args:
-            name: Name of the phase.
-        """
-        return self.phase(name) if self._booking.get().phase == UNNAMED else nullcontext()
-
-    @contextmanager
     def journal(self, scope: str, position: int) -> Iterator[Journal | None]:
         """Journal the answers that this thread or task gets inside the block, replaying those already paid for.
 
@@ -206,13 +194,6 @@ class QueryClient:
         journal = Journal(self.ledger, scope, position)
         with self._booking.set(replace(self._booking.get(), journal=journal)):
             yield journal
-
-    @contextmanager
-    def counting(self) -> Iterator[Tally]:
-        """Count the answers that this thread or task is given inside the block, whatever others ask meanwhile."""
-        tally, booking = Tally(), self._booking.get()
-        with self._booking.set(replace(booking, tallies=(*booking.tallies, tally))):
-            yield tally
 
     def __call__(self, x: Tensor | np.ndarray) -> Tensor:
         """Answers to images; costs a query each.
@@ -239,7 +220,7 @@ class QueryClient:
             booking = replace(booking, journal=None)
         answers, start = [], 0
         while start < len(x):
-            batch = x[start : start + self.batch_size]
+            batch = x[start : start + self._sent_at_once(booking)]
             answers.append(self._answer(batch, len(x) - start, booking))
             start += len(batch)
         self._meter.deliver(len(x), booking.tallies)
@@ -281,7 +262,7 @@ class QueryClient:
         require_picklable(self.box)
         return _copied, (self.box, *carried)
 
-    def _carried(self) -> tuple[int | None, int, tuple[Path, str] | None]:
+    def _carried(self) -> tuple[int | None, int | None, tuple[Path, str] | None]:
         """What a copy takes along beside the box: budget, batch size, and the ledger that pays."""
         if self.ledger is None and self.budget is not None:
             raise InvalidInput(
@@ -298,7 +279,12 @@ class QueryClient:
         if self._meter.closed and self._meter.idle and self.ledger:
             self.ledger.close()
 
-    def _answer(self, batch: Tensor, wanted: int, booking: _Booking) -> Tensor:
+    def _sent_at_once(self, booking: Booking) -> int:
+        if booking.at_once is None:
+            return self._batch_size
+        return min(booking.at_once, self.spec.max_batch or booking.at_once)
+
+    def _answer(self, batch: Tensor, wanted: int, booking: Booking) -> Tensor:
         """Answers to one batch: replayed, where the journal holds them, or bought."""
         if (journal := booking.journal) is None:
             return self._buy(batch, wanted, booking.phase)
@@ -376,7 +362,7 @@ class QueryClient:
         self._close_when_idle()
 
 
-def _copied(box: BlackBox, budget: int | None, batch_size: int, ledger: tuple[Path, str] | None) -> QueryClient:
+def _copied(box: BlackBox, budget: int | None, batch_size: int | None, ledger: tuple[Path, str] | None) -> QueryClient:
     """A client on the ledger of another, which must be there."""
     client = QueryClient(box, budget, batch_size=batch_size)
     if ledger is not None:
