@@ -40,6 +40,7 @@ import torch
 import certibox as cb
 from certibox import certification
 from certibox.blackbox import as_blackbox
+from certibox.certification.pilot import expected_samples
 from certibox.commands import demo
 from certibox.commands.progress import bar
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
@@ -48,7 +49,6 @@ from certibox.defense.saved import Defense, load_defense
 from certibox.paper.logbook import Rows, destination, hardware, parser, versions
 from certibox.paper.stages import spread
 from certibox.paper.suite import Suite
-from certibox.planning import expected_samples
 from certibox.records.certificates import CertificateRow
 from certibox.report import markdown
 from certibox.storage.settings import require_same
