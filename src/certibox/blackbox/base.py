@@ -171,16 +171,23 @@ class BoxSpec:
 
 
 class BlackBox(Protocol):
-    """A model that can only be asked.
-
-    A call takes float pixels in [0, 1] (n, c, h, w), at most `spec.max_batch` of them, and answers, on their device and
-    without gradients: logits or probabilities float (n, K), labels int64 (n,), values float (n, ...).
-    """
+    """A model that can only be asked: a declaration, and a call that answers."""
 
     @property
-    def spec(self) -> BoxSpec: ...
+    def spec(self) -> BoxSpec:
+        """Declaration of the model."""
+        ...
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor) -> Tensor:
+        """Answers to images, on their device and without gradients.
+
+        Args:
+            x: Images (n, c, h, w), float pixels on [0, 1], at most `spec.max_batch` of them.
+
+        Returns:
+            Logits or probabilities (n, K) of floats, labels (n,) of int64, or values (n, ...) of floats.
+        """
+        ...
 
 
 def as_images(x: object) -> Tensor:

@@ -70,6 +70,7 @@ class OnnxBox:
             raise UnreadableFile(f"{self._path} has changed since box {self.spec.name} was made; restore it")
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
+        """See `BlackBox.__call__`."""
         images = self.spec.prepare(x.detach()).cpu().numpy()
         if self._dtype == np.uint8:
             images = images.round()  # on the grid already, but for float error where levels is not 256

@@ -29,18 +29,36 @@ class RobustPipeline(nn.Module):
         self.denoiser, self.autoencoder, self.classifier = denoiser, autoencoder, classifier
 
     def denoise(self, x: Tensor) -> Tensor:
-        """D_θ(x): (b, c, h, w) -> (b, c, h, w)."""
+        """The denoised images D_θ(x), (b, c, h, w).
+
+        Args:
+            x: Images (b, c, h, w).
+        """
         return x if self.denoiser is None else self.denoiser(x)
 
     def embed(self, denoised: Tensor) -> Tensor:
-        """The point that an estimator perturbs: (b, c, h, w) -> (b, d_z), or (b, d) pixels without an autoencoder."""
+        """The point that an estimator perturbs: an embedding (b, d_z), or all pixels (b, d) without an autoencoder.
+
+        Args:
+            denoised: Denoised images (b, c, h, w).
+        """
         return denoised.flatten(1) if self.autoencoder is None else self.autoencoder.encode(denoised)
 
     def images(self, z: Tensor, image_shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """The images that the box sees at points z: (n, d) -> (n, c, h, w)."""
+        """The images (n, c, h, w) that the box sees.
+
+        Args:
+            z: Points (n, d_z), or (n, d) pixels without an autoencoder.
+            image_shape: Shape (c, h, w) of an image.
+        """
         return z.reshape(-1, *image_shape) if self.autoencoder is None else self.autoencoder.decode(z)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The images (b, c, h, w) that the box sees.
+
+        Args:
+            x: Images (b, c, h, w), noisy or not.
+        """
         return self.images(self.embed(self.denoise(x)), x.shape[1:])
 
 

@@ -56,7 +56,7 @@ class Defense:
         return f"Defense({self.method}, sigma={self.sigma:g}, {classes}, images {tuple(self.image_shape)}, {box})"
 
     def __call__(self, x: Tensor | np.ndarray) -> Tensor:
-        """The same as `outputs`."""
+        """The same as `outputs`; see `Defense.outputs`."""
         return self.outputs(x)
 
     def outputs(self, x: Tensor | np.ndarray) -> Tensor:
@@ -133,7 +133,11 @@ class Defense:
         return self.client.batch_size
 
     def default_phase(self, name: str) -> AbstractContextManager[None]:
-        """Book what the box is asked inside under `name`, unless the caller has named a phase already."""
+        """Book what the box is asked inside under a name, unless the caller has named a phase already.
+
+        Args:
+            name: Name of the phase, such as "certify".
+        """
         return self.client.default_phase(name)
 
     def save(self, directory: str | Path) -> Path:
