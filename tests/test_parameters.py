@@ -27,7 +27,7 @@ ROOMS = {  # room -> modules whose names are public beside those of the room
     "blackbox": "base function onnx sklearn switches torch_module",
     "certification": "certificate dataset noise pilot sampling sigma smoothing stored votes",
     "confidence": "binomial bootstrap forecast gaussian looks recorded sequential stopping",
-    "data": "augmentation",
+    "data": "augmentation pixels",
     "defense": "autoencoders pipeline released saved",
     "errors": "",
     "estimators": "autograd differences guided linear step_size table",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from certibox.errors import InvalidImages
 from certibox.networks import Autoencoder
 
 
@@ -60,22 +58,3 @@ class RobustPipeline(nn.Module):
             x: Images (b, c, h, w), noisy or not.
         """
         return self.images(self.embed(self.denoise(x)), x.shape[1:])
-
-
-def as_batch(x: Tensor | np.ndarray) -> Tensor:
-    """A batch of images as a float tensor (n, c, h, w); a numpy array becomes float32.
-
-    Args:
-        x: Images (n, c, h, w) of floats, pixels on [0, 1] up to noise: a tensor or a numpy array.
-
-    Raises:
-        InvalidImages: x is something else, of integers, or of another number of dimensions.
-    """
-    if not isinstance(x, Tensor | np.ndarray):
-        raise InvalidImages(f"images are a {type(x).__name__}; wanted a float tensor or numpy array (n, c, h, w)")
-    floats = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"
-    if not floats:
-        raise InvalidImages(f"images are {x.dtype}; wanted floats on [0, 1]: divide 8-bit pixels by 255")
-    if x.ndim != 4:
-        raise InvalidImages(f"images have shape {tuple(x.shape)}; wanted a batch (n, channels, height, width)")
-    return x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from certibox import networks
 from certibox.certification.smoothing import SmoothedClassifier
-from certibox.defense.pipeline import RobustPipeline, as_batch
+from certibox.data.pixels import as_images
+from certibox.defense.pipeline import RobustPipeline
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.networks import Autoencoder
 from certibox.queries.client import QueryClient
@@ -68,7 +69,7 @@ class Defense:
         Returns:
             Answers (n, K), labels (n,) or values (n, ...), as the box gives them.
         """
-        images = as_batch(x)
+        images = as_images(x, array_type=np.float32)
         self.pipeline.eval()
         with torch.inference_mode():
             return torch.cat([self._answer(batch) for batch in images.split(self.client.batch_size)])
@@ -79,7 +80,7 @@ class Defense:
         Args:
             x: Images (n, c, h, w).
         """
-        images = as_batch(x)
+        images = as_images(x, array_type=np.float32)
         self.pipeline.eval()
         with torch.inference_mode():
             return self.pipeline(images.to(self.device))
@@ -90,7 +91,7 @@ class Defense:
         Args:
             x: Images (n, c, h, w).
         """
-        images = as_batch(x)
+        images = as_images(x, array_type=np.float32)
         self.pipeline.eval()
         with torch.inference_mode():
             return self.pipeline.denoise(images.to(self.device))
