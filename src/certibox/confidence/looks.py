@@ -199,7 +199,7 @@ def hopeless(rule: AllLooks, samples: int, n: int, p0: float, alpha: float) -> i
     if rule.futility is None:
         return -1
     share = needed(rule, n, p0, alpha) / n
-    if share > 1.0:  # the cap cannot prove it, whatever comes
+    if share > 1.0:  # n votes cannot prove it, whatever comes
         return samples
     low, high = -1, samples  # futile at low, not at high: all successes leave any p possible
     while high - low > 1:
