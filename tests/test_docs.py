@@ -42,7 +42,7 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
 
 
 def tree() -> dict[str, set[str]]:
-    """Folder -> files that the tree of docs/architecture.md names in it; a line without a name goes on with the last."""
+    """Folder -> files that the tree of docs/architecture.md names in it; lines without a name go on with the last."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```\n(src/certibox/\n.*?)^```", text, re.MULTILINE | re.DOTALL)
     named: dict[str, set[str]] = {}
