@@ -157,7 +157,7 @@ def check_votes(votes: Votes, predict: int | None, where: str) -> None:
 def _check_looks(votes: Votes, rule: dict[str, Any], looks: tuple[tuple[int, int], ...], where: str) -> None:
     """What any sequential certificate obeys; whether its looks are where the rule puts them, a replay tells."""
     cap, ran, end = rule.get("cap"), rule.get("alpha"), (votes.n, votes.counts[votes.selected])
-    _require(type(cap) is int and cap >= votes.n, where, f"n = {votes.n} for a rule with the maximum n = {cap}")
+    _require(type(cap) is int and cap >= votes.n, where, f"n = {votes.n} for a rule with the cap {cap}")
     _require(type(ran) is float and 0 < ran < 1, where, f"a rule that ran at alpha = {ran}")
     _require(looks[-1:] == (end,), where, f"the last look is {looks[-1:]}, but the votes are {end}")
     for (n, successes), (later_n, later) in zip(((0, 0), *looks), looks, strict=False):
