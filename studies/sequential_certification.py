@@ -97,7 +97,7 @@ def fewest(n: int, p0: float) -> int:
 
 
 def by_rule(rule: Rule, n: int, sigma: float, radii: tuple[float, ...], p: float) -> Chances:
-    """The certificate of a rule with cap n."""
+    """The certificate of a rule with the maximum n."""
     law = Gaussian(sigma)
     found = forecast(rule, p, n, ALPHA, asked(rule, law), proven=[law.needed_p(radius) for radius in radii])
     return found.samples, found.proven

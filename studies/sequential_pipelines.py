@@ -12,9 +12,9 @@ of its test images at even distances); and that row at sigma 0.25, where 3 sigma
 (100 of them; both under --stages, where query_efficiency.py keeps what it trains).
 
 Each image is certified with n = 10,000 and n0 = 100, and with the e-process and α-spending, n0 = 25, at r = sigma,
-2 sigma, 3 sigma alone and at sigma/2, sigma and 2 sigma together; alpha 0.001, seed 0. Caps are the usual 100,000 and
-50,000, but for 3 sigma alone, where most of the samples go to images near the threshold: there the cap is the largest
-of three that a pilot of 60 validation images, n = 10,000, lets expect at most 8,500 samples an image. Every
+2 sigma, 3 sigma alone and at sigma/2, sigma and 2 sigma together; alpha 0.001, seed 0. The maximum n is the usual
+100,000 or 50,000, but for 3 sigma alone, where most of the samples go to images near the threshold: there it is the
+largest of three that a pilot of 60 validation images, n = 10,000, lets expect at most 8,500 samples an image. Every
 certificate asks the box and is then replayed from its looks; votes are booked in a ledger. The noise of an image is the
 same under all rules, so their differences are paired. Goals, selection votes included: at sigma and 2 sigma a fifth of
 10,000 samples at no lower certified accuracy, at 3 sigma at most 8,500 at a higher one. Nothing was tuned on these
@@ -40,6 +40,7 @@ import torch
 import certibox as cb
 from certibox import certification
 from certibox.blackbox import as_blackbox
+from certibox.certification.pilot import expected_samples
 from certibox.commands import demo
 from certibox.commands.progress import bar
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
@@ -48,7 +49,6 @@ from certibox.defense.saved import Defense, load_defense
 from certibox.paper.logbook import Rows, destination, hardware, parser, versions
 from certibox.paper.stages import spread
 from certibox.paper.suite import Suite
-from certibox.planning import expected_samples
 from certibox.records.certificates import CertificateRow
 from certibox.report import markdown
 from certibox.storage.settings import require_same
@@ -214,7 +214,7 @@ def certify(pipeline: Pipeline, key: Mapping[str, Any], folder: Path, size: Size
 def certified(
     pipeline: Pipeline, images: Images, rule: Rule | None, n: int, kept: Path, phase: str
 ) -> list[CertificateRow]:
-    """The certificates of `images`, under a rule with the cap n or with a fixed n; what is kept is not asked."""
+    """The certificates of `images`, under a rule with the maximum n or with a fixed n; what is kept is not asked."""
     defense = pipeline.defense
     with defense.client.phase(phase), bar(phase, defense.client) as progress:
         return cb.certify_dataset(

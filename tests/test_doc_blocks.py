@@ -86,6 +86,9 @@ def with_a_small_denoiser(train: Callable[..., Any], client: Any, images: Any, *
 
 
 def with_few_votes(certify: Callable[..., Any], self: Any, x: Any, *args: Any, **more: Any) -> Any:
+    if (sampling := more.get("sampling")) is not None:  # certify_dataset was given fewer already
+        assert sampling.n <= 1000
+        return certify(self, x, *args, **more)
     return certify(self, x, *args, **more | {"n": min(more["n"], 1000)})
 
 
@@ -174,6 +177,8 @@ def defended(told: dict[str, Any]) -> None:
 def quickstart(told: dict[str, Any]) -> None:
     defended(told)
     assert [row.idx for row in told["rows"]] == [0, 1]
+    assert [answer.shape for answer in told["answers"]] == [(25, 10)] * 4
+    assert told["client"].spent["audit"] == 100
 
 
 def extended(told: dict[str, Any]) -> None:

@@ -39,3 +39,27 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert not missing
+
+
+def tree() -> dict[str, set[str]]:
+    """Folder -> files that the tree of docs/architecture.md names in it; lines without a name go on with the last."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```\n(src/certibox/\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+    named: dict[str, set[str]] = {}
+    path: list[str] = []  # folders that the line lies in, two spaces each
+    for line in block.splitlines():
+        if entry := re.match(r"( {0,4})([\w/]+/|[\w-]+\.py)(?: |$)", line):
+            path = path[: len(entry[1]) // 2] + [entry[2].rstrip("/")] * entry[2].endswith("/")
+        named.setdefault("/".join(path), set()).update(re.findall(r"(?<![\w/])[\w-]+\.(?:pyi?|yaml)\b", line))
+    return named
+
+
+def test_the_tree_of_the_architecture_is_true() -> None:
+    named = tree()
+    for folder, files in named.items():
+        beside = {path.name for path in (ROOT / folder).iterdir()}
+        assert files <= beside, f"{folder} has no {sorted(files - beside)}"
+    modules = [path for path in (ROOT / "src" / "certibox").rglob("*.py") if path.name != "__init__.py"]
+    unnamed = [str(path) for path in modules if path.name not in named[path.parent.relative_to(ROOT).as_posix()]]
+    assert not unnamed, "docs/architecture.md leaves modules out"
+    assert {"experiments/paper", "studies", "benchmarks", "tools", "tests", "docs/measurements"} <= named.keys()

@@ -1,7 +1,7 @@
 """Each parameter of a public function, and each field of a public dataclass, is documented on a line of its own.
 
-`undocumented` finds what is missing in a room; `ROOMS` are the rooms that have nothing missing. To see what a room
-lacks: `python tests/test_parameters.py training report`.
+`undocumented` finds what is missing in a room or module; `ROOMS` has every room, with its modules that are reachable by
+name. To see what is missing: `python tests/test_parameters.py training report.tables`, or everything without a name.
 """
 
 from __future__ import annotations
@@ -15,23 +15,48 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict, Unpack, get_args, get_type_hints
 
 import pytest
 
-ROOMS = ("data",)
+from certibox.training.defenses import train
+from certibox.training.settings import TrainingSettings
+from places import ROOT
+
+ROOMS = {  # room -> modules whose names are public beside those of the room
+    "blackbox": "base function onnx sklearn switches torch_module",
+    "certification": "certificate dataset noise pilot sampling sigma smoothing stored votes",
+    "confidence": "binomial bootstrap forecast gaussian looks recorded sequential stopping",
+    "data": "augmentation pixels",
+    "defense": "autoencoders pipeline released saved",
+    "errors": "",
+    "estimators": "autograd differences guided linear step_size table",
+    "networks": "autoencoder classifiers dncnn reconstructor surrogate",
+    "paper": "blocks cells claims dry_run gpu logbook measured plans plots provenance results runner shipped suite "
+    "summary table_page words",
+    "planning": "",
+    "queries": "client concurrency copying fingerprint journal ledger meter",
+    "reconstruction": "evaluation measurements metrics",
+    "records": "certificates tsv",
+    "report": "numbers page pictures tables",
+    "seeds": "",
+    "storage": "files settings tensors",
+    "training": "defenses methods schedules settings stability steps supervised",
+}
+PLACES = [f"{room}.{module}".rstrip(".") for room in ROOMS for module in ("", *ROOMS[room].split())]
 ARGUMENT = re.compile(r"^    \*{0,2}(\w+)(?: \([^)]*\))?: +(\S.*)$", re.MULTILINE)
+REFERENCE = re.compile(r"\b[Ss]ee `([\w.]+)`")
 
 
-def undocumented(room: str) -> list[str]:
-    """What the public names of `certibox.<room>` leave without a line: "train: gamma", "Images: labels"."""
-    module = importlib.import_module(f"certibox.{room}")
-    listed = getattr(module, "__all__", None) or [name for name, _ in inspect.getmembers(module) if name[0] != "_"]
+def undocumented(place: str) -> list[str]:
+    """What the public names of a room or module leave without a line: "train: gamma", "Images: labels"."""
+    module = importlib.import_module(f"certibox.{place}")
+    own = [name for name, value in inspect.getmembers(module) if getattr(value, "__module__", "") == module.__name__]
     missing = []
-    for name in sorted(listed):
+    for name in sorted(getattr(module, "__all__", None) or own):
         value = getattr(module, name)
         ours = getattr(value, "__module__", "").startswith("certibox.")
-        if ours and (inspect.isclass(value) or inspect.isfunction(value)):
+        if name[0] != "_" and ours and (inspect.isclass(value) or inspect.isfunction(value)):
             missing += [f"{name}{part}" for part in _missing(value)]
     return missing
 
@@ -53,14 +78,38 @@ def _missing(value: Any) -> Iterator[str]:
 
 
 def _of_function(function: Any) -> list[str]:
-    wanted = parameters(function)
-    described = arguments(function)
-    return [part for part in wanted if part not in described] if function.__doc__ else ["(no docstring)"]
+    if not function.__doc__:
+        return ["(no docstring)"]
+    described = set(arguments(function)).union(*map(arguments, referred(function)))
+    return [part for part in parameters(function) if part not in described]
 
 
 def parameters(function: Any) -> list[str]:
-    """The names that a caller may give."""
-    return [name for name in inspect.signature(function).parameters if name not in ("self", "cls") and name[0] != "_"]
+    """The names that a caller may give; keywords that a TypedDict names are its keys."""
+    names = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD and "Unpack[" in str(parameter.annotation):
+            (keywords,) = get_args(get_type_hints(function)[name])
+            names += keywords.__annotations__
+        elif name not in ("self", "cls") and name[0] != "_":
+            names.append(name)
+    return names
+
+
+def referred(function: Any) -> list[Any]:
+    """What a docstring points at by "See `GradientEstimator.estimate`", found in its module or in its room."""
+    room = function.__module__.split(".")[1] if function.__module__.startswith("certibox.") else ""
+    places = [importlib.import_module(f"certibox.{place}") for place in PLACES if place.split(".")[0] == room]
+    known = [function.__globals__, *map(vars, places)]
+    found = []
+    for path in REFERENCE.findall(function.__doc__):
+        first, *rest = path.split(".")
+        value = next((names[first] for names in known if first in names), None)
+        for name in rest:
+            value = getattr(value, name, None)
+        if value is not None:
+            found.append(value)
+    return found
 
 
 def arguments(value: Any) -> dict[str, str]:
@@ -89,9 +138,15 @@ def _strings_below(statements: list[ast.stmt]) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_public_parameter_has_a_line_of_its_own(room: str) -> None:
-    assert undocumented(room) == []
+@pytest.mark.parametrize("place", PLACES)
+def test_every_public_parameter_has_a_line_of_its_own(place: str) -> None:
+    assert undocumented(place) == []
+
+
+def test_every_room_is_listed() -> None:
+    """The command line has no names of its own for Python: its options are checked by its help."""
+    there = {path.stem for path in (ROOT / "src" / "certibox").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert there - {"__init__", "__pycache__", "presets", "cli", "commands"} == set(ROOMS)
 
 
 def documented(x: int, *rest: int, scale: float = 1.0) -> float:
@@ -113,6 +168,37 @@ def in_a_paragraph(x: int, scale: float = 1.0) -> float:
     return x * scale
 
 
+def as_documented(x: int, *rest: int, scale: float = 1.0) -> float:
+    """The same; see `documented`."""
+    return documented(x, *rest, scale=scale)
+
+
+def as_undocumented(x: int, scale: float = 1.0, more: int = 0) -> float:
+    """The same and more. See `in_a_paragraph`, and see `nothing`."""
+    return in_a_paragraph(x, scale) + more
+
+
+class Keywords(TypedDict, total=False):
+    scale: float
+
+
+def spelt_out(**keywords: Unpack[Keywords]) -> Keywords:
+    """What came, and nothing else."""
+    return keywords
+
+
+def test_the_checker_follows_what_a_docstring_points_at() -> None:
+    assert referred(as_documented) == [documented]
+    assert _of_function(as_documented) == []
+    assert referred(as_undocumented) == [in_a_paragraph]
+    assert _of_function(as_undocumented) == ["x", "scale", "more"]
+
+
+def test_keywords_of_a_typed_dict_are_parameters() -> None:
+    assert parameters(spelt_out) == _of_function(spelt_out) == ["scale"]
+    assert {item.name for item in fields(TrainingSettings)} < set(parameters(train))
+
+
 def test_the_checker_sees_what_is_missing() -> None:
     assert arguments(documented) == {
         "x": "Number to begin with.",
@@ -125,6 +211,6 @@ def test_the_checker_sees_what_is_missing() -> None:
 
 
 if __name__ == "__main__":
-    for asked in sys.argv[1:]:
+    for asked in sys.argv[1:] or PLACES:
         for line in undocumented(asked):
             print(f"{asked}  {line}")

@@ -91,6 +91,8 @@ def test_a_rule_counts_its_maximum_and_names_what_is_out_of_reach() -> None:
         ({"certify_images": 9}, "n is not given"),
         ({"certify_images": 9, "n": 100}, "n0 is None and alpha is None; wanted at least 1 vote"),
         ({"certify_images": 9, "n": 100, "n0": 0, "alpha": 0.1}, "n0 is 0"),
+        ({"certify_images": 9, "n": 100, "n0": 2.5, "alpha": 0.1}, "n0 is 2.5; wanted a whole number of votes"),
+        ({"certify_images": 9, "n": 100, "n0": 2, "alpha": 1.5}, "alpha is 1.5"),
         ({"certify_images": 9, "n": 2, "n0": 1, "alpha": 0.1}, "n = 2 can only abstain .* smallest n is"),
         ({"pilot": [], "n": 100}, "a pilot tells when a stopping rule ends, and there is none"),
         ({"pilot": [], "n": 100, "rule": cb.EProcess(radii=(0.1,))}, "the pilot has 0 rows; wanted at least 2"),

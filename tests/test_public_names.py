@@ -15,7 +15,7 @@ MODULES = {"certification", "confidence", "errors", "networks", "reconstruction"
 NAMES = {
     "box": {"BlackBox", "BoxSpec", "Fingerprint", "QueryClient", "as_blackbox"},
     "images": {"Images", "images_from_arrays", "load_images", "load_restricted_imagenet"},
-    "estimators": {"CGE", "RGE", "GradientEstimator", "Guided", "Orthogonal", "Subset"},
+    "estimators": {"CGE", "ESTIMATORS", "RGE", "GradientEstimator", "Guided", "Orthogonal", "Subset"},
     "autoencoders": {
         "Autoencoder",
         "fitting_autoencoder",
@@ -29,6 +29,7 @@ NAMES = {
         "Phase",
         "SCHEDULES",
         "Schedule",
+        "TrainingSettings",
         "load_defense",
         "one_cycle",
         "paper_finetune",
@@ -39,18 +40,24 @@ NAMES = {
     "certificates": {
         "AlphaSpending",
         "Certificate",
+        "CertificateRow",
         "EProcess",
+        "Gaussian",
         "Prediction",
+        "Rule",
+        "Sampling",
         "SmoothedClassifier",
+        "StoppingRule",
         "at_alpha",
         "certified_accuracy",
         "certified_accuracy_interval",
         "certify_dataset",
         "merge",
     },
+    "planning": {"Cost", "plan"},
     "facts": {"__version__"},
 }
-DATA = {"SCHEDULES"}  # values, not things to call: a docstring would be that of their type
+DATA = {"ESTIMATORS", "Rule", "SCHEDULES"}  # values, not things to call: a docstring would be that of their type
 PUBLIC = MODULES.union(*NAMES.values())
 
 

@@ -65,7 +65,9 @@ class BoxChanged(BlackBoxError):
 class BudgetExceeded(CertiboxError):
     """The next query would overspend the budget. Nothing was sent; all work is kept.
 
-    Attributes: `wanted` and `left`, both in queries.
+    Args:
+        wanted: Number of queries that the batch would have cost, an attribute too.
+        left: Number of queries left in the budget, an attribute too.
     """
 
     exit_status = 3

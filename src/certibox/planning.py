@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from scipy.stats import beta
-
-from certibox.certification.certificate import out_of_reach, require_certifiable
-from certibox.confidence.forecast import forecast
+from certibox.certification.certificate import out_of_reach
+from certibox.certification.pilot import expected_samples
+from certibox.certification.sampling import Sampling
 from certibox.confidence.gaussian import Gaussian
-from certibox.confidence.recorded import record
 from certibox.confidence.sequential import Rule
-from certibox.confidence.stopping import asked
 from certibox.errors import InvalidInput, one_of
 from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Subset
 from certibox.estimators.step_size import DIRECTIONS, STEPS
@@ -24,8 +20,6 @@ from certibox.training.methods import METHODS
 from certibox.training.schedules import Schedule
 from certibox.training.settings import TrainingSettings
 from certibox.training.surrogate import PROBE_DIRECTIONS, PROBED
-
-QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of what a pilot leaves open about an image: the middles of five equal parts
 
 
 @dataclass(frozen=True)
@@ -279,100 +273,64 @@ def _certification(
         if images or pilot is not None:
             raise InvalidInput("n is not given; wanted the number of votes that bound a class, or their maximum")
         return 0, None, None
-    if images and (n0 is None or n0 < 1 or alpha is None):
-        raise InvalidInput(f"n0 is {n0} and alpha is {alpha}; wanted at least 1 vote that picks a class, and an alpha")
-    beyond = _refused_or_beyond(n, alpha, sigma, rule) if images and alpha is not None else None
+    beyond = None
+    if images:
+        if n0 is None or alpha is None:
+            raise InvalidInput(f"n0 is {n0} and alpha is {alpha}; wanted at least 1 vote that picks a class, and alpha")
+        beyond = _refused_or_beyond(Sampling(n0, n, alpha, rule), sigma)
     samples = expected_samples(pilot, rule, n) if pilot is not None and rule is not None else None
     return round(images * ((n0 or 0) + (samples[0] if samples else n))), samples, beyond
 
 
-def _refused_or_beyond(n: int, alpha: float, sigma: float | None, rule: Rule | None) -> str | None:
+def _refused_or_beyond(sampling: Sampling, sigma: float | None) -> str | None:
     """Refuse what `certify` would, in its words; a line on the radii that n cannot certify, where it can others."""
-    require_certifiable(n, alpha)
-    if rule is None:
+    if sampling.rule is None:
         return None
     law, note = (Gaussian(1.0), " (r in units of sigma)") if sigma is None else (Gaussian(sigma), "")
     try:
-        rule.sizes(n, alpha, asked(rule, law))
+        sampling.sizes(law, num_classes=2)  # a rule looks at one class, whatever their number
     except InvalidInput as error:
         raise InvalidInput(f"{error}{note}") from error
-    line = out_of_reach(rule, n, alpha, law)
+    line = out_of_reach(sampling.rule, sampling.n, sampling.alpha, law)
     return line and f"{line}{note}"
 
 
-def expected_samples(rows: Sequence[CertificateRow], rule: Rule, n: int) -> tuple[float, float]:
-    """Mean estimation votes an image under a stopping rule, and the standard error of that mean, from a pilot.
-
-    Where the rows ran under this very rule and maximum n, their own n are averaged. Else each image's votes leave
-    Beta(s + 1/2, f + 1/2) of its probability (Jeffreys' prior; the share of successes alone would take unanimous votes
-    for certainty), and `forecast` gives the exact expectation at its `QUANTILES`. The error is over images.
-
-    Args:
-        rows: Certificates of some images of the kind to come, by any rule or n, of one sigma and alpha.
-        rule: Stopping rule of the certificates to come.
-        n: Maximum number of estimation votes an image.
-
-    Returns:
-        The mean and its standard error.
-
-    Raises:
-        InvalidInput: There are fewer than two rows, or several sigmas or alphas.
-    """
-    if len(rows) < 2 or len({(row.sigma, row.alpha) for row in rows}) > 1:
-        raise InvalidInput(f"the pilot has {len(rows)} rows; wanted at least 2, of one sigma and one alpha")
-    sigma, alpha = rows[0].sigma, rows[0].alpha
-    if all(row.rule == record(rule, n, alpha) for row in rows):
-        drawn = [float(row.n) for row in rows]
-    else:
-        votes, thresholds = [(row.counts[row.selected], row.n) for row in rows], asked(rule, Gaussian(sigma))
-        expected = {
-            (s, trials): np.mean(
-                [forecast(rule, float(p), n, alpha, thresholds).samples for p in _posterior(s, trials)]
-            )
-            for s, trials in set(votes)
-        }
-        drawn = [float(expected[seen]) for seen in votes]
-    return float(np.mean(drawn)), float(np.std(drawn, ddof=1) / math.sqrt(len(drawn)))
-
-
-def unseen(piloted: int, mean: float, n: int) -> tuple[float, float]:
-    """What a pilot cannot exclude: the share of images of a kind that it lacks, and the mean votes an image then.
-
-    A kind of share s is missing from m images with probability (1 − s)^m, below 5 % only for s > 1 − 0.05^(1/m). The
-    mean is that of the pilot on the rest, with all n votes on each image of that kind.
-
-    Args:
-        piloted: Number m of images of the pilot.
-        mean: Mean estimation votes an image that the pilot expects.
-        n: Maximum number of estimation votes an image.
-    """
-    share = 1.0 - 0.05 ** (1.0 / piloted)
-    return share, (1.0 - share) * mean + share * n
-
-
 def stepped(estimator: GradientEstimator, outputs: str) -> GradientEstimator:
-    """The estimator as training uses it: labels have no slope, so `Guided` corrects nothing there."""
+    """The estimator as training uses it: labels have no slope, so `Guided` corrects nothing there.
+
+    Args:
+        estimator: Estimator that is asked for.
+        outputs: Kind of the box's answers.
+    """
     return replace(estimator, q=0) if isinstance(estimator, Guided) and outputs == "labels" else estimator
 
 
 def most_corrections(guided: Guided, d: int) -> int:
-    """Queries of corrections an image and step; the most of them where their number is measured."""
+    """Queries of corrections an image and step; the most of them where their number is measured.
+
+    Args:
+        guided: Surrogate-guided estimator.
+        d: Dimension that it works on.
+    """
     return guided.cost(d) - replace(guided, q=0).cost(d)
 
 
 def wants_dimension(estimator: GradientEstimator) -> bool:
-    """Whether the cost of an estimate depends on the dimension: that of a surrogate's guess does not."""
+    """Whether the cost of an estimate depends on the dimension: that of a surrogate's guess does not.
+
+    Args:
+        estimator: Estimator of the gradient.
+    """
     return not isinstance(estimator, Guided) or estimator.q not in (0, "auto")
 
 
 def skips_dead(estimator: GradientEstimator) -> bool:
-    """Whether fewer live coordinates mean fewer queries: `RGE` asks along q directions all the same."""
+    """Whether fewer live coordinates mean fewer queries: `RGE` asks along q directions all the same.
+
+    Args:
+        estimator: Estimator of the gradient.
+    """
     return not isinstance(_inner(estimator), RGE) and not (isinstance(estimator, Guided) and estimator.q == 0)
-
-
-def _posterior(successes: int, trials: int) -> np.ndarray:
-    """(5,) quantiles of the probability that the votes of an image leave."""
-    return beta.ppf(QUANTILES, successes + 0.5, trials - successes + 0.5)
 
 
 def _refuse_both(**given: Any) -> None:

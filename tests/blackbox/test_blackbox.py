@@ -263,8 +263,8 @@ def test_a_declaration_that_cannot_hold_is_refused(declared: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("declared", "images", "message"),
     [
-        ({}, torch.zeros(1, 2, 3, 4, dtype=torch.uint8), "images are torch.uint8; give floats"),
-        ({}, torch.zeros(2, 3, 4), r"images have shape \(2, 3, 4\); give a batch"),
+        ({}, torch.zeros(1, 2, 3, 4, dtype=torch.uint8), "images are torch.uint8; wanted floats"),
+        ({}, torch.zeros(2, 3, 4), r"images have shape \(2, 3, 4\); wanted a batch"),
         ({"image_shape": (2, 3, 4)}, torch.zeros(1, 2, 4, 3), r"shape \(2, 4, 3\); box digits takes \(2, 3, 4\)"),
         ({"mean": (1, 2, 3)}, torch.zeros(1, 2, 3, 4), "images have 2 channels; mean or std of box digits has 3"),
     ],
@@ -788,9 +788,9 @@ def test_images_from_numpy_share_memory_where_they_can_and_tensors_come_back() -
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([[0.5]], "images are list; give a float tensor or numpy array"),
-        (np.array(["a"]), "images are <U1; give floats in"),
-        (np.array([None]), "images are object; give floats in"),
+        ([[0.5]], "images are a list; wanted a float tensor or numpy array"),
+        (np.array(["a"]), "images are <U1; wanted floats on .*, such as float32"),
+        (np.array([None]), "images are object; wanted floats on .*, such as float32"),
     ],
 )
 def test_what_holds_no_numbers_is_no_image(images: Any, message: str) -> None:

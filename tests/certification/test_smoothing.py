@@ -310,12 +310,12 @@ def test_bad_settings_of_predict_are_refused_before_any_query(change: dict, came
         (torch.zeros(3, 4), r"shape \(3, 4\)"),
         (torch.zeros(2, 1, 1, 3, 4), r"shape \(2, 1, 1, 3, 4\)"),
         (torch.zeros(0, 1, 3, 4), r"shape \(0, 1, 3, 4\); wanted at least one pixel"),
-        (torch.zeros(1, 3, 4, dtype=torch.uint8), "torch.uint8 .* divide by 255"),
+        (torch.zeros(1, 3, 4, dtype=torch.uint8), "torch.uint8; .* divide 8-bit pixels by 255"),
         (torch.zeros(1, 3, 4, dtype=torch.int64), "torch.int64"),
-        (np.zeros((1, 3, 4), dtype=np.uint8), "uint8 of shape .* divide by 255"),
-        (np.zeros((5, 1, 3, 4), dtype=np.uint8), "uint8 of shape .* divide by 255"),
+        (np.zeros((1, 3, 4), dtype=np.uint8), "images are uint8; .* divide 8-bit pixels by 255"),
+        (np.zeros((5, 1, 3, 4), dtype=np.uint8), "images are uint8; .* divide 8-bit pixels by 255"),
         (np.full((1, 3, 4), np.nan, dtype=np.float32), "NaN"),
-        ([[[0.5]]], "a list; wanted a float tensor or NumPy array"),
+        ([[[0.5]]], "a list; wanted a float tensor or numpy array"),
     ],
 )
 def test_what_is_no_image_is_refused(image, came: str) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from certibox import networks
 from certibox.certification.dataset import certify_dataset
+from certibox.certification.pilot import expected_samples, unseen
 from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.commands.cost import QueryCost, cost_of, run
@@ -26,7 +27,7 @@ from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import asked
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.planning import Cost, expected_samples, unseen
+from certibox.planning import Cost
 from certibox.queries.client import QueryClient
 from certibox.records.certificates import CertificateRow
 from certibox.training.defenses import METHODS, train

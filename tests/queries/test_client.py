@@ -163,10 +163,13 @@ def test_wrong_images_cost_nothing(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.zeros((3, 1, 2, 2), dtype=np.uint8), r"images are torch.uint8; give floats in \[0, 1\] .*divided by 255"),
-        (np.zeros((3, 1, 2, 2), dtype=np.int64), "images are torch.int64; .*divided by 255"),
-        (np.zeros((1, 2, 2)), r"images have shape \(1, 2, 2\); give a batch"),
-        ([[[[0.5]]]], "images are list; give a float tensor or numpy array"),
+        (
+            np.zeros((3, 1, 2, 2), dtype=np.uint8),
+            r"images are uint8; wanted floats on \[0, 1\]: divide 8-bit pixels by 255",
+        ),
+        (np.zeros((3, 1, 2, 2), dtype=np.int64), "images are int64; .*divide 8-bit pixels by 255"),
+        (np.zeros((1, 2, 2)), r"images have shape \(1, 2, 2\); wanted a batch \(n, "),
+        ([[[[0.5]]]], "images are a list; wanted a float tensor or numpy array"),
     ],
 )
 def test_wrong_images_from_numpy_cost_nothing(x: Any, message: str) -> None:

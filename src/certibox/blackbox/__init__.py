@@ -8,11 +8,12 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
-from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, as_images, check_outputs, differentiable
+from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, check_outputs, differentiable
 from certibox.blackbox.function import FunctionBox
 from certibox.blackbox.onnx import OnnxBox
 from certibox.blackbox.sklearn import SklearnBox
 from certibox.blackbox.torch_module import TorchBox
+from certibox.data.pixels import as_images
 from certibox.errors import InvalidInput
 
 __all__ = [

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from certibox.data.pixels import as_images
 from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable
 
 OUTPUTS = ("logits", "probabilities", "labels", "values")
@@ -118,11 +119,7 @@ class BoxSpec:
         Raises:
             InvalidImages: The images are integers or have another shape.
         """
-        shape = tuple(x.shape)
-        if not x.is_floating_point():
-            raise InvalidImages(f"images are {x.dtype}; give floats in [0, 1] (8-bit integers divided by 255)")
-        if len(shape) != 4:
-            raise InvalidImages(f"images have shape {shape}; give a batch (n, channels, height, width)")
+        shape = tuple(as_images(x).shape)
         if self.image_shape is not None and shape[1:] != self.image_shape:
             raise InvalidImages(f"images have shape {shape[1:]}; box {self.name} takes {self.image_shape}")
         if self._channels not in (None, shape[1]):
@@ -171,41 +168,23 @@ class BoxSpec:
 
 
 class BlackBox(Protocol):
-    """A model that can only be asked.
-
-    A call takes float pixels in [0, 1] (n, c, h, w), at most `spec.max_batch` of them, and answers, on their device and
-    without gradients: logits or probabilities float (n, K), labels int64 (n,), values float (n, ...).
-    """
+    """A model that can only be asked: a declaration, and a call that answers."""
 
     @property
-    def spec(self) -> BoxSpec: ...
+    def spec(self) -> BoxSpec:
+        """Declaration of the model."""
+        ...
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor) -> Tensor:
+        """Answers to images, on their device and without gradients.
 
+        Args:
+            x: Images (n, c, h, w), float pixels on [0, 1], at most `spec.max_batch` of them.
 
-def as_images(x: object) -> Tensor:
-    """Images as a tensor, of the type in which they came; `BoxSpec.check_images` judges them.
-
-    Args:
-        x: Images, a tensor or a numpy array. The tensor of an array shares its memory where torch can.
-
-    Raises:
-        InvalidImages: It is neither, or an array of no numbers.
-    """
-    if isinstance(x, Tensor):
-        return x
-    if not isinstance(x, np.ndarray):
-        raise InvalidImages(
-            f"images are {type(x).__name__}; give a float tensor or numpy array (n, channels, height, width) on [0, 1]"
-        )
-    if not (x.flags.writeable and x.dtype.isnative) or min(x.strides, default=0) < 0:
-        x = x.astype(
-            x.dtype.newbyteorder("=")
-        )  # torch reads no other order or direction, and warns of shared constants
-    try:
-        return torch.from_numpy(x)
-    except TypeError as error:
-        raise InvalidImages(f"images are {x.dtype}; give floats in [0, 1], such as float32") from error
+        Returns:
+            Logits or probabilities (n, K) of floats, labels (n,) of int64, or values (n, ...) of floats.
+        """
+        ...
 
 
 def differentiable(box: BlackBox) -> Callable[[Tensor], Tensor]:

@@ -32,5 +32,6 @@ class FunctionBox:
         return f"{type(self).__name__}({self.spec.summary})"
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
+        """See `BlackBox.__call__`."""
         images = np.array(self.spec.prepare(x.detach()).cpu().numpy(), dtype=np.float32, order="C")
         return to_outputs(self.function(images), self.spec, x.device)

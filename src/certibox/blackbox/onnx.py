@@ -74,6 +74,7 @@ class OnnxBox:
             raise UnreadableFile(f"{self._path} has changed since box {self.spec.name} was made; restore it")
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
+        """See `BlackBox.__call__`."""
         images = self.spec.prepare(x.detach()).cpu()
         answer = self._run(images) if self._pace is None else self._pace.in_parts(self._run, images)
         return to_outputs(answer, self.spec, x.device)

@@ -73,6 +73,7 @@ class SklearnBox:
         vars(self).update(state, _threads=_blas())
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
+        """See `BlackBox.__call__`."""
         images = self.spec.prepare(x.detach())
         features = math.prod(images.shape[1:])
         wanted = getattr(self.estimator, "n_features_in_", features)

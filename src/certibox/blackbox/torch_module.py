@@ -50,6 +50,7 @@ class TorchBox:
         return f"{type(self).__name__}({self.spec.summary})"
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
+        """See `BlackBox.__call__`."""
         with torch.inference_mode():
             answer = self._forward(x) if self._pace is None else self._pace.in_parts(self._forward, x)
         return to_outputs(answer, self.spec, x.device)

@@ -6,7 +6,8 @@
 - `certificate`: what votes prove about one image;
 - `dataset`: a data set certified row by row; `votes`: the votes of the image under way;
 - `stored`: what follows from stored votes without a query: another alpha, replay, merge;
-- `sigma`: a sigma for each radius, chosen on validation images.
+- `sigma`: a sigma for each radius, chosen on validation images;
+- `pilot`: what a few certificates let one expect of those to come.
 """
 
 import lazy_loader

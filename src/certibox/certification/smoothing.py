@@ -24,6 +24,7 @@ from certibox.certification.noise import noisy_batches
 from certibox.certification.sampling import Sampling, sampling_of
 from certibox.confidence.gaussian import Gaussian, NoiseLaw
 from certibox.confidence.stopping import Decision, StoppingRule, asked, decided
+from certibox.data.pixels import as_images
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
 
 BaseClassifier = Callable[[Tensor], Tensor]
@@ -147,7 +148,7 @@ class SmoothedClassifier:
             InvalidInput: for what `Sampling` refuses, or where n cannot certify anything at alpha.
             InvalidImages: for anything but finite float pixels on about [0, 1].
         """
-        wanted, images = sampling_of(sampling, n0, n, alpha, rule, second_class), as_images(x)
+        wanted, images = sampling_of(sampling, n0, n, alpha, rule, second_class), certifiable(x)
         sizes = wanted.sizes(self.law, self.num_classes)
         certify = partial(self._certify, sampling=wanted, sizes=sizes, seed=seed, batch_size=batch_size)
         if images.ndim == 3:
@@ -175,7 +176,7 @@ class SmoothedClassifier:
             InvalidInput: if alpha is outside (0, 1) or n can only abstain.
             InvalidImages: for anything but finite float pixels on about [0, 1].
         """
-        images = as_images(x)
+        images = certifiable(x)
         confidence.check_alpha(alpha)
         smallest = math.ceil(1 - math.log2(alpha))  # unanimous votes have a p-value of 2 / 2^n
         if n < smallest:
@@ -327,28 +328,21 @@ class SmoothedClassifier:
         return np.bincount(labels.cpu().numpy(), minlength=self.num_classes)
 
 
-def as_images(x: Tensor | np.ndarray) -> Tensor:
-    """One image (c, h, w) or images (m, c, h, w) as a float tensor, checked; NumPy arrays become float32.
+def certifiable(x: Tensor | np.ndarray) -> Tensor:
+    """One image (c, h, w) or images (m, c, h, w) as a float tensor, with pixels that sigma can be compared with.
 
     Args:
-        x: Float pixels on [0, 1].
+        x: Float pixels on [0, 1]; those of a NumPy array become float32.
 
     Raises:
-        InvalidImages: for another shape or type, for pixels that are not finite, or far from [0, 1].
+        InvalidImages: for what `as_images` refuses, for pixels that are not finite, or far from [0, 1].
     """
-    if not isinstance(x, Tensor | np.ndarray):
-        raise InvalidImages(f"the image is a {type(x).__name__}; wanted a float tensor or NumPy array on [0, 1]")
-    floats = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"
-    if x.ndim not in (3, 4) or not floats:
-        wanted = "one float image (channels, height, width) on [0, 1], or a batch of them"
-        scale = ": divide by 255" if str(x.dtype).endswith("uint8") else ""
-        raise InvalidImages(f"the image is {x.dtype} of shape {tuple(x.shape)}; wanted {wanted}{scale}")
-    images = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float32))
+    images = as_images(x, array_type=np.float32, single=True)
     if not images.numel():
-        raise InvalidImages(f"the image has shape {tuple(x.shape)}; wanted at least one pixel")
-    if not torch.isfinite(images).all():
-        raise InvalidImages("the image holds NaN or infinite pixels; wanted finite pixels on [0, 1]")
-    low, high = (float(pixel) for pixel in images.aminmax())
+        raise InvalidImages(f"images have shape {tuple(x.shape)}; wanted at least one pixel")
+    low, high = (float(pixel) for pixel in images.aminmax())  # NaN where there is one
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InvalidImages("images hold NaN or infinite pixels; wanted finite pixels on [0, 1]")
     if high > 16 or low < -16:
         raise InvalidImages(f"pixels go from {low:g} to {high:g}; wanted [0, 1], the units of sigma: divide by 255")
     if high > 1.001 or low < -0.001:

@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 
 from rich.table import Table
 
+from certibox.certification.pilot import unseen
 from certibox.commands.fields import Needs, option
 from certibox.commands.options import ALPHA, EstimatorOptions, RuleOptions
 from certibox.commands.printing import OUT
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided
-from certibox.planning import Cost, most_corrections, plan, skips_dead, stepped, unseen, wants_dimension
+from certibox.planning import Cost, most_corrections, plan, skips_dead, stepped, wants_dimension
 from certibox.records.certificates import read_rows
 from certibox.training.methods import METHODS
 from certibox.training.schedules import one_cycle

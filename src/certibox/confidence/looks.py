@@ -27,9 +27,17 @@ class AllLooks(Protocol):
     def futility(self) -> float | None: ...
     @property
     def growth(self) -> float: ...
-    def level(self, alpha: float, looks: int) -> float: ...
-    def rejects(self, successes: ArrayLike, samples: int, p0: float, alpha: float) -> np.ndarray: ...
-    def lower_bounds(self, successes: ArrayLike, samples: ArrayLike, alpha: float) -> np.ndarray: ...
+    def level(self, alpha: float, looks: int) -> float:
+        """See `EProcess.level`."""
+        ...
+
+    def rejects(self, successes: ArrayLike, samples: int, p0: float, alpha: float) -> np.ndarray:
+        """See `EProcess.rejects`."""
+        ...
+
+    def lower_bounds(self, successes: ArrayLike, samples: ArrayLike, alpha: float) -> np.ndarray:
+        """See `EProcess.lower_bounds`."""
+        ...
 
 
 @lru_cache(maxsize=4096)
@@ -191,7 +199,7 @@ def hopeless(rule: AllLooks, samples: int, n: int, p0: float, alpha: float) -> i
     if rule.futility is None:
         return -1
     share = needed(rule, n, p0, alpha) / n
-    if share > 1.0:  # the cap cannot prove it, whatever comes
+    if share > 1.0:  # n votes cannot prove it, whatever comes
         return samples
     low, high = -1, samples  # futile at low, not at high: all successes leave any p possible
     while high - low > 1:

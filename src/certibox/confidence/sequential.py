@@ -74,7 +74,7 @@ class EProcess:
     def sizes(self, n: int, alpha: float, thresholds: Sequence[float]) -> tuple[int, ...]:
         """Geometric looks, from the smallest sample whose unanimous votes prove the smallest radius.
 
-        Args and errors: as in `StoppingRule.sizes`.
+        See `StoppingRule.sizes` for arguments and errors.
         """
         return looks_up_to(self, n, alpha, thresholds[0])
 
@@ -187,7 +187,7 @@ class AlphaSpending:
     def sizes(self, n: int, alpha: float, thresholds: Sequence[float]) -> tuple[int, ...]:
         """Geometric looks, from the smallest sample whose unanimous votes prove the smallest radius.
 
-        Args and errors: as in `StoppingRule.sizes`.
+        See `StoppingRule.sizes` for arguments and errors.
         """
         return looks_up_to(self, n, alpha, thresholds[0])
 

@@ -2,6 +2,7 @@
 
 Storage is 8 bits a pixel; everything that leaves for a model (`Images.floats`, `augment`) is float in [0, 1].
 
+- `pixels`: what counts as images at every border, for those that know no data set;
 - `images`: `Images`, `images_from_arrays`, images held out, means over images;
 - `sources`: `load_images`, which knows every source;
 - `items`: what is in memory, or handed out one by one by an object such as a `torch.utils.data.Dataset`;
@@ -12,25 +13,6 @@ Storage is 8 bits a pixel; everything that leaves for a model (`Images.floats`, 
 - `augmentation`: `augment`, and the policies `AUGMENTATIONS`.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from certibox.data.augmentation import AUGMENTATIONS, augment
-from certibox.data.images import Images, Index, View, held_out, images_from_arrays, mean_over
-from certibox.data.items import MapStyle
-from certibox.data.restricted_imagenet import load_restricted_imagenet
-from certibox.data.sources import ImageSource, load_images
-
-__all__ = [
-    "AUGMENTATIONS",
-    "ImageSource",
-    "Images",
-    "Index",
-    "MapStyle",
-    "View",
-    "augment",
-    "held_out",
-    "images_from_arrays",
-    "load_images",
-    "load_restricted_imagenet",
-    "mean_over",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # see __init__.pyi

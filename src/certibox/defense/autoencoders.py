@@ -78,6 +78,15 @@ def reconstruction_mse(autoencoder: Autoencoder, images: Images, batch: int = 25
 
 
 def rebuilt(spec: dict[str, Any], weights: Tensors) -> Autoencoder:
+    """The autoencoder that a spec and its weights describe.
+
+    Args:
+        spec: Name and arguments of the network, see `certibox.networks.build`.
+        weights: State dict of the network.
+
+    Raises:
+        InvalidInput: The network is no autoencoder, or the weights do not fit.
+    """
     with torch.device("meta"):  # the weights it starts with would be drawn only to be replaced
         autoencoder = networks.build(spec)
     if not isinstance(autoencoder, Autoencoder):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from certibox.errors import InvalidImages
 from certibox.networks import Autoencoder
 
 
@@ -29,35 +27,34 @@ class RobustPipeline(nn.Module):
         self.denoiser, self.autoencoder, self.classifier = denoiser, autoencoder, classifier
 
     def denoise(self, x: Tensor) -> Tensor:
-        """D_θ(x): (b, c, h, w) -> (b, c, h, w)."""
+        """The denoised images D_θ(x), (b, c, h, w).
+
+        Args:
+            x: Images (b, c, h, w).
+        """
         return x if self.denoiser is None else self.denoiser(x)
 
     def embed(self, denoised: Tensor) -> Tensor:
-        """The point that an estimator perturbs: (b, c, h, w) -> (b, d_z), or (b, d) pixels without an autoencoder."""
+        """The point that an estimator perturbs: an embedding (b, d_z), or all pixels (b, d) without an autoencoder.
+
+        Args:
+            denoised: Denoised images (b, c, h, w).
+        """
         return denoised.flatten(1) if self.autoencoder is None else self.autoencoder.encode(denoised)
 
     def images(self, z: Tensor, image_shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """The images that the box sees at points z: (n, d) -> (n, c, h, w)."""
+        """The images (n, c, h, w) that the box sees.
+
+        Args:
+            z: Points (n, d_z), or (n, d) pixels without an autoencoder.
+            image_shape: Shape (c, h, w) of an image.
+        """
         return z.reshape(-1, *image_shape) if self.autoencoder is None else self.autoencoder.decode(z)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The images (b, c, h, w) that the box sees.
+
+        Args:
+            x: Images (b, c, h, w), noisy or not.
+        """
         return self.images(self.embed(self.denoise(x)), x.shape[1:])
-
-
-def as_batch(x: Tensor | np.ndarray) -> Tensor:
-    """A batch of images as a float tensor (n, c, h, w); a numpy array becomes float32.
-
-    Args:
-        x: Images (n, c, h, w) of floats, pixels on [0, 1] up to noise: a tensor or a numpy array.
-
-    Raises:
-        InvalidImages: x is something else, of integers, or of another number of dimensions.
-    """
-    if not isinstance(x, Tensor | np.ndarray):
-        raise InvalidImages(f"images are a {type(x).__name__}; wanted a float tensor or numpy array (n, c, h, w)")
-    floats = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"
-    if not floats:
-        raise InvalidImages(f"images are {x.dtype}; wanted floats on [0, 1]: divide 8-bit pixels by 255")
-    if x.ndim != 4:
-        raise InvalidImages(f"images have shape {tuple(x.shape)}; wanted a batch (n, channels, height, width)")
-    return x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from certibox import networks
 from certibox.blackbox.pace import Pace
 from certibox.certification.smoothing import SmoothedClassifier
-from certibox.defense.pipeline import RobustPipeline, as_batch
+from certibox.data.pixels import as_images
+from certibox.defense.pipeline import RobustPipeline
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.networks import Autoencoder
 from certibox.queries.client import QueryClient
@@ -62,7 +63,7 @@ class Defense:
         return f"Defense({self.method}, sigma={self.sigma:g}, {classes}, images {tuple(self.image_shape)}, {box})"
 
     def __call__(self, x: Tensor | np.ndarray) -> Tensor:
-        """The same as `outputs`."""
+        """The same as `outputs`; see `Defense.outputs`."""
         return self.outputs(x)
 
     def outputs(self, x: Tensor | np.ndarray) -> Tensor:
@@ -74,7 +75,7 @@ class Defense:
         Returns:
             Answers (n, K), labels (n,) or values (n, ...), as the box gives them.
         """
-        images = as_batch(x)
+        images = as_images(x, array_type=np.float32)
         self.pipeline.eval()
         with torch.inference_mode():
             return torch.cat([self._answer(batch) for batch in images.split(self.client.at_once)])
@@ -85,7 +86,7 @@ class Defense:
         Args:
             x: Images (n, c, h, w).
         """
-        images = as_batch(x)
+        images = as_images(x, array_type=np.float32)
         self.pipeline.eval()
         with torch.inference_mode():
             return self.pipeline(images.to(self.device))
@@ -96,7 +97,7 @@ class Defense:
         Args:
             x: Images (n, c, h, w).
         """
-        images = as_batch(x)
+        images = as_images(x, array_type=np.float32)
         self.pipeline.eval()
         with torch.inference_mode():
             return self.pipeline.denoise(images.to(self.device))
@@ -152,7 +153,11 @@ class Defense:
         return self.client.asking(n)
 
     def default_phase(self, name: str) -> AbstractContextManager[None]:
-        """Book what the box is asked inside under `name`, unless the caller has named a phase already."""
+        """Book what the box is asked inside under a name, unless the caller has named a phase already.
+
+        Args:
+            name: Name of the phase, such as "certify".
+        """
         return self.client.default_phase(name)
 
     def save(self, directory: str | Path) -> Path:

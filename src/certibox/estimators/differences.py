@@ -83,7 +83,7 @@ def finite_difference(
 def measured_slopes(
     objective: Objective, z: Tensor, blocks: Iterator[Block], mu: Step, central: bool, base: Tensor | None
 ) -> Iterator[tuple[Block, Tensor]]:
-    """Each block with the slopes (k, b) of ℓ along its directions; the arguments are those of `finite_difference`."""
+    """Each block with the slopes (k, b) of ℓ along its directions; see `finite_difference`."""
     if isinstance(mu, str):
         raise InvalidInput(f"mu is {mu!r}, which training alone resolves; wanted a number here, see choose_step")
     there = objective(z.unsqueeze(0)) if not central and base is None else base  # (1, b)
@@ -98,18 +98,37 @@ def measured_slopes(
 
 
 def dimension_of(z: Tensor, live: Tensor | None) -> Tensor:
-    """How many coordinates of each point matter, as floats (b,)."""
+    """How many coordinates of each point matter, as floats (b,).
+
+    Args:
+        z: Points (b, d).
+        live: Mask (b, d) of the coordinates that matter; None for all.
+    """
     return torch.full_like(z[:, 0], z.shape[1]) if live is None else live.sum(dim=1).to(z.dtype)
 
 
 def chunks(directions: int, z: Tensor) -> Iterator[tuple[int, int]]:
-    """Split `directions` so that a block of them holds at most `CHUNK_ELEMENTS` elements."""
+    """First and last of each part of the directions, so that a block holds at most `CHUNK_ELEMENTS` elements.
+
+    Args:
+        directions: Number of directions.
+        z: Points (b, d) that each direction moves.
+    """
     size = max(1, CHUNK_ELEMENTS // max(1, z.numel()))
     for first in range(0, directions, size):
         yield first, min(first + size, directions)
 
 
 def check_step(mu: Step, q: int) -> None:
+    """Refuse a step or a number of directions that no estimator takes.
+
+    Args:
+        mu: Step of the differences, in units of z, or "auto".
+        q: Number of directions, at least 1.
+
+    Raises:
+        InvalidInput: One of them is out of its range.
+    """
     if mu != "auto" and (isinstance(mu, str) or not mu > 0 or not math.isfinite(mu)):
         raise InvalidInput(
             f"mu is {mu}; wanted a positive step in units of the embedding, such as 0.005 (the paper's), or 'auto'"

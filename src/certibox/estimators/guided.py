@@ -28,11 +28,20 @@ class GuidedObjective(Protocol):
     """An objective with a surrogate that learns from its answers: what `Guided` wants."""
 
     def __call__(self, points: Tensor, active: Tensor | None = None) -> Tensor:
-        """Losses (k, b) at points (k, b, d), by queries; the surrogate is told the answers."""
+        """Losses (k, b), by queries; the surrogate is told the answers.
+
+        Args:
+            points: Points (k, b, d), k variants of each.
+            active: Mask (k, b) of the points that are wanted; None for all.
+        """
         ...
 
     def guess(self, points: Tensor) -> Tensor:
-        """The surrogate's losses (k, b) at points (k, b, d): differentiable, and no query."""
+        """The surrogate's losses (k, b): differentiable, and no query.
+
+        Args:
+            points: Points (k, b, d), k variants of each.
+        """
         ...
 
     def learn(self) -> None:
@@ -114,6 +123,7 @@ class Guided:
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
     ) -> Tensor:
+        """See `GradientEstimator.estimate`; the objective must be a `GuidedObjective`."""
         if not _has_surrogate(objective):
             raise InvalidInput(
                 "Guided got an objective without a surrogate; wanted guess and learn, see GuidedObjective"

@@ -45,12 +45,21 @@ class RGE:
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
     ) -> Tensor:
+        """See `GradientEstimator.estimate`."""
         return finite_difference(objective, z, self.blocks(z, generator, live), self.mu, self.central)
 
     def cost(self, d: int) -> int:
+        """See `GradientEstimator.cost`."""
         return 2 * self.q if self.central else self.q + 1
 
     def blocks(self, z: Tensor, generator: torch.Generator, live: Tensor | None) -> Iterator[Block]:
+        """The tableau in slices that fit in memory.
+
+        Args:
+            z: Points (b, d).
+            generator: Source of the random directions.
+            live: Mask (b, d) of the coordinates that matter; None for all.
+        """
         dimension = dimension_of(z, live)  # (b,)
         for first, last in chunks(self.q, z):
             u = torch.randn((last - first, *z.shape), generator=generator, dtype=z.dtype, device=z.device)
@@ -81,12 +90,15 @@ class CGE:
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
     ) -> Tensor:
+        """See `GradientEstimator.estimate`."""
         return finite_difference(objective, z, self.blocks(z, live), self.mu, self.central)
 
     def cost(self, d: int) -> int:
+        """See `GradientEstimator.cost`."""
         return 2 * d if self.central else d + 1
 
     def blocks(self, z: Tensor, live: Tensor | None) -> Iterator[Block]:
+        """The live coordinates as directions; see `RGE.blocks`."""
         b, d = z.shape
         marked = torch.ones_like(z, dtype=torch.bool) if live is None else live
         order = marked.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # live coordinates first
@@ -124,10 +136,12 @@ class Orthogonal:
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
     ) -> Tensor:
+        """See `GradientEstimator.estimate`."""
         self.cost(z.shape[1])
         return finite_difference(objective, z, self.blocks(z, generator, live), self.mu, self.central)
 
     def cost(self, d: int) -> int:
+        """See `GradientEstimator.cost`."""
         if self.q > d:
             raise InvalidInput(
                 f"Orthogonal wants q = {self.q} directions in {d} dimensions; q may be at most {d}: lower q, or use CGE"
@@ -135,6 +149,7 @@ class Orthogonal:
         return 2 * self.q if self.central else self.q + 1
 
     def blocks(self, z: Tensor, generator: torch.Generator, live: Tensor | None) -> Iterator[Block]:
+        """Orthonormal directions in slices; see `RGE.blocks`."""
         marked = torch.ones_like(z, dtype=torch.bool) if live is None else live
         m = marked.sum(dim=1)  # (b,) dimensions that matter
         draws = torch.rand(z.shape, generator=generator, device=z.device)
@@ -178,6 +193,7 @@ class Subset:
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
     ) -> Tensor:
+        """See `GradientEstimator.estimate`."""
         b = len(z)
         chosen = torch.randperm(b, generator=generator, device=z.device)[: max(1, round(self.share * b))]
         inside = torch.zeros(b, dtype=torch.bool, device=z.device).index_fill(0, chosen, True)
@@ -193,7 +209,7 @@ class Subset:
         return torch.zeros_like(z).index_copy(0, chosen, part * (b / len(chosen)))
 
     def cost(self, d: int) -> int:
-        """On average over a large batch, rounded up."""
+        """Queries a point, on average over a large batch and rounded up; see `GradientEstimator.cost`."""
         return math.ceil(self.share * self.estimator.cost(d))
 
 

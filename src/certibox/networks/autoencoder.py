@@ -102,6 +102,11 @@ class Autoencoder(nn.Module):
         return self.decoder(z.reshape(len(z), *self.embedding_shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (b, c, h, w) -> (b, c, h, w)
+        """The images decoded from their embeddings, (b, c, h, w).
+
+        Args:
+            x: Images (b, c, h, w).
+        """
         return self.decode(self.encode(x))
 
 

@@ -36,6 +36,11 @@ class DnCNN(nn.Module):
         nn.init.zeros_(convolutions[-1].weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (b, c, h, w) -> (b, c, h, w)
+        """The images without the noise that the network finds in them, (b, c, h, w).
+
+        Args:
+            x: Noisy images (b, c, h, w).
+        """
         return x - self.net(x)
 
 

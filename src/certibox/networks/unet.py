@@ -50,6 +50,11 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (b, c, h, w) -> (b, c, h, w)
+        """The images without the noise that the network finds in them, (b, c, h, w).
+
+        Args:
+            x: Noisy images (b, c, h, w).
+        """
         height, width = x.shape[-2:]
         # Zeros, as the convolutions see beyond every border anyway; unlike reflection, their gradient is deterministic.
         padded = F.pad(x, (0, -width % MULTIPLE, 0, -height % MULTIPLE))

@@ -19,7 +19,11 @@ VERDICTS: dict[Verdict, str] = {"holds": "hold", "does not hold": "do not hold",
 
 
 def multiple(k: float) -> str:
-    """A radius of `k` times sigma in words: `0`, `σ`, `2σ`."""
+    """A radius in units of sigma in words: `0`, `σ`, `2σ`.
+
+    Args:
+        k: Radius in units of sigma.
+    """
     return "0" if k == 0 else "σ" if k == 1 else f"{k:g}σ"
 
 
@@ -69,7 +73,12 @@ def effort(row: Row, scale: str, rows: Sequence[Measured]) -> list[str]:
 
 
 def difference(finding: Finding, block: Block) -> str:
-    """The measured difference of a claim with its interval, and where it was measured."""
+    """The measured difference of a claim with its interval, and where it was measured.
+
+    Args:
+        finding: Claim with what was measured of it.
+        block: Rows that it was measured on, at one scale.
+    """
     claim = finding.claim
     if block.classifies:
         interval = f"[{100 * finding.low:+.1f}, {100 * finding.high:+.1f}]"
@@ -79,13 +88,18 @@ def difference(finding: Finding, block: Block) -> str:
 
 
 def by_seed(finding: Finding, block: Block) -> str:
-    """The measured difference of every seed by itself."""
+    """The measured difference of every seed by itself; see `difference`."""
     factor, digits = (100, 1) if block.classifies else (1, 3)
     return ", ".join(f"{factor * value:+.{digits}f}" for value in finding.by_seed)
 
 
 def reported_difference(block: Block, claim: Claim) -> str:
-    """The difference that the paper reports at the claim's column; it reports no adaptive attack."""
+    """The difference that the paper reports at the claim's column; it reports no adaptive attack.
+
+    Args:
+        block: Rows of the table, at one scale.
+        claim: Claim about two of them.
+    """
     better, worse = (block.table.row(name).reported for name in (claim.better, claim.worse))
     column = f"{claim.at * REPORTED_SIGMA:.2f}" if block.classifies else f"{claim.at:g}"
     told = column in better and column in worse
@@ -97,12 +111,20 @@ def reported_difference(block: Block, claim: Claim) -> str:
 
 
 def short_title(table: Table) -> str:
-    """What a table is called in the paper: its title up to the colon."""
+    """What a table is called in the paper: its title up to the colon.
+
+    Args:
+        table: Table of the suite.
+    """
     return table.title.split(":")[0]
 
 
 def verdicts(blocks: Sequence[Block]) -> list[str]:
-    """How many of the tested claims hold: a sentence for every scale that has any, which says what the scale is."""
+    """How many of the tested claims hold: a sentence for every scale that has any, which says what the scale is.
+
+    Args:
+        blocks: Rows of the tables, a block a table and scale.
+    """
     found: dict[str, list[Verdict]] = {}
     data: dict[str, dict[str, None]] = {}  # a dict keeps the order of what it names
     for block in blocks:

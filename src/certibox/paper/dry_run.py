@@ -49,10 +49,18 @@ def tiny(plan: Plan) -> Plan:
 
 
 def once(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-    """Phases of one epoch."""
+    """The same phases, of one epoch each.
+
+    Args:
+        phases: Phases of a schedule.
+    """
     return tuple(replace(phase, epochs=1) for phase in phases)
 
 
 def few(estimator: Estimator) -> Estimator:
-    """At most 4 random directions."""
+    """The same estimator with at most 4 random directions.
+
+    Args:
+        estimator: Estimator of a plan.
+    """
     return replace(estimator, q=min(estimator.q, 4) if isinstance(estimator.q, int) else estimator.q)

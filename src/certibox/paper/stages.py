@@ -222,7 +222,7 @@ class Workshop:
             return networks.build({"name": wanted.denoiser["name"], "arguments": arguments})
 
     def _seen(self, plan: Plan) -> Splits:
-        """The images as the box is shown them."""
+        """The images as the box sees them."""
         splits = self.splits(plan)
         if plan.attack is None:
             return splits

@@ -35,7 +35,11 @@ _THREATS = (
 
 
 def kind_of(table: Table) -> Kind:
-    """Whether a table is about certificates or about reconstructions."""
+    """Whether a table is about certificates or about reconstructions.
+
+    Args:
+        table: Table of the suite.
+    """
     attacked = any(plan.attack for row in table.rows for plan in row.plans.values())
     return "reconstructions" if attacked else "certificates"
 

@@ -83,7 +83,11 @@ class Measurement:
         return (y @ self.matrix.to(y)).reshape(-1, *self.image_shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The network's input: (n, c, h, w) on [0, 1] -> (AᵀAx + 2) / 5, (n, c, h, w)."""
+        """The network's input (AᵀAx + 2) / 5, (n, c, h, w).
+
+        Args:
+            x: Images (n, c, h, w) on [0, 1].
+        """
         return (self.adjoint(self.measure(x)) - SCALE_LOW) / (SCALE_HIGH - SCALE_LOW)
 
 

@@ -16,13 +16,25 @@ PathLike = str | os.PathLike[str]
 
 
 def whole_lines(path: PathLike) -> list[bytes]:
-    """The lines of a JSON-lines file without a last one that a crash cut short; `UnreadableFile` if it is missing."""
+    """The lines of a JSON-lines file without a last one that a crash cut short.
+
+    Args:
+        path: File of JSON lines.
+
+    Raises:
+        UnreadableFile: The file is missing.
+    """
     *lines, tail = read_bytes(path).split(b"\n")
     return [*lines, tail] if _is_json(tail) else lines
 
 
 def append_line(path: PathLike, values: Mapping[str, Any]) -> None:
-    """Write one JSON line and flush it, making the folder if needed and cutting off what a crash left of the last."""
+    """Write one JSON line and flush it, making the folder if needed and cutting off what a crash left of the last.
+
+    Args:
+        path: File of JSON lines.
+        values: Values of the line, by name.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     truncate_partial_line(path)
@@ -34,6 +46,9 @@ def truncate_partial_line(path: PathLike) -> None:
     """Make appending safe after a crash: cut a torn last line off, or end a whole one that lacks only its newline.
 
     A missing file has nothing to cut and is left missing.
+
+    Args:
+        path: File of JSON lines.
     """
     if not Path(path).exists():
         return
@@ -57,7 +72,14 @@ def _is_json(line: bytes) -> bool:
 
 
 def read_json(path: PathLike) -> Any:
-    """The value of a JSON file. Raises `UnreadableFile` when the file is missing or is not JSON."""
+    """The value of a JSON file.
+
+    Args:
+        path: File of one JSON value.
+
+    Raises:
+        UnreadableFile: The file is missing or is not JSON.
+    """
     content = read_bytes(path)
     try:
         return json.loads(content)
@@ -67,10 +89,16 @@ def read_json(path: PathLike) -> Any:
 
 @contextmanager
 def exclusive(path: PathLike) -> Iterator[None]:
-    """Keep other processes from writing to `path` inside; `InvalidInput` at once if one already does.
+    """Keep other processes from writing to a file inside.
 
     The lock is the operating system's, on a file beside it, and ends with the process however that ends. Where the
     system has no such locks (Windows), nothing is kept out.
+
+    Args:
+        path: File to write to.
+
+    Raises:
+        InvalidInput: Another process is writing to the file already.
     """
     try:
         import fcntl
@@ -89,17 +117,35 @@ def exclusive(path: PathLike) -> Iterator[None]:
 
 
 def write_json_atomic(path: PathLike, obj: Any) -> None:
-    """Write `obj` as indented JSON like `write_bytes_atomic`; NaN and infinity, which JSON lacks, raise ValueError."""
+    """Write a value as indented JSON, whole or not at all.
+
+    Args:
+        path: File to write.
+        obj: Value of JSON's types.
+
+    Raises:
+        ValueError: The value holds NaN or infinity, which JSON lacks.
+    """
     write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text_atomic(path: PathLike, text: str) -> None:
-    """Write `text` as UTF-8; see `write_bytes_atomic`."""
+    """Write a text as UTF-8, whole or not at all.
+
+    Args:
+        path: File to write.
+        text: Text to write.
+    """
     write_bytes_atomic(path, text.encode())
 
 
 def write_bytes_atomic(path: PathLike, content: bytes) -> None:
-    """Replace the file in one step, making its folder if needed: readers and crashes see the old file or the new."""
+    """Replace a file in one step, making its folder if needed: readers and crashes see the old file or the new.
+
+    Args:
+        path: File to write.
+        content: Bytes to write.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # the same folder, so the same file system
@@ -114,6 +160,14 @@ def write_bytes_atomic(path: PathLike, content: bytes) -> None:
 
 
 def read_bytes(path: PathLike) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: File to read.
+
+    Raises:
+        UnreadableFile: The file cannot be read.
+    """
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -14,14 +14,26 @@ SHOWN, LONGEST = 3, 80  # settings that a message names, and the characters of a
 
 
 def digest(config: dict[str, Any]) -> str:
-    """A short stable name of a configuration of plain values."""
+    """A short stable name of a configuration.
+
+    Args:
+        config: Settings of plain values, by name.
+    """
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
 
 
 def require_same(there: dict[str, Any], here: dict[str, Any], place: str) -> None:
-    """Raise `ConfigMismatch`, naming `SHOWN` of the settings that differ, unless both configurations are equal.
+    """Refuse to go on unless two configurations are equal.
 
-    A setting inside another is named by its path: `schedule.phases.0.lr`.
+    The message names `SHOWN` of the settings that differ, one inside another by its path: `schedule.phases.0.lr`.
+
+    Args:
+        there: Settings under which the work began.
+        here: Settings under which it is to go on.
+        place: Name of the directory or file in the message.
+
+    Raises:
+        ConfigMismatch: They differ.
     """
     differing = list(_differences(there, here))
     if differing:

@@ -24,14 +24,27 @@ Tensors = dict[str, Tensor]
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write `tensors` and JSON-able `facts` to `path`: complete, or not at all."""
+    """Write tensors and facts into one file, whole or not at all.
+
+    Args:
+        path: File to write.
+        tensors: Tensors by name.
+        facts: Values of JSON's types, by name.
+    """
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(facts)
     write_bytes_atomic(Path(path), save(kept, metadata={"facts": text, "sha256": _seal(text, kept)}))
 
 
 def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors and facts of a file that `write_tensors` made; `UnreadableFile` if missing, cut short or altered."""
+    """Tensors and facts of a file that `write_tensors` made.
+
+    Args:
+        path: File to read.
+
+    Raises:
+        UnreadableFile: The file is missing, cut short or altered.
+    """
     if not os.path.isfile(path):
         raise UnreadableFile(f"there is no checkpoint {path}; wanted a file that certibox saved")
     try:
@@ -52,7 +65,11 @@ def _seal(facts: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over names, types, shapes and bytes of tensors on the CPU."""
+    """SHA-256 (hex) over names, types, shapes and bytes of tensors on the CPU.
+
+    Args:
+        tensors: Tensors by name.
+    """
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -62,23 +79,46 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def module_digest(module: nn.Module) -> str:
-    """SHA-256 (hex) of a module's parameters and buffers."""
+    """SHA-256 (hex) of a module's parameters and buffers.
+
+    Args:
+        module: Module to name.
+    """
     return tensors_digest(module.state_dict())
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The same tensors under `prefix.`."""
+    """The same tensors under `prefix.`.
+
+    Args:
+        prefix: Name to put before each, without the dot.
+        tensors: Tensors by name.
+    """
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors below `prefix.`, without it."""
+    """The tensors below `prefix.`, without it.
+
+    Args:
+        prefix: Name before each, without the dot.
+        tensors: Tensors by name.
+    """
     prefix = f"{prefix}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Load a state dict strictly; `InvalidInput` in one line if it belongs to another architecture."""
+    """Load a state dict strictly.
+
+    Args:
+        module: Module to load into.
+        tensors: Parameters and buffers by name.
+        name: Name of the module in the message.
+
+    Raises:
+        InvalidInput: The tensors belong to another architecture.
+    """
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -87,7 +127,11 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """An optimizer's state as flat tensors (momenta and counters; its settings come from the schedule)."""
+    """An optimizer's state as flat tensors (momenta and counters; its settings come from the schedule).
+
+    Args:
+        optimizer: Optimizer of any kind.
+    """
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{key}": torch.as_tensor(value)
@@ -98,7 +142,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`, for an optimizer over the same parameters."""
+    """The inverse of `optimizer_tensors`.
+
+    Args:
+        optimizer: Optimizer over the same parameters.
+        tensors: State of the other optimizer, as flat tensors.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)

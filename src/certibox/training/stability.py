@@ -17,7 +17,7 @@ from certibox.networks.autoencoder import evaluating
 from certibox.queries.client import QueryClient
 from certibox.training.losses import Loss
 
-Heard = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+Listener = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 _TF32 = Switch()
 
 
@@ -41,13 +41,13 @@ class StabilityObjective:
     exact: bool = True
     """Whether TF32 is switched off, where there is a GPU."""
 
-    def __call__(self, points: Tensor, active: Tensor | None = None, heard: Heard | None = None) -> Tensor:
+    def __call__(self, points: Tensor, active: Tensor | None = None, listener: Listener | None = None) -> Tensor:
         """Losses (k, b) at points (k, b, d).
 
         Args:
             points: Variants (k, b, d) of the b points.
             active: Mask (k, b) of the points to ask about, all by default; the others score 0.
-            heard: Function that is told of each batch: points (n, d), the images (n,) of 0 to b - 1 that they belong
+            listener: Function that is told of each batch: points (n, d), the images (n,) of 0 to b - 1 that they belong
                 to, what the box saw (n, c, h, w) and what it answered.
         """
         k, b, _ = points.shape
@@ -60,8 +60,8 @@ class StabilityObjective:
                 owners, images = owner[low : low + len(chosen)], self.pipeline.images(flat[chosen], self.image_shape)
                 outputs = self.client(images)
                 losses[chosen] = self.loss(outputs, self.target[owners]).to(losses.dtype)
-                if heard:
-                    heard(flat[chosen], owners, images, outputs)
+                if listener:
+                    listener(flat[chosen], owners, images, outputs)
         return losses.reshape(k, b)
 
 

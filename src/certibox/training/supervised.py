@@ -1,4 +1,4 @@
-"""Networks that train by themselves, without queries: classifiers to hold as boxes, and autoencoders (stage 1)."""
+"""Networks that train by themselves, without queries: classifiers to serve as boxes, and autoencoders (stage 1)."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class GuidedStability:
 
     def __call__(self, points: Tensor, active: Tensor | None = None) -> Tensor:
         """(k, b, d) -> (k, b), by queries."""
-        return self.stability(points, active, heard=self._hear)
+        return self.stability(points, active, listener=self._hear)
 
     def guess(self, points: Tensor) -> Tensor:
         """(k, b, d) -> (k, b), by the surrogate; differentiable."""

@@ -1,0 +1,12 @@
+from .augmentation import AUGMENTATIONS as AUGMENTATIONS
+from .augmentation import augment as augment
+from .images import Images as Images
+from .images import Index as Index
+from .images import View as View
+from .images import held_out as held_out
+from .images import images_from_arrays as images_from_arrays
+from .images import mean_over as mean_over
+from .items import MapStyle as MapStyle
+from .restricted_imagenet import load_restricted_imagenet as load_restricted_imagenet
+from .sources import ImageSource as ImageSource
+from .sources import load_images as load_images

@@ -1,0 +1,46 @@
+"""What counts as images at every border: floats on [0, 1], a tensor or a numpy array. This module knows no source."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike
+from torch import Tensor
+
+from certibox.errors import InvalidImages
+
+
+def as_images(x: object, *, array_type: DTypeLike | None = None, single: bool = False) -> Tensor:
+    """Images as a float tensor; a tensor comes back as it is, on its device and with its gradient.
+
+    Args:
+        x: Images (n, c, h, w) of floats, a tensor or a numpy array. The tensor of an array shares its memory where
+            torch can.
+        array_type: Type that an array is converted to, such as numpy.float32; None keeps its own.
+        single: Whether one image (c, h, w) is taken too.
+
+    Raises:
+        InvalidImages: The images are something else, of integers, or of another number of dimensions.
+    """
+    if not isinstance(x, Tensor | np.ndarray):
+        raise InvalidImages(f"images are a {type(x).__name__}; wanted a float tensor or numpy array on [0, 1]")
+    if not (x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"):
+        integers = not x.is_complex() if isinstance(x, Tensor) else x.dtype.kind in "uib"
+        advice = ": divide 8-bit pixels by 255" if integers else ", such as float32"
+        raise InvalidImages(f"images are {x.dtype}; wanted floats on [0, 1]{advice}")
+    if x.ndim != 4 and not (single and x.ndim == 3):
+        wanted = "one image (channels, height, width), or a batch of them" if single else ""
+        wanted = wanted or "a batch (n, channels, height, width)"
+        raise InvalidImages(f"images have shape {tuple(x.shape)}; wanted {wanted}")
+    return x if isinstance(x, Tensor) else _as_tensor(x if array_type is None else x.astype(array_type, copy=False))
+
+
+def _as_tensor(x: np.ndarray) -> Tensor:
+    """A tensor of the same numbers, in the same memory where torch reads it."""
+    if not (x.flags.writeable and x.dtype.isnative) or min(x.strides, default=0) < 0:
+        # torch reads no other order or direction, and warns of shared constants.
+        x = x.astype(x.dtype.newbyteorder("="))
+    try:
+        return torch.from_numpy(x)
+    except TypeError as error:  # longer than a double
+        raise InvalidImages(f"images are {x.dtype}; wanted floats on [0, 1], such as float32") from error
