@@ -74,7 +74,7 @@ class Size:
     """Number of processes whose median peak is taken."""
 
 
-FULL = Size(pairs=7, cnn=10_000, linear=100_000, peaks=(1_000, 1_000_000), processes=3)
+FULL = Size(pairs=31, cnn=10_000, linear=100_000, peaks=(1_000, 1_000_000), processes=3)
 TINY = Size(pairs=2, cnn=2_000, linear=2_000, peaks=(1_000, 2_000), processes=1)
 
 

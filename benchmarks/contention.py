@@ -14,7 +14,8 @@ commands do, at least half the steps of one thread at every load, and on a quiet
 threads (0.97 of them, the noise of a round).
 
 Then the command line itself: `certibox train` on the digits, quiet and beside eight busy processes: as it is, with one
-thread, and with threads that spin. Hardware and versions are printed with the result; `--write` puts both into benchmarks/results/contention.json.
+thread, and with threads that spin. Hardware and versions are printed with the result; `--write` puts both into
+benchmarks/results/contention.json.
 """
 
 from __future__ import annotations

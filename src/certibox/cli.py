@@ -104,8 +104,8 @@ COMMANDS = {
 GROUPS = {"paper": "Reproduce the paper's tables and figures, and test its claims: list, run, report."}
 
 
-# Threads of a parallel loop that have nothing left to do sleep. By default they spin, which slows nothing down on a quiet
-# machine, but beside another busy process they keep the last of them from the processor: twenty times slower was seen.
+# Threads of a parallel loop that have nothing left to do sleep. By default they spin, which costs nothing on a quiet
+# machine, but beside another busy process it keeps the last of them from the processor: twenty times slower was seen.
 # Read when the libraries load, which is after this; benchmarks/contention.py has the figures.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 

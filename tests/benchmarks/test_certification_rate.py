@@ -1,39 +1,77 @@
-"""The benchmark of certification, tiny: both sides of a ratio ask for the same samples, and all figures are there."""
+"""The benchmark of certification, tiny: all sides of a ratio ask for the same samples, and all figures are there."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import certification_rate as benchmark
 from certibox.storage.files import read_json
 
 
-class Counting:
-    """784 -> 10, and how many images it was asked."""
+class Counting(nn.Module):
+    """784 -> 10, and how many images all copies of it were asked."""
 
-    def __init__(self) -> None:
-        self.asked = 0
+    asked = 0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        self.asked += len(x)
+    def forward(self, x: Tensor) -> Tensor:
+        Counting.asked += len(x)
         return torch.eye(10)[x.flatten(1).argmax(1) % 10]
 
 
-def test_both_sides_of_a_pair_ask_the_same() -> None:
-    raw, certified = Counting(), Counting()
-    benchmark.raw_seconds(raw, 3_000, benchmark.ready_batches()[:2])
-    benchmark.certify_seconds(certified, 3_000)
-    assert raw.asked == certified.asked == 3_000
+@pytest.fixture(autouse=True)
+def nothing_asked() -> None:
+    Counting.asked = 0
 
 
-def test_the_first_pair_warms_up() -> None:
-    model = Counting()
-    assert len(benchmark.pairs(model, 1_000 + benchmark.N0, count=1)) == 1
-    assert model.asked == 2 * 2 * (1_000 + benchmark.N0)
+@pytest.mark.parametrize("way", ["raw", "bare", "metered"])
+def test_every_side_of_a_ratio_asks_for_the_same_samples(way: str, tmp_path: Path) -> None:
+    network = Counting()
+    if way == "raw":
+        ready = list(benchmark.noise(2 * benchmark.BATCH))
+        benchmark.raw_seconds(network, 3_000, ready, benchmark.BATCH)
+    elif way == "bare":
+        benchmark.bare(network)(3_000)
+    else:
+        seconds = benchmark.metered(network, tmp_path)
+        assert seconds(3_000) > 0
+        assert Counting.asked == 3_000
+        seconds(3_000)  # asks anew, whatever the first left
+        Counting.asked -= 3_000
+    assert Counting.asked == 3_000
+
+
+def test_the_best_raw_rate_is_that_of_one_of_the_sizes() -> None:
+    network, ready, size, what = benchmark.fastest(Counting(), 1_000)
+    assert size in benchmark.SIZES
+    assert what.endswith(f"{size} at a time")
+    assert sum(map(len, ready)) == 10 * benchmark.BATCH
+    assert isinstance(network, Counting)
+
+
+def test_jobs_take_turns_after_two_rounds_that_warm_up() -> None:
+    seen: list[str] = []
+
+    def job(name: str) -> float:
+        seen.append(name)
+        return float(len(seen))
+
+    times = benchmark.in_turn({"a": lambda: job("a"), "b": lambda: job("b")}, rounds=3)
+    assert seen == ["a", "b"] * 5
+    assert times == {"a": [5.0, 7.0, 9.0], "b": [6.0, 8.0, 10.0]}
+
+
+def figures(found: Any, path: str = "") -> dict[str, float]:
+    """All medians by their place."""
+    if isinstance(found, dict) and "median" in found:
+        assert found["min"] <= found["median"] <= found["max"]
+        return {path: found["median"]}
+    inner = found.items() if isinstance(found, dict) else ()
+    return {key: value for name, part in inner for key, value in figures(part, f"{path}/{name}").items()}
 
 
 def test_a_tiny_run_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,9 +79,9 @@ def test_a_tiny_run_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFixtu
     found = read_json(tmp_path / "rate.json")
     committed = read_json(benchmark.RESULT)
     assert found.keys() == committed.keys()
-    for name in ("cnn_ratio", "linear_raw_us_per_sample", "cnn_raw_samples_per_s"):
-        assert 0 < found[name]["min"] <= found[name]["median"] <= found[name]["max"]
+    assert figures(found).keys() == figures(committed).keys()
+    assert all(value > 0 for name, value in figures(found).items() if "added" not in name)
     peaks = found["peak_rss_mib"]
     assert peaks["growth"] == pytest.approx(peaks["n=2000"] - peaks["n=1000"], abs=0.11)  # each has one decimal
     assert peaks["n=1000"] > 50  # a process with torch
-    assert '"cnn_ratio"' in capsys.readouterr().out
+    assert "cnn_ratio_metered" in capsys.readouterr().out

@@ -124,9 +124,9 @@ class SmoothedClassifier:
     ) -> Any:
         """Certify g at an image: n0 votes pick a class, up to n fresh votes bound its probability from below.
 
-        A sequential certificate's votes are the first of the fixed one's with this seed. Memory is two batches, whatever
-        n. A batch of images is certified one by one; `certify_dataset` also keeps what was done when a query fails.
-        Source: Cohen et al. 2019, `Certify` and Proposition 2; the rules' own in `confidence.sequential`.
+        A sequential certificate's votes are the first of the fixed one's with this seed. Memory is two batches,
+        whatever n. A batch of images is certified one by one; `certify_dataset` also keeps what was done when a query
+        fails. Source: Cohen et al. 2019, `Certify` and Proposition 2; the rules' own in `confidence.sequential`.
 
         Args:
             x: Image (c, h, w) or images (m, c, h, w), float pixels on [0, 1]; a tensor or a NumPy array.
