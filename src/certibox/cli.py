@@ -104,10 +104,11 @@ COMMANDS = {
 GROUPS = {"paper": "Reproduce the paper's tables and figures, and test its claims: list, run, report."}
 
 
-# Threads of a parallel loop that have nothing left to do sleep. By default they spin, which costs nothing on a quiet
-# machine, but beside another busy process it keeps the last of them from the processor: twenty times slower was seen.
-# Read when the libraries load, which is after this; benchmarks/contention.py has the figures.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+# Threads of a parallel loop that have nothing left to do go to sleep soon. By default they spin for milliseconds, which
+# costs nothing on a quiet machine, but beside another busy process it keeps the last of them from the processor: ten times
+# slower was seen. Asleep at once, they would wake too late on a quiet machine. Read when the libraries load, which is
+# after this; benchmarks/contention.py has the figures.
+WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ at the votes in between changes which noise an image sees. How a block is filled
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,18 +46,26 @@ def noisy_batches(
     """
     kept = {} if kept is None else kept
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        drawing = [_begin(pool, x, law, start, min(start + batch_size, stop), path, kept)] if start < stop else []
+        drawing: list[Callable[[], Tensor]] = []
+        spare = _processors() > torch.get_num_threads()  # else the network's threads would wait for the noise's
 
         def take(after: int) -> Tensor:
-            """The batch that is being drawn; the next is begun, to be drawn while this one is asked about."""
+            """The batch that is being drawn; the next is drawn while it is asked about, if a processor is to spare."""
             noisy = drawing.pop()()
-            if after < stop:
+            if spare and after < stop:
                 drawing.append(_begin(pool, x, law, after, min(after + batch_size, stop), path, kept))
             return noisy
 
         for low in range(start, stop, batch_size):
             # Nothing here refers to a batch after it is handed over, so it dies when its reader drops it.
+            if not drawing:
+                drawing.append(_begin(pool, x, law, low, min(low + batch_size, stop), path, kept))
             yield take(low + batch_size)
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin(
