@@ -8,8 +8,8 @@ A small denoiser (DnCNN, 6 layers of 32 channels, 64 images of 28x28) trains in 
 - `two threads`: torch on two threads that spin while they wait, its default and what commands did before;
 - `as commands do`: two threads that soon go to sleep while they wait, as `certibox` sets it up;
 
-on a quiet machine and beside so many busy processes (loops in Python, or torch multiplying matrices on two threads).
-Three rounds, each way in turn, so that what slows the machine slows all; the figure is the median over rounds. Goals: as
+on a quiet machine and beside busy processes (loops in Python, or torch multiplying matrices on two threads). Three
+rounds, each way in turn, so that what slows the machine slows all; the figure is the median over rounds. Goals: as
 commands do, at least half the steps of one thread at every load, and on a quiet machine no fewer than two spinning
 threads (0.97 of them, the noise of a round).
 

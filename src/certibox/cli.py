@@ -105,9 +105,9 @@ GROUPS = {"paper": "Reproduce the paper's tables and figures, and test its claim
 
 
 # Threads of a parallel loop that have nothing left to do go to sleep soon. By default they spin for milliseconds, which
-# costs nothing on a quiet machine, but beside another busy process it keeps the last of them from the processor: ten times
-# slower was seen. Asleep at once, they would wake too late on a quiet machine. Read when the libraries load, which is
-# after this; benchmarks/contention.py has the figures.
+# costs nothing on a quiet machine, but beside another busy process it keeps the last of them from the processor. Asleep
+# at once, they would wake too late on a quiet machine. Read when the libraries load, which is after this; the figures
+# are those of benchmarks/contention.py.
 WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from certibox import seeds
 from certibox.confidence.gaussian import NoiseLaw
 
 BLOCK = 100  # samples in a block of noise; part of what a seed means, so never change it
+MANY = 4  # threads from which on noise is drawn by as many at once
 SERIAL = 1 << 16  # values of noise up to which starting threads costs more than it saves
 
 
@@ -31,8 +33,8 @@ def noisy_batches(
 ) -> Iterator[Tensor]:
     """Noisy copies of x: samples start..stop-1 of the stream at `path`, in batches (b, c, h, w).
 
-    Sample i is row i % BLOCK of block i // BLOCK, whatever the batches are. Blocks fill in parallel: the Gaussian draw
-    is the largest cost above the model, and it is serial within a block.
+    Sample i is row i % BLOCK of block i // BLOCK, whatever the batches are. The Gaussian draw is the
+    largest cost above the model: blocks fill in parallel, or ahead of the model, where that is faster.
 
     Args:
         x: Image (c, h, w), pixels on [0, 1].
@@ -45,14 +47,17 @@ def noisy_batches(
             same stream, or a look every few samples would draw that block every time.
     """
     kept = {} if kept is None else kept
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        drawing: list[Callable[[], Tensor]] = []
-        spare = _processors() > torch.get_num_threads()  # else the network's threads would wait for the noise's
+    threads, drawing = torch.get_num_threads(), list[Callable[[], Tensor]]()
+    spare = _processors() - threads
+    # On two or three processors, threads that draw noise between two calls leave the network's own where they slow it
+    # down: 4 ms for every batch were seen, more than they save.
+    alone = spare <= 0 and threads < MANY
+    with nullcontext() if alone else ThreadPoolExecutor(max_workers=max(threads, spare)) as pool:
 
         def take(after: int) -> Tensor:
             """The batch that is being drawn; the next is drawn while it is asked about, if a processor is to spare."""
             noisy = drawing.pop()()
-            if spare and after < stop:
+            if spare > 0 and after < stop:
                 drawing.append(_begin(pool, x, law, after, min(after + batch_size, stop), path, kept))
             return noisy
 
@@ -69,7 +74,7 @@ def _processors() -> int:
 
 
 def _begin(
-    pool: ThreadPoolExecutor,
+    pool: ThreadPoolExecutor | None,
     x: Tensor,
     law: NoiseLaw,
     low: int,
@@ -99,7 +104,7 @@ def _begin(
                 kept[block] = whole
 
     blocks = range(low // BLOCK, (high - 1) // BLOCK + 1)
-    filled = pool.map(fill, blocks) if noisy.numel() > SERIAL else map(fill, blocks)
+    filled = pool.map(fill, blocks) if pool and noisy.numel() > SERIAL else map(fill, blocks)
 
     def wait() -> Tensor:
         for _ in filled:
