@@ -17,6 +17,7 @@ from scipy.stats import binom, kstest, norm
 from torch import Tensor
 
 from certibox import confidence, seeds
+from certibox.certification import noise
 from certibox.certification.certificate import Certificate, out_of_reach
 from certibox.certification.noise import BLOCK, noisy_batches
 from certibox.certification.sampling import Sampling
@@ -649,6 +650,24 @@ def test_predict_is_wrong_no_more_often_than_alpha() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(1, 1), (2, 2), (2, 1), (8, 2), (4, 4)])
+@pytest.mark.parametrize("size", [64, 100, 250, 1000])
+def test_who_draws_the_noise_and_when_changes_no_value(
+    monkeypatch: pytest.MonkeyPatch, processors: int, threads: int, size: int
+) -> None:
+    """Alone, in several threads, or ahead of who asks: and a batch that ends inside a block shares it with the next."""
+    x, reference = picture(1, 2, 2), []
+    for block in range(9):
+        reference.append(LAW.noisy(x, torch.empty(BLOCK, *x.shape), seeds.generator(*PATH, block)))
+    monkeypatch.setattr(noise, "SERIAL", 0)
+    monkeypatch.setattr(noise, "_processors", lambda: processors)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for start in (0, 30, 100):
+        drawn = list(noisy_batches(x, LAW, start, 870, size, PATH))
+        assert [len(batch) for batch in drawn[:-1]] == [size] * (len(drawn) - 1)
+        assert torch.equal(torch.cat(drawn), torch.cat(reference)[start:870])
 
 
 def test_noise_is_drawn_as_it_is_asked_for() -> None:
