@@ -38,7 +38,7 @@ COMMANDS = {
         "demo",
         "Demo",
         "run",
-        "Defend a scikit-learn digits model through queries alone, certify it, and compare: a minute or two.",
+        "Defend a scikit-learn digits model through queries alone, certify it, and compare: a few minutes.",
     ),
     "train": Command(
         "training",

@@ -13,7 +13,7 @@ from certibox.certification.sampling import Sampling
 from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import Rule
 from certibox.errors import InvalidInput, one_of
-from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Subset
+from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Subset, require_estimator
 from certibox.estimators.step_size import DIRECTIONS, STEPS
 from certibox.records.certificates import CertificateRow
 from certibox.training.methods import METHODS
@@ -172,6 +172,7 @@ class _Training:
             raise InvalidInput("schedule is not given; wanted one such as certibox.one_cycle(epochs=10)")
         if self.estimator is None:
             raise InvalidInput(f"{self.method} got no estimator; wanted one such as certibox.CGE(mu=0.05)")
+        require_estimator(self.estimator)
 
     @property
     def order(self) -> int | None:

@@ -54,6 +54,8 @@ def test_numpy_images_are_taken_as_tensors_are(dtype: type, reversed_: bool) -> 
         (torch.zeros(2, *SHAPE, dtype=torch.uint8), "images are torch.uint8; wanted floats .*divide"),
         (np.zeros((2, *SHAPE), dtype=bool), "images are bool"),
         (np.zeros(SHAPE, dtype=np.float32), r"images have shape \(1, 4, 4\); wanted a batch"),
+        (torch.zeros(2, 3, *SHAPE[1:]), r"images have shape \(3, 4, 4\); the defense takes \(1, 4, 4\)"),
+        (torch.zeros(2, 1, 5, 5), r"images have shape \(1, 5, 5\); the defense takes \(1, 4, 4\)"),
         ([[0.5]], "images are a list; wanted a float tensor or numpy array"),
     ],
 )

@@ -138,3 +138,18 @@ def test_soft_targets_are_those_of_the_settings() -> None:
     client = QueryClient(TorchBox(smooth_model(), "logits"))
     defense = cb.train(client, pictures(), settings, denoiser=Own(), autoencoder=bottleneck())
     assert defense.facts["hard_targets"] is False
+
+
+@pytest.mark.parametrize("came", ["guidd", "rge", 3, cb.Guided])
+def test_what_estimates_nothing_is_refused_before_anything_is_asked(came: Any) -> None:
+    meant = {"guidd": r"; did you mean Guided\?", "rge": r"; did you mean RGE\?"}.get(str(came), "")
+    with pytest.raises(InvalidInput, match=rf"wanted an estimator such as certibox\.Guided\(\){meant}$"):
+        TrainingSettings(**changed({"estimator": came}))
+    with pytest.raises(InvalidInput, match=r"wanted an estimator such as"):
+        cb.plan(method="ZO-DS", estimator=came, schedule=EPOCH, train_images=10)
+
+
+def test_a_misspelt_keyword_beside_settings_is_named_too() -> None:
+    misspelt: dict[str, Any] = {"autoencodr": 1}
+    with pytest.raises(InvalidInput, match=r"train has no keyword 'autoencodr'; .* did you mean autoencoder\?"):
+        train(QueryClient(linear()), pictures(), TrainingSettings(**USUAL), **misspelt)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from certibox.data.pixels import as_images
-from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable
+from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable, did_you_mean
 
 OUTPUTS = ("logits", "probabilities", "labels", "values")
 
@@ -62,7 +62,8 @@ class BoxSpec:
 
     def __post_init__(self) -> None:
         if self.outputs not in OUTPUTS:
-            raise InvalidInput(f"outputs is {self.outputs!r}; give one of {', '.join(OUTPUTS)}")
+            meant = did_you_mean(self.outputs, OUTPUTS)
+            raise InvalidInput(f"outputs is {self.outputs!r}; give one of {', '.join(OUTPUTS)}{meant}")
         if self.num_classes is None and self.outputs == "labels":
             raise InvalidInput("outputs='labels' without num_classes; give the number of classes")
         for field, least in _LEAST.items():

@@ -45,7 +45,7 @@ QUICK_NOTE = "a quick run shows that everything works; it is too small for its n
 
 @dataclass(frozen=True)
 class Demo:
-    """Defend a scikit-learn digits model through queries alone, certify it, and compare: a minute or two."""
+    """Defend a scikit-learn digits model through queries alone, certify it, and compare: a few minutes."""
 
     out: str = option("directory for the report, certificates, defense and ledger", "runs/demo")
     images: int | None = option(f"held-out digits to certify; by default {IMAGES}, in a quick run {QUICK_IMAGES}", None)

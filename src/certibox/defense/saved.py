@@ -17,7 +17,7 @@ from certibox.blackbox.pace import Pace
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.data.pixels import as_images
 from certibox.defense.pipeline import RobustPipeline
-from certibox.errors import InvalidInput, UnreadableFile
+from certibox.errors import InvalidImages, InvalidInput, UnreadableFile
 from certibox.networks import Autoencoder
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
@@ -75,7 +75,7 @@ class Defense:
         Returns:
             Answers (n, K), labels (n,) or values (n, ...), as the box gives them.
         """
-        images = as_images(x, array_type=np.float32)
+        images = self._checked(x)
         self.pipeline.eval()
         with torch.inference_mode():
             return torch.cat([self._answer(batch) for batch in images.split(self.client.at_once)])
@@ -86,7 +86,7 @@ class Defense:
         Args:
             x: Images (n, c, h, w).
         """
-        images = as_images(x, array_type=np.float32)
+        images = self._checked(x)
         self.pipeline.eval()
         with torch.inference_mode():
             return self.pipeline(images.to(self.device))
@@ -97,7 +97,7 @@ class Defense:
         Args:
             x: Images (n, c, h, w).
         """
-        images = as_images(x, array_type=np.float32)
+        images = self._checked(x)
         self.pipeline.eval()
         with torch.inference_mode():
             return self.pipeline.denoise(images.to(self.device))
@@ -185,6 +185,14 @@ class Defense:
         write_tensors(directory / "defense.safetensors", self.pipeline.state_dict(), facts)
         write_json_atomic(directory / "defense.json", facts)
         return directory
+
+    def _checked(self, x: Tensor | np.ndarray) -> Tensor:
+        """Images (n, c, h, w) of the shape that the defense was trained on, or `InvalidImages`."""
+        images = as_images(x, array_type=np.float32)
+        if images.shape[1:] != tuple(self.image_shape):
+            came, wanted = tuple(images.shape[1:]), tuple(self.image_shape)
+            raise InvalidImages(f"images have shape {came}; the defense takes {wanted} (channels, height, width)")
+        return images
 
     def _answer(self, x: Tensor) -> Tensor:
         x = x.to(self.device)

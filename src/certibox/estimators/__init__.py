@@ -22,7 +22,7 @@ from certibox.estimators.autograd import estimated_loss
 from certibox.estimators.differences import Block, GradientEstimator, Objective, Step, finite_difference
 from certibox.estimators.guided import Alignment, Guided, GuidedObjective, alignment, corrections, guessed_gradient
 from certibox.estimators.linear import CGE, RGE, Orthogonal, Subset
-from certibox.estimators.table import ESTIMATORS, build_estimator, estimator_record
+from certibox.estimators.table import ESTIMATORS, build_estimator, estimator_record, require_estimator
 
 __all__ = [
     "CGE",
@@ -44,4 +44,5 @@ __all__ = [
     "estimator_record",
     "finite_difference",
     "guessed_gradient",
+    "require_estimator",
 ]

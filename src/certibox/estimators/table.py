@@ -47,6 +47,21 @@ def build_estimator(name: str, *, share: float = 1.0, **settings: Any) -> Gradie
     return made if share == 1 else Subset(made, share)
 
 
+def require_estimator(value: object) -> None:
+    """Refuse what estimates no gradient, such as the name of an estimator.
+
+    Args:
+        value: An object that is to have `estimate` and `cost`; None is refused too.
+
+    Raises:
+        InvalidInput: It has not.
+    """
+    if not (hasattr(value, "estimate") and hasattr(value, "cost")) or isinstance(value, type):
+        names = {kind.__name__: kind for kind in ESTIMATORS.values()}
+        meant = did_you_mean(value, names) if isinstance(value, str) else ""
+        raise InvalidInput(f"estimator is {value!r}; wanted an estimator such as certibox.Guided(){meant}")
+
+
 def estimator_record(estimator: GradientEstimator) -> dict[str, Any]:
     """An estimator as the plain values that a run keeps: the name of its type, and its fields.
 

@@ -30,7 +30,7 @@ from certibox.training.methods import METHODS
 from certibox.training.objective import Objective
 from certibox.training.run_directory import RunDirectory
 from certibox.training.schedules import Schedule, one_cycle
-from certibox.training.settings import SettingsKeywords, TrainingSettings, settings_from
+from certibox.training.settings import SettingsKeywords, TrainingSettings, require_keywords, settings_from
 from certibox.training.stability import surviving_share
 from certibox.training.steps import Progress
 from certibox.training.supervised import pretrain_autoencoder
@@ -107,7 +107,7 @@ def train(
         BudgetExceeded: The budget of `client` is spent; the work so far is kept in `out`.
     """
     if not isinstance(images, Images):
-        raise InvalidInput(f"images is {type(images).__name__}; wanted certibox.Images, see images_from_arrays")
+        raise InvalidInput(f"images is {type(images).__name__}; wanted certibox.Images: see certibox.load_images")
     s = _settings(settings, keywords)
     if s.targets == "soft" and client.spec.outputs == "labels":
         raise InvalidInput("targets are soft but the box answers with labels; wanted hard targets")
@@ -150,9 +150,10 @@ def train(
 
 def _settings(settings: TrainingSettings | None, keywords: SettingsKeywords) -> TrainingSettings:
     """The settings of a run, which come in one of two ways."""
+    others = [name for name, item in signature(train).parameters.items() if item.kind is item.KEYWORD_ONLY]
     if settings is None:
-        others = [name for name, item in signature(train).parameters.items() if item.kind is item.KEYWORD_ONLY]
         return settings_from(keywords, others)
+    require_keywords(keywords, others)
     if not isinstance(settings, TrainingSettings):
         raise InvalidInput(f"settings is {type(settings).__name__}; wanted TrainingSettings, or its fields as keywords")
     if keywords:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from certibox.data import AUGMENTATIONS
 from certibox.errors import InvalidInput, did_you_mean, one_of
-from certibox.estimators import GradientEstimator, estimator_record
+from certibox.estimators import GradientEstimator, estimator_record, require_estimator
 from certibox.training.methods import METHODS, SCHEMES, Scheme
 from certibox.training.schedules import Schedule
 
@@ -118,6 +118,8 @@ class TrainingSettings:
             )
         if method.order == 0 and self.estimator is None:
             raise InvalidInput(f"{self.method} got no estimator; wanted one such as certibox.CGE(mu=0.05)")
+        if self.estimator is not None:
+            require_estimator(self.estimator)
         if self.gamma is None and method.order is not None and method.denoises:
             raise InvalidInput(f"{self.method} got no gamma; wanted the weight of the stability term, such as 1.0")
         if self.method == "RS" and any(phase.objective == "denoise" for phase in self.schedule.phases):
@@ -154,6 +156,23 @@ class TrainingSettings:
         }
 
 
+def require_keywords(keywords: Mapping[str, Any], others: Iterable[str]) -> None:
+    """Refuse a keyword of `train` that is no field of `TrainingSettings`, with the one that it may mean.
+
+    Args:
+        keywords: Keywords that came beside those of `train` itself.
+        others: Names of the keywords of `train` itself.
+
+    Raises:
+        InvalidInput: A keyword is misspelt.
+    """
+    known = [item.name for item in fields(TrainingSettings)]
+    for name in keywords:
+        if name not in known:
+            meant = did_you_mean(name, [*known, *others])
+            raise InvalidInput(f"train has no keyword {name!r}; wanted a field of TrainingSettings or its own{meant}")
+
+
 def settings_from(keywords: Mapping[str, Any], others: Iterable[str] = ()) -> TrainingSettings:
     """The settings that keywords of `train` spell.
 
@@ -165,10 +184,7 @@ def settings_from(keywords: Mapping[str, Any], others: Iterable[str] = ()) -> Tr
         InvalidInput: A keyword is misspelt or missing, or the settings refuse a value.
     """
     known = {item.name: item for item in fields(TrainingSettings)}
-    for name in keywords:
-        if name not in known:
-            meant = did_you_mean(name, [*known, *others])
-            raise InvalidInput(f"train has no keyword {name!r}; wanted a field of TrainingSettings or its own{meant}")
+    require_keywords(keywords, others)
     missing = [name for name, item in known.items() if item.default is MISSING and name not in keywords]
     if missing:
         raise InvalidInput(f"train got no {', '.join(missing)}; wanted them as keywords, or one TrainingSettings")
