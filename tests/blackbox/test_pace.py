@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import certibox as cb
 from certibox.blackbox import TorchBox, pace
 from certibox.blackbox.pace import TRIES, Pace
+from certibox.commands.certifying import _BareBox
 
 
 def settled(seconds_an_image: Callable[[int], float], usual: int = 64, most: int = 1024, calls: int = 100) -> int:
@@ -92,6 +93,15 @@ def test_a_box_in_this_process_is_booked_a_thousand_at_a_time_and_asked_at_its_p
     assert client._meter.batches == 6  # 10 votes that select, and 5,000 in calls of 1,000
     assert max(module.sizes) <= pace.MOST
     assert module.sizes[1] == 64
+
+
+def test_the_bare_box_of_the_command_line_is_booked_as_the_client_is() -> None:
+    module = Sized()
+    client = cb.QueryClient(TorchBox(module, "logits"))
+    smoothed = cb.SmoothedClassifier(_BareBox(client, 3), num_classes=3, sigma=0.25)
+    smoothed.certify(torch.full((1, 2, 2), 0.5), n0=10, n=5000, alpha=0.001, seed=0)
+    assert client.queries == sum(module.sizes) == 5010
+    assert client._meter.batches == 6
 
 
 @pytest.mark.parametrize("where", ["client", "box"])

@@ -10,7 +10,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -294,16 +294,19 @@ class SmoothedClassifier:
 
         Where the choice is free these are as many as memory allows, for each call has a price of its own.
         """
-        if isinstance(self.owner, Batching) and self.owner.free_batch_size:
-            return max(self.owner.batch_size, PIXELS // pixels)
-        return self._given
+        free = self._free_owner
+        return self._given if free is None else max(free.batch_size, PIXELS // pixels)
 
     def _ask(self, noisy: Tensor) -> Tensor:
         """The base classifier's answers, all from one call where the choice is free."""
-        if isinstance(self.owner, Batching) and self.owner.free_batch_size:
-            with self.owner.asking(len(noisy)):
-                return self.base_classifier(noisy)
-        return self.base_classifier(noisy)
+        free = self._free_owner
+        with nullcontext() if free is None else free.asking(len(noisy)):
+            return self.base_classifier(noisy)
+
+    @property
+    def _free_owner(self) -> Batching | None:
+        """The owner of the base classifier, where it lets its caller choose how many images it is asked at a time."""
+        return self.owner if isinstance(self.owner, Batching) and self.owner.free_batch_size else None
 
     def _votes(self, outputs: Tensor, n: int) -> np.ndarray:
         """Votes per class of one batch of scores (n, K) or integer labels (n,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -184,6 +185,13 @@ class _BareBox:
     @property
     def batch_size(self) -> int:
         return self.client.batch_size
+
+    @property
+    def free_batch_size(self) -> bool:
+        return self.client.free_batch_size
+
+    def asking(self, n: int) -> AbstractContextManager[None]:
+        return self.client.asking(n)
 
     def __call__(self, x: Tensor) -> Tensor:
         outputs, scores = self.client(x), self.client.num_outputs
