@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         missing = [name for name in estimators(size) if not rows.find({"family": family, "estimator": name})]
         if not missing:
             continue
-        client = cb.QueryClient(cb.as_blackbox(trained(), outputs="probabilities"))
+        client = cb.QueryClient(cb.as_blackbox(trained(), outputs="probabilities", clip=False))
         autoencoder = autoencoder or demo.train_stage1(size.settings, train, validation, SEED)
         work = Work(size.settings, train, validation, test, autoencoder)
         for name in missing:

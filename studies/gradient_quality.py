@@ -185,7 +185,7 @@ def staircase_setting(size: Size) -> tuple[Setting, dict[str, Any]]:
     train, test = cb.load_images("digits", "train"), cb.load_images("digits", "test")
     assert train.labels is not None
     forest = RandomForestClassifier(100, random_state=0).fit(train.floats().flatten(1).numpy(), train.labels.numpy())
-    client = cb.QueryClient(cb.as_blackbox(forest, outputs="probabilities", batch_size=8192))
+    client = cb.QueryClient(cb.as_blackbox(forest, outputs="probabilities", clip=False, batch_size=8192))
     x = test.floats(slice(0, size.points))
     target = client(x).argmax(1)
     objective = StabilityObjective(RobustPipeline(None), client, losses.probabilities_loss, target, test.shape)

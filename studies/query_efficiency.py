@@ -69,7 +69,7 @@ class Studio(Workshop):
             assert images.labels is not None
             forest = RandomForestClassifier(n_estimators=100, random_state=plan.box.seed or 0, n_jobs=1)
             forest.fit(images.floats(slice(None)).flatten(1).numpy(), images.labels.numpy())
-            self._forests[name] = as_blackbox(forest, outputs="probabilities", name=plan.box.network)
+            self._forests[name] = as_blackbox(forest, outputs="probabilities", clip=False, name=plan.box.network)
         return self._forests[name]
 
 

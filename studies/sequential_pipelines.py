@@ -141,7 +141,7 @@ def digits(size: Size, folder: Path) -> Pipeline:
     train, validation, test = (cb.load_images("digits", split) for split in ("train", "validation", "test"))
     train = train.select(slice(0, size.train))
     model, _ = demo.train_box(train, validation)
-    client = cb.QueryClient(as_blackbox(model, outputs="probabilities"), ledger=folder / "ledger.sqlite")
+    client = cb.QueryClient(as_blackbox(model, outputs="probabilities", clip=False), ledger=folder / "ledger.sqlite")
     if not (folder / "defense" / "defense.json").exists():
         autoencoder = demo.train_stage1(s, train, validation, SEED, folder / "autoencoder")
         guided = cb.Guided(mu=s.mu)

@@ -131,7 +131,7 @@ def boxes(network: nn.Module, train: cb.Images) -> dict[str, cb.QueryClient]:
         "bfloat16": cb.as_blackbox(low, outputs="logits", batch_size=8192),
         "256 levels": cb.as_blackbox(network, outputs="logits", levels=256, batch_size=8192),
         "17 levels": cb.as_blackbox(network, outputs="logits", levels=17, batch_size=8192),
-        "forest": cb.as_blackbox(forest, outputs="probabilities", batch_size=8192),
+        "forest": cb.as_blackbox(forest, outputs="probabilities", clip=False, batch_size=8192),
         "labels": cb.as_blackbox(Labels(network), outputs="labels", num_classes=10, batch_size=8192),
     }
     return {name: cb.QueryClient(box) for name, box in made.items()}

@@ -55,7 +55,7 @@ class Box:
 
 
 def client(folder: Path, limit: int | None) -> cb.QueryClient:
-    box = cb.as_blackbox(Box(limit), outputs="logits", name="linear", batch_size=8)
+    box = cb.as_blackbox(Box(limit), outputs="logits", name="linear", clip=False, batch_size=8)
     return cb.QueryClient(box, ledger=folder / "ledger.sqlite")
 
 

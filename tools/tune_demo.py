@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train, validation = cb.load_images("digits", "train"), cb.load_images("digits", "validation")
     train = train.select(slice(0, size.train))
     model, _ = demo.train_box(train, validation)
-    client = cb.QueryClient(cb.as_blackbox(model, outputs="probabilities"))
+    client = cb.QueryClient(cb.as_blackbox(model, outputs="probabilities", clip=False))
     best = size.start
     for name, values in size.grid.items():
         tried = []

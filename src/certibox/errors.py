@@ -6,9 +6,10 @@ CertiboxError                 what came, what was wanted, what to do; `exit_stat
 │   └── UnreadableFile        a file is missing, cut short or not what its name says
 ├── ConfigMismatch            a directory holds the work of another configuration
 ├── NotDifferentiable         a first-order method met a box without gradients
-├── BlackBoxError             the box misbehaved
+├── BlackBoxError             the box misbehaved; `exit_status` 4, all work kept
 │   ├── BadOutput             an answer broke a rule: shape, finite, constant K, range
-│   ├── BoxFailed             the box raised
+│   ├── BoxFailed             the box raised; what it was asked may have been billed, and counts as lost
+│   ├── NotAnswered           raised by a box itself: it refused a batch and bills nothing
 │   └── BoxChanged            the box no longer gives the answers of its fingerprint
 └── BudgetExceeded            the next query would overspend; `exit_status` 3, all work kept
 """
@@ -47,7 +48,9 @@ class NotDifferentiable(CertiboxError):
 
 
 class BlackBoxError(CertiboxError):
-    """The black box misbehaved."""
+    """The black box misbehaved. The same command, run again, goes on from the work that is kept."""
+
+    exit_status = 4
 
 
 class BadOutput(BlackBoxError):
@@ -56,6 +59,14 @@ class BadOutput(BlackBoxError):
 
 class BoxFailed(BlackBoxError):
     """The box raised; the text names the batch, and the original error is the cause."""
+
+
+class NotAnswered(BlackBoxError):
+    """Raised by a model's own code: it refused the batch before it computed an answer, so that nothing is billed.
+
+    The batch is given back to the budget. After any other exception its queries count as lost, for a provider may have
+    computed and billed them.
+    """
 
 
 class BoxChanged(BlackBoxError):

@@ -366,8 +366,9 @@ def test_every_declaration_reaches_the_spec() -> None:
     declared: dict[str, Any] = {
         "num_classes": 3,
         "input_range": (0.0, 2.0),
-        "clip": True,
-        "levels": 9,
+        "layout": "NHWC",
+        "dtype": "float64",
+        "clip": False,
         "mean": (1.0,),
         "std": (2.0,),
         "image_shape": (1, 2, 2),
@@ -377,7 +378,10 @@ def test_every_declaration_reaches_the_spec() -> None:
         "concurrency": 7,
     }
     assert as_blackbox(len, "logits", **declared).spec == BoxSpec("logits", **declared)
-    assert as_blackbox(len, "logits").spec == BoxSpec("logits", name="len")
+    assert as_blackbox(len, "logits").spec == BoxSpec("logits", clip=True, name="len")
+    assert as_blackbox(len, "logits", levels=9, identity="7").spec == BoxSpec(
+        "logits", levels=9, name="len", identity="7"
+    )
 
 
 @pytest.mark.parametrize("kind", ["torch", "function", "sklearn"])
@@ -618,7 +622,7 @@ def test_images_with_another_number_of_pixels_than_the_estimator_are_refused() -
 def test_a_file_declares_what_it_fixes(tmp_path: Path) -> None:
     dynamic = linear_onnx(tmp_path / "dynamic.onnx", shape=(2, "h", "w"))
     identity = hashlib.sha256(dynamic.read_bytes()).hexdigest()
-    wanted = BoxSpec("logits", num_classes=CLASSES, name="dynamic.onnx", identity=identity)
+    wanted = BoxSpec("logits", num_classes=CLASSES, clip=True, name="dynamic.onnx", identity=identity)
     assert as_blackbox(str(dynamic), "logits").spec == wanted
     fixed = linear_onnx(tmp_path / "fixed.onnx", batch=4)
     spec = as_blackbox(fixed, "logits").spec
@@ -642,7 +646,8 @@ def test_a_fixed_batch_is_padded_up_to_and_refused_beyond_its_size(x: Tensor, tm
     ("dtype", "tolerance"), [(TensorProto.DOUBLE, 1e-5), (TensorProto.FLOAT16, 2e-2), (TensorProto.UINT8, 1e-3)]
 )
 def test_the_input_type_of_a_file_is_honoured(dtype: int, tolerance: float, x: Tensor, tmp_path: Path) -> None:
-    box = as_blackbox(linear_onnx(tmp_path / "m.onnx", dtype=dtype), "logits")
+    levels = 256 if dtype == TensorProto.UINT8 else None
+    box = as_blackbox(linear_onnx(tmp_path / "m.onnx", dtype=dtype), "logits", clip=False, levels=levels)
     weight, bias = linear_map()
     pixels = (3 * x - 1).clamp(0, 1).mul(255).round() if dtype == TensorProto.UINT8 else 3 * x - 1
     expected = pixels.flatten(1) @ weight.T + bias

@@ -107,7 +107,7 @@ def test_the_bare_box_of_the_command_line_is_booked_as_the_client_is() -> None:
 @pytest.mark.parametrize("where", ["client", "box"])
 def test_a_batch_size_that_was_chosen_is_kept(where: str) -> None:
     module = Sized()
-    box = TorchBox(module, "logits", **({"batch_size": 50} if where == "box" else {}))
+    box = TorchBox(module, "logits", batch_size=50) if where == "box" else TorchBox(module, "logits")
     client, certificate = certified(box, 50 if where == "client" else None)
     assert max(module.sizes) == 50
     assert client.queries == certificate.queries

@@ -82,7 +82,7 @@ def test_certify_keeps_the_rows_before_a_box_fails_and_goes_on_when_it_is_repair
 ) -> None:
     assert run(certify(f"box.py:{box}", "undisturbed")).status == 0
     (place / "limit").write_text("100")  # two images of 40, and the selection of the third
-    refused(certify(f"box.py:{box}"), *words)
+    refused(certify(f"box.py:{box}"), *words, status=4)
     assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")[:2]
     assert totals("out/ledger.sqlite")[0] == 90 + paid_for_nothing
     (place / "limit").unlink()
@@ -116,7 +116,7 @@ def test_an_interrupted_certify_says_how_to_go_on(place: Path, run, refused) -> 
 
 @pytest.mark.parametrize(
     ("box", "status", "wasted"),  # how the batch that failed counts: answered, attempted, lost
-    [("logits", 3, (0, 0, 0)), ("raises", 2, (0, 1, 0)), ("turns_nan", 2, (1, 1, 0)), ("interrupted", 130, (0, 1, 1))],
+    [("logits", 3, (0, 0, 0)), ("raises", 4, (0, 1, 0)), ("turns_nan", 4, (1, 1, 0)), ("interrupted", 130, (0, 1, 1))],
 )
 def test_training_goes_on_to_the_same_defense(
     place: Path, run, refused, box: str, status: int, wasted: tuple[int, int, int]

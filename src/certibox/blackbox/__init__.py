@@ -8,9 +8,10 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
-from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, check_outputs, differentiable
+from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, differentiable, is_told_apart
 from certibox.blackbox.function import FunctionBox
 from certibox.blackbox.onnx import OnnxBox
+from certibox.blackbox.outputs import check_outputs
 from certibox.blackbox.sklearn import SklearnBox
 from certibox.blackbox.torch_module import TorchBox
 from certibox.data.pixels import as_images
@@ -28,8 +29,14 @@ __all__ = [
     "as_images",
     "check_outputs",
     "differentiable",
+    "is_told_apart",
 ]
 
+_ONLY = {  # what only some adapters take, and whose that is
+    "input_name": ((OnnxBox,), "files of models"),
+    "output_name": ((OnnxBox,), "files of models"),
+    "output_key": ((TorchBox, FunctionBox), "torch modules and functions"),
+}
 _ESTIMATOR_METHODS = ("predict_proba", "decision_function", "predict")
 
 
@@ -39,7 +46,9 @@ def as_blackbox(
     *,
     num_classes: int | None = None,
     input_range: tuple[float, float] = (0.0, 1.0),
-    clip: bool = False,
+    layout: str = "NCHW",
+    dtype: str | None = None,
+    clip: bool | None = None,
     levels: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -47,7 +56,10 @@ def as_blackbox(
     batch_size: int | None = None,
     max_batch: int | None = None,
     name: str | None = None,
+    identity: str | None = None,
+    input_name: str | None = None,
     output_name: str | None = None,
+    output_key: str | None = None,
     concurrency: int | None = None,
 ) -> BlackBox:
     """A model as a black box that takes float pixels in [0, 1] (n, c, h, w). Nothing is asked of the model here.
@@ -61,15 +73,25 @@ def as_blackbox(
         outputs: Kind of the answers: "logits", "probabilities", "labels" or "values".
         num_classes: Number of classes K; required for labels of a model that does not say.
         input_range: Range (lo, hi) that the model expects of pixels.
-        clip: Whether pixels are clipped to [0, 1] first.
+        layout: Order of the numbers that the model takes: "NCHW" (n, c, h, w), "NHWC" (n, h, w, c), "flat"
+            (n, c * h * w) or "flat-NHWC" (n, h * w * c); an estimator takes flat ones in any case.
+        dtype: Type of the numbers that the model takes: "float32", "float64", "float16" or "uint8"; None for the
+            adapter's own.
+        clip: Whether pixels are clipped to [0, 1] first: noise takes them out of that range. By default they are, but
+            for torch modules, whose gradients clipping would cut.
         levels: Number of equally spaced values on [0, 1] that pixels are rounded to, as 256 for 8-bit images.
         mean: Mean of each channel to subtract, in the units of `input_range`.
         std: Standard deviation of each channel to divide by, in the units of `input_range`.
         image_shape: Shape (c, h, w) of an image; others are refused.
         batch_size: Number of images a call that serves the model best.
         max_batch: Most images that one call may hold.
-        name: Name of the box in messages and records.
-        output_name: Name of the output of an ONNX file to answer with.
+        name: Name of the box in messages and records. One that you give vouches for a function, which nothing else can
+            tell from another: give another name to another model.
+        identity: Digest or version of what decides the answers and the adapter cannot see, such as that of a server.
+        input_name: Name of the input of a file that takes the images, where it has several.
+        output_name: Name of the output of a file to answer with.
+        output_key: Key or position of the answers in what a model returns, where that is a dictionary, a tuple or an
+            object with attributes.
         concurrency: Most calls that may be under way at once, for a model that takes calls from several threads.
 
     Returns:
@@ -82,7 +104,9 @@ def as_blackbox(
     given = {
         "num_classes": num_classes,
         "input_range": None if input_range == (0, 1) else input_range,
-        "clip": clip or None,
+        "layout": None if layout == "NCHW" else layout,
+        "dtype": dtype,
+        "clip": clip,
         "levels": levels,
         "mean": mean,
         "std": std,
@@ -90,7 +114,10 @@ def as_blackbox(
         "batch_size": batch_size,
         "max_batch": max_batch,
         "name": name,
+        "identity": identity,
+        "input_name": input_name,
         "output_name": output_name,
+        "output_key": output_key,
         "concurrency": concurrency,
     }
     declared = {field: value for field, value in given.items() if value is not None}
@@ -104,10 +131,11 @@ def as_blackbox(
     adapter = _adapter(model)
     if outputs is None:
         raise InvalidInput(f"outputs was not given; say what the model answers: {', '.join(OUTPUTS)}")
-    if output_name is not None and adapter is not OnnxBox:
-        raise InvalidInput(
-            f"output_name={output_name!r} was given for a {type(model).__name__}; only ONNX files have it"
-        )
+    for field, (adapters, owners) in _ONLY.items():
+        if field in declared and adapter not in adapters:
+            raise InvalidInput(
+                f"{field}={declared[field]!r} was given for a {type(model).__name__}; only {owners} have it"
+            )
     return adapter(model, outputs, **declared)
 
 

@@ -10,24 +10,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from certibox.data.pixels import as_images
-from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable, did_you_mean
+from certibox.errors import InvalidImages, InvalidInput, NotDifferentiable, one_of
 
 OUTPUTS = ("logits", "probabilities", "labels", "values")
+LAYOUTS = ("NCHW", "NHWC", "flat", "flat-NHWC")
+DTYPES = ("float32", "float64", "float16", "uint8")
 
+_LATER = {"layout": "NCHW", "dtype": None}
 _LEAST = {"num_classes": 2, "levels": 2, "batch_size": 1, "max_batch": 1, "concurrency": 1}
-_SHAPES = {"logits": "(n, K)", "probabilities": "(n, K)", "labels": "(n,)", "values": "(n, ...)"}
-_RANGE_TOLERANCE = 1e-4  # a probability may leave [0, 1] by this much
-_SUM_TOLERANCE = 1e-2  # a row of probabilities may miss 1 by this much: endpoints often round to two or three decimals
 
 
 @dataclass(frozen=True)
 class BoxSpec:
-    """Declares what a box answers and how pixels in [0, 1] become its input.
+    """Declares what a box answers and how pixels become its input.
+
+    Pixels are on [0, 1] where they are clean. With noise on them, and behind a defense, they leave that range unless
+    `clip` or `levels` is declared.
 
     Raises:
         InvalidInput: The declaration cannot hold.
@@ -59,11 +60,17 @@ class BoxSpec:
     """Digest of the model itself, where an adapter can take one without a query; None for a function."""
     concurrency: int = 1
     """Most calls that may be under way at once, whatever the number of threads; more than 1 serves a remote model."""
+    layout: str = "NCHW"
+    """Order of the numbers that the model takes: "NCHW" (n, c, h, w), "NHWC" (n, h, w, c), "flat" (n, c * h * w) or
+    "flat-NHWC" (n, h * w * c)."""
+    dtype: str | None = None
+    """Type of the numbers that the model takes: "float32", "float64", "float16", or "uint8", which is
+    `input_range=(0, 255)` with `levels=256`; None for the adapter's own."""
 
     def __post_init__(self) -> None:
-        if self.outputs not in OUTPUTS:
-            meant = did_you_mean(self.outputs, OUTPUTS)
-            raise InvalidInput(f"outputs is {self.outputs!r}; give one of {', '.join(OUTPUTS)}{meant}")
+        for field, known in (("outputs", OUTPUTS), ("layout", LAYOUTS), ("dtype", (*DTYPES, None))):
+            if (came := getattr(self, field)) not in known:
+                raise InvalidInput(f"{field} is {came!r}; give {one_of(came, [name for name in known if name])}")
         if self.num_classes is None and self.outputs == "labels":
             raise InvalidInput("outputs='labels' without num_classes; give the number of classes")
         for field, least in _LEAST.items():
@@ -71,9 +78,21 @@ class BoxSpec:
             if value is not None and not (_is_int(value) and value >= least):
                 raise InvalidInput(f"{field} is {value!r}; give an integer of at least {least}")
         self._settle_tuples()
+        self._settle_integers()
         # Equal behaviour is an equal declaration: say what is implied.
         _set(self, "clip", self.clip or self.levels is not None)
         _set(self, "batch_size", min(self.batch_size, self.max_batch or self.batch_size))
+
+    def _settle_integers(self) -> None:
+        """What an input of whole numbers implies: pixels 0 to 255, on the grid."""
+        if self.dtype != "uint8":
+            return
+        if self.mean is not None or self.std is not None:
+            raise InvalidInput("mean or std was given for a uint8 input, which is not normalised; leave them out")
+        if self.input_range not in ((0.0, 1.0), (0.0, 255.0)):
+            raise InvalidInput(f"input_range is {self.input_range}, but a uint8 input has (0, 255); leave it out")
+        _set(self, "input_range", (0.0, 255.0))
+        _set(self, "levels", self.levels or 256)
 
     def _settle_tuples(self) -> None:
         """Turns lists (from a configuration file) into tuples and checks them."""
@@ -155,10 +174,24 @@ class BoxSpec:
             x = x / x.new_tensor(self.std).view(-1, 1, 1)
         return x
 
+    def arrange(self, prepared: Tensor) -> Tensor:
+        """Prepared images in the model's own order, see `layout`: a view where torch can give one.
+
+        Args:
+            prepared: Images (n, c, h, w), as `prepare` returns them.
+
+        Returns:
+            The same numbers, (n, c, h, w), (n, h, w, c) or (n, c * h * w).
+        """
+        images = prepared.permute(0, 2, 3, 1) if self.layout.endswith("NHWC") else prepared
+        return images.flatten(1) if self.layout.startswith("flat") else images
+
     def provenance(self) -> dict[str, Any]:
         """The declaration as plain JSON values, without batch sizes and concurrency: those cannot change an answer."""
         fields = asdict(self)
         del fields["batch_size"], fields["max_batch"], fields["concurrency"]
+        # Later fields at their defaults are left out: they must not rename what was measured before they were there.
+        fields = {key: value for key, value in fields.items() if key not in _LATER or value != _LATER[key]}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
     @property
@@ -210,108 +243,14 @@ def differentiable(box: BlackBox) -> Callable[[Tensor], Tensor]:
     )
 
 
-def to_outputs(answer: object, spec: BoxSpec, device: torch.device) -> Tensor:
-    """A model's answer (tensor, array or nested list) as a tensor of the kind that `spec` declares.
-
-    Always a copy: a model may reuse its output buffer, and the copy of an inference tensor may enter an autograd graph.
+def is_told_apart(box: BlackBox) -> bool:
+    """Whether the identity of a box, or a name that its user gave, tells it from another; else only answers can.
 
     Args:
-        answer: Answer of the model, as it came.
-        spec: Declaration of the box.
-        device: Device of the images, where the answer goes.
-
-    Raises:
-        BadOutput: The answer is no array of numbers; `check_outputs` judges the rest.
+        box: Black box.
     """
-    if not isinstance(answer, Tensor):
-        try:
-            answer = torch.from_numpy(np.array(answer))
-        except (TypeError, ValueError) as error:
-            raise BadOutput(
-                f"box {spec.name} answered a {type(answer).__name__}; return one array of numbers"
-            ) from error
-    return _typed(answer.detach().to(device, copy=True), spec)
-
-
-def check_outputs(
-    outputs: Tensor, n: int, spec: BoxSpec, num_outputs: tuple[int, ...] | None = None, batch: str = "batch"
-) -> Tensor:
-    """The answer to n images, if it keeps the rules of its kind.
-
-    It must be (n, K) with K >= 2 (logits, probabilities), (n,) integers in 0 ... num_classes - 1 (labels) or (n, ...)
-    (values), shaped as before and finite; probabilities lie in [0, 1] within 1e-4 and sum to 1 within 1e-2.
-
-    Args:
-        outputs: Answer of the box.
-        n: Number of images asked about.
-        spec: Declaration of the box.
-        num_outputs: Trailing shape of earlier answers (labels: ()), None before the first.
-        batch: Name of the call in an error, as "batch 3 (32 images)".
-
-    Returns:
-        The answer without gradients, labels as int64 and all else as floats.
-
-    Raises:
-        BadOutput: The answer breaks a rule; the text names batch, rule and value.
-    """
-    if not isinstance(outputs, Tensor):
-        raise BadOutput(f"{batch}: {spec.outputs} must be a tensor, got {type(outputs).__name__}")
-    outputs = _typed(outputs.detach(), spec)
-    broken = _broken_shape(tuple(outputs.shape), n, spec, num_outputs) or _broken_values(outputs, spec)
-    if broken is not None:
-        raise BadOutput(f"{batch}: {broken}")
-    return outputs
-
-
-def _broken_shape(shape: tuple[int, ...], n: int, spec: BoxSpec, num_outputs: tuple[int, ...] | None) -> str | None:
-    """The rule on shapes that an answer breaks, with what came; None for a good one."""
-    right_rank = {"labels": len(shape) == 1, "values": len(shape) >= 1}.get(spec.outputs, len(shape) == 2)
-    if not right_rank:
-        return f"{spec.outputs} must be {_SHAPES[spec.outputs]}, got shape {shape}"
-    if shape[0] != n:
-        return f"{n} images need {n} answers, got {shape[0]} (shape {shape})"
-    if num_outputs is not None and shape[1:] != tuple(num_outputs):
-        return f"answers to earlier images had shape {tuple(num_outputs)}, these have {shape[1:]}"
-    if spec.outputs in ("logits", "probabilities"):
-        if shape[1] < 2:
-            return f"{spec.outputs} must cover at least 2 classes, got {shape[1]}"
-        if spec.num_classes not in (None, shape[1]):
-            return f"{spec.outputs} must cover num_classes = {spec.num_classes}, got {shape[1]}"
-    return None
-
-
-def _broken_values(outputs: Tensor, spec: BoxSpec) -> str | None:
-    """The rule on values that an answer breaks, with what came; None for a good one."""
-    if outputs.is_complex():
-        return f"{spec.outputs} must be real numbers, got {outputs.dtype}"
-    if outputs.numel() == 0:
-        return None
-    low, high = (extreme.item() for extreme in outputs.aminmax())  # NaN where there is one; a single pass over all
-    if not (math.isfinite(low) and math.isfinite(high)):
-        finite = outputs.isfinite()
-        return f"{spec.outputs} must be finite, got {outputs[~finite][0].item()} ({(~finite).sum()} such values)"
-    if spec.outputs in ("logits", "values"):
-        return None
-    if spec.outputs == "labels" and outputs.is_floating_point():  # whole ones were converted before
-        return f"labels must be integers, got {outputs[outputs != outputs.round()][0].item()}"
-    if spec.outputs == "labels":
-        top = (spec.num_classes or 0) - 1
-        return None if low >= 0 and high <= top else f"labels must be in 0..{top}, got {low if low < 0 else high}"
-    if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
-        return f"probabilities must be in [0, 1], got {low if low < -_RANGE_TOLERANCE else high:.6g}"
-    sums = outputs.sum(1)
-    worst = sums[(sums - 1).abs().argmax()].item()
-    return None if abs(worst - 1) <= _SUM_TOLERANCE else f"probabilities of an image must sum to 1, got {worst:.6g}"
-
-
-def _typed(outputs: Tensor, spec: BoxSpec) -> Tensor:
-    """Whole labels as int64, scores and values at least as float32; anything else as it came, for the check to name."""
-    if outputs.is_complex():
-        return outputs
-    if spec.outputs != "labels":
-        return outputs if outputs.dtype in (torch.float32, torch.float64) else outputs.float()
-    whole = not outputs.is_floating_point() or bool((outputs.isfinite() & (outputs == outputs.round())).all())
-    return outputs.long() if whole else outputs
+    vouched = getattr(box, "vouched", box.spec.name != BoxSpec.name)
+    return box.spec.identity is not None or bool(vouched)
 
 
 def _without_secrets(name: object) -> str:

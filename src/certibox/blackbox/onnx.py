@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certibox.blackbox.base import BoxSpec, to_outputs
+from certibox.blackbox.base import BoxSpec
+from certibox.blackbox.outputs import to_outputs
 from certibox.blackbox.pace import Pace
 from certibox.errors import InvalidImages, InvalidInput, UnreadableFile
 
@@ -34,20 +35,30 @@ class OnnxBox:
         path: File of the model.
         outputs: Kind of the answers, as in `BoxSpec`.
         output_name: Name of the output to answer with; needed where several would fit.
-        declared: Other fields of `BoxSpec`.
+        input_name: Name of the input that takes the images; needed where there are several.
+        declared: Other fields of `BoxSpec`; pixels are clipped by default.
 
     Raises:
         UnreadableFile: The file is missing or broken.
         InvalidInput: The model has another form, the file contradicts the declaration, or onnxruntime is missing.
     """
 
-    def __init__(self, path: str | Path, outputs: str, output_name: str | None = None, **declared: Any) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        outputs: str,
+        output_name: str | None = None,
+        input_name: str | None = None,
+        **declared: Any,
+    ) -> None:
+        declared.setdefault("clip", True)
         self._path, self._session = Path(path).absolute(), _open(Path(path))
         self._digest = hashlib.sha256(self._path.read_bytes()).hexdigest()
-        if len(self._session.get_inputs()) != 1:
-            names = ", ".join(node.name for node in self._session.get_inputs())
+        nodes = self._session.get_inputs()
+        names = ", ".join(node.name for node in nodes)
+        image = next((node for node in nodes if node.name == (input_name or node.name)), None)
+        if image is None or len(nodes) != 1:
             raise InvalidInput(f"{path} has the inputs {names}; give a model with one, the images")
-        image = self._session.get_inputs()[0]
         if image.type not in _INPUT_TYPES or len(image.shape) != 4:
             raise InvalidInput(
                 f"input {image.name} of {path} is {image.type} {image.shape}; give one of float or uint8, (n, c, h, w)"

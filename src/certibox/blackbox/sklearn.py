@@ -12,7 +12,8 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from certibox.blackbox.base import BoxSpec, to_outputs
+from certibox.blackbox.base import BoxSpec
+from certibox.blackbox.outputs import to_outputs
 from certibox.blackbox.switches import Switch
 from certibox.errors import InvalidImages, InvalidInput
 
@@ -56,6 +57,7 @@ class SklearnBox:
                 )
             if outputs == "logits" and num_classes > 2 and _votes_one_vs_one(estimator):
                 raise InvalidInput(f"{name} has decision_function_shape='ovo', a score a pair; make it 'ovr'")
+        declared.setdefault("clip", True)
         self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
         declared.setdefault("name", name)
         declared.setdefault("identity", _identity(estimator))
@@ -80,7 +82,7 @@ class SklearnBox:
         if features != wanted:
             shape = tuple(x.shape[1:])
             raise InvalidImages(f"images {shape} have {features} pixels; box {self.spec.name} takes {wanted}")
-        flat = images.cpu().numpy().reshape(len(images), features).astype(np.float64)
+        flat = self.spec.arrange(images.cpu()).numpy().reshape(len(images), features).astype(np.float64)
         # NumPy's threads wait busily for work, as torch's do: taking turns on the same cores cost a factor of four.
         with _BLAS_THREADS.changed(self._one_thread):
             answer = getattr(self.estimator, _METHODS[self.spec.outputs])(flat)

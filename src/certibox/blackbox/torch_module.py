@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certibox.blackbox.base import BoxSpec, to_outputs
+from certibox.blackbox.base import BoxSpec
+from certibox.blackbox.outputs import picked, to_outputs
 from certibox.blackbox.pace import Pace
 from certibox.storage.tensors import module_digest
 
@@ -29,11 +30,13 @@ class TorchBox:
     Args:
         module: Module from float images (n, c, h, w) to outputs.
         outputs: Kind of the answers, as in `BoxSpec`.
+        output_key: Key, position or attribute of the answers in what the module returns; None for all of it.
         declared: Other fields of `BoxSpec`; `name` is the module's class and `identity` a digest of its weights by
             default, `batch_size` what was fastest for its device.
     """
 
-    def __init__(self, module: nn.Module, outputs: str, **declared: Any) -> None:
+    def __init__(self, module: nn.Module, outputs: str, output_key: str | None = None, **declared: Any) -> None:
+        self._output_key = output_key
         reference = _reference(module)
         batch_size = _CPU_BATCH_SIZE if reference is None or reference.device.type == "cpu" else BoxSpec.batch_size
         self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
@@ -71,9 +74,9 @@ class TorchBox:
         channels_last = self._channels_last  # as it is now: another thread may find out that it does not work
         layout = torch.channels_last if channels_last else torch.contiguous_format
         # A copy: a module that works in place must not change the images that are certified.
-        images = self.spec.prepare(x).to(like.device, like.dtype, copy=True, memory_format=layout)
+        images = self.spec.arrange(self.spec.prepare(x)).to(like.device, like.dtype, copy=True, memory_format=layout)
         try:
-            return self.module(images)
+            return picked(self.module(images), self._output_key, self.spec)
         except RuntimeError as error:
             # `features.view(n, -1)` works on contiguous features only. Such a module goes back to what it was.
             if not (channels_last and "view size is not compatible" in str(error)):

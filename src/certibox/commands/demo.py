@@ -188,7 +188,7 @@ def run(options: Demo) -> None:
     hidden = "-".join(map(str, model.hidden_layer_sizes))
     right = f"{accuracy:.1%} right on clean validation digits"
     OUT.print(f"the box: a scikit-learn MLP ({hidden}) without gradients, {right}")
-    box = as_blackbox(model, outputs="probabilities", name=f"sklearn-mlp-{hidden}")
+    box = as_blackbox(model, outputs="probabilities", clip=False, name=f"sklearn-mlp-{hidden}")
     client = QueryClient(box, ledger=out / "ledger.sqlite")
     defense, rows = _defended(s, client, shown, validation, options.seed, out)
     runs = [_certified(s, client, row, test, options.seed, out) for row in rows]

@@ -62,7 +62,12 @@ def test_directions_are_fresh_at_each_step() -> None:
         asked.append(x)
         return np.zeros((len(x), K), dtype=np.float32)
 
-    fit(as_blackbox(noting, "logits"), "ZO-DS", estimator=RGE(1, 0.5), schedule=Schedule((Phase(2, 0.01),), BATCH))
+    fit(
+        as_blackbox(noting, "logits", clip=False),
+        "ZO-DS",
+        estimator=RGE(1, 0.5),
+        schedule=Schedule((Phase(2, 0.01),), BATCH),
+    )
     steps = [x for x in asked if len(x) == BATCH]  # targets and votes come in batches of 16 and 4
     directions = np.concatenate([(steps[i + 1] - steps[i]) / 0.5 for i in range(0, 8, 2)]).reshape(32, D)
     np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-4)

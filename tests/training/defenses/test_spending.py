@@ -137,7 +137,7 @@ def test_a_numpy_box_of_any_kind_trains_end_to_end(
     def answer(x: np.ndarray) -> np.ndarray:
         return reference(torch.from_numpy(x)).numpy()
 
-    box = CountingBox(as_blackbox(answer, outputs, num_classes=classes))
+    box = CountingBox(as_blackbox(answer, outputs, num_classes=classes, clip=False))
     defense = fit(box, method, estimator=RGE(4, 0.5), targets=targets, skip_dead=False, out=tmp_path)
     (row,) = rows(tmp_path)
     assert box.images == defense.client.queries == row["queries"] == 20 + 16 * 5 + 2 * 4 * 2
