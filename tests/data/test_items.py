@@ -164,7 +164,7 @@ REFUSED: list[tuple[Any, type[CertiboxError], str]] = [
     (Pairs(labels=["ant"] * 5), InvalidImages, "Pairs item 0: label 'ant' is no integer; encode labels"),
     (Pairs(labels=[torch.rand(3)] * 5), InvalidImages, "Pairs item 0: label tensor.* is no integer"),
     (Pairs(labels=[-1] * 5), InvalidImages, "Pairs: smallest label is -1"),
-    (Broken(), UnreadableFile, "Broken item 0 cannot be read: OSError: disk is gone"),
+    (Broken(), UnreadableFile, r"5 of 5 images .*: Broken item 0, .* \(OSError: disk is gone\); check"),
     (tilted(lambda x: x[:, :4]), InvalidImages, "Pairs item 4: 7×4 pixels, 3 channels, but those before have 7×6, 3"),
     (tilted(lambda x: x.astype(float)), InvalidImages, r"Pairs item 4: pixels from .*, wanted \[0, 1\]: divide by 255"),
     (tilted(lambda x: x / 127.5 - 1), InvalidImages, r"Pairs item 4: .*\[0, 1\]: undo the normalisation"),

@@ -21,6 +21,7 @@ from certibox.errors import CertiboxError, InvalidImages, InvalidInput, Unreadab
 
 MOST_BYTES = 8 * 2**30  # of pixels or of arrays, where the size of the memory is unknown, and in any one archive
 _NAMED = 3  # failures that a message names
+_REASON = 100  # characters of the reason of the first
 _HOPELESS = 20  # failures after which nothing more is tried
 
 
@@ -28,15 +29,15 @@ class Pile:
     """Images of one shape, packed as they come: the pixels are never kept twice.
 
     channels: 1 or 3, to which images are brought; None as they come. skip: whether images that cannot be read are left
-    out, which `finish` counts aloud.
+    out, which `finish` counts aloud. root: folder that messages about several images leave out of their names.
     """
 
-    def __init__(self, channels: int | None = None, skip: bool = False) -> None:
+    def __init__(self, channels: int | None = None, skip: bool = False, root: str = "") -> None:
         self.buffer = bytearray()
         self.shape: tuple[int, ...] = ()
         self.channels, self.skip, self.most = channels, skip, _memory()
-        self.tried = 0
-        self.failed: list[tuple[str, str]] = []  # image and reason
+        self.root, self.tried = root, 0
+        self.failed: list[tuple[str, UnreadableFile]] = []
 
     def add(self, pixels: np.ndarray, where: str) -> None:  # uint8 (c, h, w)
         pixels = with_channels(pixels, self.channels)
@@ -53,7 +54,7 @@ class Pile:
         try:
             pixels = read()
         except UnreadableFile as error:
-            self.failed.append((where, str(error)))
+            self.failed.append((where, error))
             if not self.skip and len(self.failed) == _HOPELESS:
                 raise self._unreadable() from error
             return False
@@ -70,16 +71,18 @@ class Pile:
             )
 
     def _names(self) -> str:
-        names = ", ".join(where for where, _ in self.failed[:_NAMED])
+        names = ", ".join(where.removeprefix(f"{self.root}{os.sep}") for where, _ in self.failed[:_NAMED])
         return names + (", …" if len(self.failed) > _NAMED else "")
 
     def _unreadable(self) -> UnreadableFile:
-        _, reason = self.failed[0]
         skip = "" if self.skip else ", or leave such images out with skip_unreadable (--skip-unreadable)"
         if len(self.failed) == 1:
-            return UnreadableFile(reason + skip)
-        came = f"{len(self.failed)} of {self.tried} images cannot be read: {self._names()}"
-        return UnreadableFile(f"{came}. The first: {reason}{skip}")
+            return UnreadableFile(f"{self.failed[0][1]}{skip}")
+        inside = f" of {self.root}" if self.root else ""
+        came = f"{len(self.failed)} of {self.tried} images{inside} cannot be read: {self._names()}"
+        cause = self.failed[0][1].__cause__
+        reason = f" ({one_line(cause)[:_REASON]})" if isinstance(cause, Exception) else ""
+        return UnreadableFile(f"{came}{reason}; check or replace them{skip}")
 
     def tensor(self) -> Tensor:  # (n, c, h, w)
         return torch.frombuffer(self.buffer, dtype=torch.uint8).reshape(-1, *self.shape)

@@ -29,7 +29,7 @@ _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 _NO_IMAGES = frozenset({"EPS", "PDF", "WMF", "EMF", "MPEG", "BUFR", "GRIB", "HDF5"})  # pages, films, measurements
 _MOST_OTHERS = 200_000  # entries that are no images, before a folder is no folder of images
 _DEEPEST = 32
-_KINDS = 4  # kinds of files that a message counts one by one
+_KINDS = 6  # kinds of files that a message counts one by one
 Item = TypeVar("Item")
 Found = PurePosixPath  # a file, relative to the source
 
@@ -220,7 +220,7 @@ def in_turn(items: Iterable[Item], classes: Iterable[Hashable]) -> list[Item]:
 def _read(
     root: Path, chosen: list[tuple[Found, int | None]], name: str, names: tuple[str, ...] | None, asked: Asked
 ) -> Images:
-    pile = Pile(asked.channels, asked.skip_unreadable)
+    pile = Pile(asked.channels, asked.skip_unreadable, str(root))
     kept = [
         (file, label)
         for file, label in chosen
@@ -233,9 +233,8 @@ def _read(
 
 
 def read_files(paths: Sequence[str | os.PathLike[str]], name: str, asked: Asked) -> Images:
-    """The images of a list of paths, unlabelled."""
-    part = asked.share.of(len(paths), name) if asked.share else range(len(paths))
-    chosen = [Path(os.path.expanduser(paths[i])) for i in part][: asked.limit]
+    """The images of a list of paths, unlabelled, before a share is drawn from them."""
+    chosen = [Path(os.path.expanduser(path)) for path in paths[: asked.at_most]]
     pile = Pile(asked.channels, asked.skip_unreadable)
     kept = [path for path in chosen if pile.attempt(lambda at=path: pixels_of(read_image(at, str(at))), str(path))]
     pile.finish(name)

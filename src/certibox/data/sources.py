@@ -140,7 +140,7 @@ def _from_folder(path: Path, asked: Asked) -> Images:
 
 
 def _one_split(images: Images, asked: Asked, table: Table) -> Images:
-    return asked.part(images) if table.has_splits else _undivided(images, asked, table.name)
+    return asked.part(images) if table.has_splits else _undivided(images, asked, table.name.partition(":")[0])
 
 
 def _undivided(images: Images, asked: Asked, where: str) -> Images:
