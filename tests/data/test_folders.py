@@ -292,6 +292,9 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     classes(tmp_path / "set", "ant", "bee")
     (tmp_path / "set" / "ant" / "up").symlink_to(tmp_path / "set", target_is_directory=True)
     assert values(load_images(tmp_path / "set")) == [0, 1]
+    (tmp_path / "set" / "ant" / "itself.png").symlink_to("itself.png")
+    with pytest.warns(UserWarning, match="1 of 3 files were left out: 1 links to nothing"):
+        assert values(load_images(tmp_path / "set")) == [0, 1]
 
 
 def test_links_to_class_folders_are_followed(tmp_path: Path) -> None:

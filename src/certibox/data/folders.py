@@ -67,31 +67,39 @@ class Tree:
 
 def scan(root: Path) -> Tree:
     """All files below a folder; links to folders are followed once. A whole file system is refused, not searched."""
-    found: tuple[list[Found], list[Found]] = [], []
+    found: tuple[list[str], list[str]] = [], []  # regular files, and what is none; text, as there may be millions
     seen: set[tuple[int, int]] = set()
-    waiting, others = [(root, PurePosixPath())], 0
+    waiting, others, suffixes = [(str(root), "", 0)], 0, image_suffixes()
     while waiting:
-        folder, relative = waiting.pop()
+        folder, inside, depth = waiting.pop()
         for entry in _entries(folder, seen):
-            at = relative / entry.name
-            folder_too = entry.is_dir()
-            if folder_too and entry.name.casefold() not in _SYSTEM and len(at.parts) <= _DEEPEST:
-                waiting.append((folder / entry.name, at))
-            elif not folder_too and entry.name.casefold() not in _SYSTEM_FILES:
-                found[not entry.is_file()].append(at)
-            others += at.suffix.lower() not in image_suffixes()
+            name, (is_folder, is_file) = entry.name.casefold(), _kind(entry)
+            if is_folder and name not in _SYSTEM and depth < _DEEPEST:
+                waiting.append((entry.path, f"{inside}{entry.name}/", depth + 1))
+            elif not is_folder and name not in _SYSTEM_FILES:
+                found[not is_file].append(inside + entry.name)
+            others += os.path.splitext(name)[1] not in suffixes
         if others > _MOST_OTHERS:
             raise InvalidInput(
                 f"{root}: more than {_MOST_OTHERS:,} files and folders that are no images; name the folder that holds "
                 f"the images"
             )
-    return Tree(root, *(tuple(sorted(files, key=lambda file: (file.parts[:-1], file.name))) for files in found))
+    files, odd = (sorted(map(PurePosixPath, names), key=lambda file: (file.parts[:-1], file.name)) for names in found)
+    return Tree(root, tuple(files), tuple(odd))
 
 
-def _entries(folder: Path, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Whether it is a folder, whether a regular file; neither for a link that leads to itself."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:
+        return False, False
+
+
+def _entries(folder: str, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
     """What lies in a folder that was not seen before, by whatever path; hidden entries left out."""
     try:
-        facts = folder.stat()
+        facts = os.stat(folder)
         if (facts.st_dev, facts.st_ino) in seen:
             return []
         seen.add((facts.st_dev, facts.st_ino))
