@@ -108,7 +108,7 @@ class Ledger(Forkable):
     def _sync(self, db: sqlite3.Connection) -> bool:
         """Whether the next transaction waits for the disk, which is then told so."""
         due = time.monotonic() - self._synced >= SYNC_EVERY
-        db.execute(f"PRAGMA synchronous={'FULL' if due else 'OFF'}")
+        db.execute(f"PRAGMA synchronous={'NORMAL' if due else 'OFF'}")
         return due
 
     def send(self, phase: str, n: int, wanted: int | None = None, budget: int | None = None) -> int:

@@ -48,7 +48,6 @@ _IMPOSSIBLE = """
 typeof(attempted) != 'integer' OR attempted < 0
 OR answered IS NOT NULL AND (typeof(answered) != 'integer' OR answered < 0 OR answered > attempted)
 """
-_DAMAGES = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # the others say that we may not write
 _NEW = "wanted a certibox ledger or a new path"
 
 
@@ -130,9 +129,9 @@ def _header(file: Path) -> tuple[int, int, dict[str, list[str]]]:
                     db.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
                 )
                 return application, version, _tables(db)
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             if way == ways[-1]:
-                raise
+                raise _no_ledger(error) or error from error
     raise AssertionError("the last way returns or raises")
 
 
@@ -147,6 +146,9 @@ def connect(file: Path) -> sqlite3.Connection:
 
     Args:
         file: Absolute path of the ledger.
+
+    Raises:
+        NoLedger: The file is damaged.
     """
     db = sqlite3.connect(
         f"{file.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False
@@ -154,9 +156,9 @@ def connect(file: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA journal_mode=PERSIST")  # leaves the log that 0.1.0 kept, with all that is in it
         db.execute(f"PRAGMA journal_size_limit={2**20}")
-    except BaseException:
+    except sqlite3.Error as error:
         db.close()
-        raise
+        raise _no_ledger(error) or error from error
     return db
 
 
@@ -176,12 +178,17 @@ def check(db: sqlite3.Connection) -> None:
             for statement in f"{_IDENTITY}{_MARKS}".split(";"):
                 db.execute(statement)
         db.execute("COMMIT")
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF not in _DAMAGES:
-            raise
-        reason = str(error)
+    except sqlite3.Error as error:
+        raise _no_ledger(error, _most(db)) or error from error
     if reason is not None:
         raise NoLedger(reason, _restore(_most(db)))
+
+
+def _no_ledger(error: sqlite3.Error, shown: int | None = None) -> NoLedger | None:
+    """What an error of SQLite says of a file; None where the file may be whole, and only cannot be used now."""
+    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT):
+        return NoLedger(f"it is damaged: {error}", _restore(shown))
+    return None
 
 
 def _damage(db: sqlite3.Connection) -> str | None:
