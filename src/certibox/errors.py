@@ -22,15 +22,16 @@ from collections.abc import Iterable
 NEAR = 0.7  # similarity from which a name passes for a slip of another: a letter too many, too few or another
 
 _KEYS = r"api[ _-]?key|access[ _-]?key|token|secret|signature|credentials?|session[ _-]?id|passw(?:or)?d|pwd"
+_VALUE = r"(?:(?<=['\"])[^'\"]*|[^\s'\",;&)}\]]+)"  # up to the end of the quotation, or of the word
 _MASKED = [  # what a text from outside never shows, and what stands there instead
     (r"\x1b\[[0-?]*[ -/]*[@-~]", ""),  # colours of a terminal
     (r"//[^/\s]*@", "//...@"),  # user and password of a URL
     (r"(://[^\s?]*)\?\S*", r"\1?..."),
     (r"\?[^\s?=]+=\S*", "?..."),  # of a URL without its host
-    (r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?)(?:[a-z]+\s+)?[^\s'\",;)}\]]+", r"\1..."),
+    (rf"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?)(?:[a-z]+\s+)?{_VALUE}", r"\1..."),
     (r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}", r"\1..."),
-    (rf"(?i)((?:{_KEYS})['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&)}}\]]+", r"\1..."),
-    (rf"(?i)((?:{_KEYS}) (?:provided|given|is|was):?\s+['\"]?)[^\s'\",;&)}}\]]+", r"\1..."),
+    (rf"(?i)((?:{_KEYS})['\"]?\s*[:=]\s*['\"]?){_VALUE}", r"\1..."),
+    (rf"(?i)((?:{_KEYS}) (?:provided|given|is|was):?\s+['\"]?){_VALUE}", r"\1..."),
     (r"\b(?:sk|pk|rk|hf|gh[opsu]|glpat|xox[abprs])[-_][\w-]{16,}", "..."),  # as providers begin their keys
     (r"\b(?:AKIA|AIza|eyJ)[\w.-]{12,}", "..."),
 ]

@@ -49,7 +49,8 @@ def require_pixels(x: Tensor, spec: BoxSpec) -> None:
         )
     low, high = (float(extreme) for extreme in x.aminmax())
     if high > FAR and low > -high / 4:
-        raise InvalidImages(f"pixels go from {low:g} to {high:g}; wanted [0, 1]: divide by 255")
+        wanted = "wanted [0, 1]: divide by the highest value of a pixel, such as 255"
+        raise InvalidImages(f"pixels go from {low:g} to {high:g}; {wanted}")
 
 
 def ask(box: BlackBox, batch: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from certibox.queries import ledger_file
 from certibox.queries.concurrency import Forkable
 from certibox.queries.ledger_file import NoLedger
 
-SYNC_EVERY = 0.05  # seconds after which a transaction waits for the disk, which takes about 1 ms
+SYNC_EVERY = 0.05  # seconds after which a transaction waits for the disk again
+SYNC_SHARE = 0.05  # most of the time that is spent so: a disk that others keep busy takes 20 ms, else 1 ms
 _AS_BEFORE = "wanted the ledger that was open here before"
 
 
@@ -32,8 +33,8 @@ class Ledger(Forkable):
     tens of microseconds, and a connection a thread would have to be found and closed whenever a thread ends. No
     connection crosses a fork, which SQLite does not survive: it is closed before, and each process opens its own.
 
-    The death of a process loses nothing. For the death of a whole machine a transaction must wait for the disk, about a
-    millisecond, and it does where the last wait was 50 ms ago: always with a box that takes so long to answer.
+    The death of a process loses nothing. For the death of a whole machine a transaction must wait for the disk, and it
+    does where the last wait was 50 ms ago, or longer where the disk is slow: always with a box that takes its time.
 
     Args:
         path: File of the ledger, made where there is none.
@@ -47,7 +48,7 @@ class Ledger(Forkable):
         super().__init__()
         self.path = Path(path)
         self.file = self.path.absolute()  # another working directory must not make it another ledger
-        self._closed, self._synced = False, float("-inf")
+        self._closed, self._sync_at = False, float("-inf")
         self._connection, self.identity = self._connect(identity)
 
     def __repr__(self) -> str:
@@ -94,22 +95,24 @@ class Ledger(Forkable):
                 if not write:
                     yield self._connection
                     return
-                synced = self._sync(self._connection)
-                with self._connection as db:
+                with self._synced(self._connection), self._connection as db:
                     db.execute("BEGIN IMMEDIATE")
                     yield db
             except sqlite3.Error as error:
                 raise CertiboxError(
                     f"the ledger {self.path} failed ({error}); wanted a writable disk and no long locks"
                 ) from error
-            if synced:
-                self._synced = time.monotonic()
 
-    def _sync(self, db: sqlite3.Connection) -> bool:
-        """Whether the next transaction waits for the disk, which is then told so."""
-        due = time.monotonic() - self._synced >= SYNC_EVERY
+    @contextmanager
+    def _synced(self, db: sqlite3.Connection) -> Iterator[None]:
+        """Let the transaction inside wait for the disk, where it is time to."""
+        began = time.monotonic()
+        due = began >= self._sync_at
         db.execute(f"PRAGMA synchronous={'NORMAL' if due else 'OFF'}")
-        return due
+        yield
+        if due:
+            ended = time.monotonic()
+            self._sync_at = ended + max(SYNC_EVERY, (ended - began) / SYNC_SHARE)
 
     def send(self, phase: str, n: int, wanted: int | None = None, budget: int | None = None) -> int:
         """Book queries that are about to be sent; returns the row to settle.
