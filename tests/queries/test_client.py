@@ -227,6 +227,28 @@ def test_a_ledger_that_is_no_path_is_refused(ledger: Any) -> None:
     assert str(caught.value).startswith(f"ledger is {ledger!r}; ")
 
 
+def test_a_box_whose_declaration_raises_is_refused() -> None:
+    class Shy:
+        @property
+        def spec(self) -> BoxSpec:
+            raise RuntimeError("not\nyet")
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(
+        InvalidInput, match="the box of type Shy raised RuntimeError when its spec was read: not yet; w"
+    ):
+        QueryClient(Shy())
+
+
+def test_a_white_box_pass_that_fails_is_a_failure_of_the_box_and_loses_no_query() -> None:
+    client = QueryClient(as_blackbox(torch.nn.Linear(3, 2), "logits"), budget=10)
+    with pytest.raises(BoxFailed, match=r"the box raised RuntimeError on a white-box pass of 6: mat1 .*; 0 answers"):
+        client.white(images(6))
+    assert (client.white_passes, client.lost, client.left) == (0, 0, 10)
+
+
 def test_a_bare_model_is_refused() -> None:
     with pytest.raises(InvalidInput, match="as_blackbox"):
         QueryClient(torch.nn.Linear(4, 3))  # pyright: ignore[reportArgumentType]

@@ -156,6 +156,39 @@ def left_or_refused(path: Path, content: bytes) -> int | None:
         return None
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["with its journal", "without"])
+def test_a_transaction_that_a_kill_cut_short_gives_nothing_back(kept: bool, path: Path, tmp_path: Path) -> None:
+    """Half of its pages are in the file; the journal beside it undoes them, and without it the two counts disagree."""
+    cut = tmp_path / "cut.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE committed SET queries = 0")
+        for _ in range(2000):
+            db.execute("INSERT INTO spend (phase, sent_at, attempted, answered) VALUES ('train', '', 1, 0)")
+        shutil.copy(path, cut)
+        if kept:
+            shutil.copy(f"{path}-journal", f"{cut}-journal")
+    assert cut.stat().st_size > 0
+    assert left_or_refused(cut, cut.read_bytes()) == (LEFT if kept else None)
+
+
+@pytest.mark.parametrize("column", ["answers", "shape", "dtype"])
+def test_a_journalled_answer_that_was_changed_is_asked_again(column: str, path: Path) -> None:
+    changed = {"answers": "zeroblob(32)", "shape": "'2,4'", "dtype": "'<i4'"}[column]
+    sql(f"UPDATE journal SET {column} = {changed} WHERE position = 3")(path)
+    with closing(Ledger(path)) as ledger:
+        found = [ledger.recall("scope", position, "digest") for position in range(10)]
+    assert [position for position, answers in enumerate(found) if answers is None] == [3]
+
+
+def test_answers_that_0_1_0_journalled_without_a_checksum_are_found(path: Path) -> None:
+    sql("UPDATE journal SET inputs = 'digest'")(path)
+    with closing(Ledger(path)) as ledger:
+        assert ledger.recall("scope", 3, "digest") is not None
+        assert ledger.recall("scope", 3, "other") is None
+
+
 FOREIGN = {
     "tables of its own": sql("CREATE TABLE points (x, y)"),
     "a table of our name": sql("CREATE TABLE spend (amount)"),

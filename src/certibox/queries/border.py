@@ -18,11 +18,31 @@ from certibox.errors import (
     InvalidImages,
     InvalidInput,
     NotAnswered,
+    NotDifferentiable,
     one_line,
 )
 
 FAR = 16.0  # a pixel beyond it is in another unit, unless noise put it there: then others are as far below
 _COPYING = (FunctionBox, OnnxBox, SklearnBox, TorchBox)  # adapters that copy both images and answers themselves
+_KEPT = (KeyboardInterrupt, BlackBoxError, BudgetExceeded, NotDifferentiable)  # errors that say all by themselves
+
+
+def require_box(box: object) -> None:
+    """Refuse what is no box.
+
+    Args:
+        box: What should be a black box.
+
+    Raises:
+        InvalidInput: It has no declaration, or raises where that is read.
+    """
+    try:
+        declared = getattr(box, "spec", None)
+    except Exception as error:
+        what = f"{type(error).__name__} when its spec was read: {one_line(error)}"
+        raise InvalidInput(f"the box of type {type(box).__name__} raised {what}; wanted a BoxSpec there") from error
+    if not isinstance(declared, BoxSpec) or not callable(box):
+        raise InvalidInput(f"QueryClient got a {type(box).__name__}; wanted a box from certibox.as_blackbox(...)")
 
 
 def require_pixels(x: Tensor, spec: BoxSpec) -> None:
@@ -86,17 +106,17 @@ def in_our_words(error: BaseException, batch: str, n: int, kept: int) -> BaseExc
     Args:
         error: Error that was raised.
         batch: Name of the batch.
-        n: Number of queries of the batch.
+        n: Number of queries of the batch; 0 where the box was asked for no answer.
         kept: Number of answers that were paid for before.
     """
     go_on = f"{kept} answers so far are kept: run the same again to go on"
     if isinstance(error, NotAnswered):
         return NotAnswered(f"the box refused {batch} and bills nothing: {one_line(error)}; {go_on}")
-    if isinstance(error, KeyboardInterrupt | BlackBoxError | BudgetExceeded) or _is_not_billed(error):
+    if isinstance(error, _KEPT) or _is_not_billed(error):
         return error
     what = f"{type(error).__name__} on {batch}: {one_line(error)}"
-    lost = f"{n} {'query counts' if n == 1 else 'queries count'} as lost, for the box may have billed"
-    return BoxFailed(f"the box raised {what}; {lost}; {go_on}")
+    lost = f"{n} {'query counts' if n == 1 else 'queries count'} as lost, for the box may have billed; " if n else ""
+    return BoxFailed(f"the box raised {what}; {lost}{go_on}")
 
 
 def _is_not_billed(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from certibox.blackbox import BlackBox, BoxSpec, as_images, check_outputs, differentiable
 from certibox.errors import CertiboxError, InvalidImages, InvalidInput
 from certibox.queries.booking import Booked, Booking
-from certibox.queries.border import ask, billed, in_our_words, require_pixels, whole
+from certibox.queries.border import ask, billed, in_our_words, require_box, require_pixels, whole
 from certibox.queries.concurrency import PerCaller, turns_of
 from certibox.queries.copying import require_picklable
 from certibox.queries.journal import Journal, inputs_digest
@@ -57,8 +57,7 @@ class QueryClient(Booked):
     ) -> None:
         if ledger is not None and not isinstance(ledger, str | Path):
             raise InvalidInput(f"ledger is {ledger!r}; wanted the path of a file, or None to count in memory")
-        if not isinstance(getattr(box, "spec", None), BoxSpec):
-            raise InvalidInput(f"QueryClient got a {type(box).__name__}; wanted a box from certibox.as_blackbox(...)")
+        require_box(box)
         self.box, self._turns = box, turns_of(box)
         self.budget = budget
         self._batch_size, self._chosen = box.spec.batch_size, False
@@ -236,9 +235,14 @@ class QueryClient(Booked):
 
         Raises:
             NotDifferentiable: The box gives no gradients.
+            BoxFailed: The box raised.
         """
         with self._turns.lock:
-            outputs = differentiable(self.box)(x)
+            try:
+                outputs = differentiable(self.box)(x)
+            except BaseException as error:
+                ours = in_our_words(error, f"a white-box pass of {len(x)}", 0, self.queries)
+                raise ours from (error if ours is not error else error.__cause__)
         self._meter.pass_white(len(x))
         return outputs
 

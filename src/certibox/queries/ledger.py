@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -154,8 +155,8 @@ class Ledger(Forkable):
             db.execute("UPDATE spend SET answered = ? WHERE id = ?", (answered, row))
             if entry:
                 scope, position, inputs, answers = entry
-                shape = ",".join(map(str, answers.shape))
-                values = (scope, position, inputs, answers.dtype.str, shape, answers.tobytes())
+                stored = (answers.dtype.str, ",".join(map(str, answers.shape)), answers.tobytes())
+                values = (scope, position, f"{inputs}/{_checksum(*stored)}", *stored)
                 db.execute("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def committed(self) -> int:
@@ -164,7 +165,7 @@ class Ledger(Forkable):
             return _committed(db)
 
     def recall(self, scope: str, position: int, inputs: str) -> np.ndarray | None:
-        """The journalled answers at a position, if they answer these inputs.
+        """The journalled answers at a position, if they answer these inputs and are what was written.
 
         Args:
             scope: Name of the piece of work that owns the journal.
@@ -175,9 +176,9 @@ class Ledger(Forkable):
             found = db.execute(
                 "SELECT inputs, dtype, shape, answers FROM journal WHERE scope = ? AND position = ?", (scope, position)
             ).fetchone()
-        if found is None or found[0] != inputs:
+        if found is None or found[0] not in (inputs, f"{inputs}/{_checksum(*found[1:])}"):  # 0.1.0 kept no checksum
             return None
-        shape = tuple(int(size) for size in found[2].split(","))
+        shape = tuple(int(size) for size in found[2].split(",") if size)
         return np.frombuffer(found[3], dtype=found[1]).reshape(shape).copy()
 
     def forget(self, scope: str, before: int) -> None:
@@ -219,6 +220,10 @@ class Ledger(Forkable):
     def __del__(self) -> None:
         if (connection := getattr(self, "_connection", None)) is not None:  # functions may be gone by now, methods not
             connection.close()
+
+
+def _checksum(dtype: str, shape: str, answers: bytes) -> str:
+    return f"{zlib.crc32(answers, zlib.crc32(f'{dtype} {shape}'.encode())):08x}"
 
 
 def _committed(db: sqlite3.Connection) -> int:
