@@ -218,8 +218,13 @@ class Ledger(Forkable):
             self._connection = None
 
     def __del__(self) -> None:
-        if (connection := getattr(self, "_connection", None)) is not None:  # functions may be gone by now, methods not
-            connection.close()
+        if (connection := getattr(self, "_connection", None)) is None:
+            return
+        try:  # with methods alone: when a process ends, functions may be gone by now
+            connection.execute("PRAGMA journal_mode=DELETE")
+        except Exception:
+            self._connection = None  # the file is not what it was: there is nothing to tidy
+        connection.close()
 
 
 def _checksum(dtype: str, shape: str, answers: bytes) -> str:
