@@ -116,7 +116,7 @@ def test_an_interrupted_certify_says_how_to_go_on(place: Path, run, refused) -> 
 
 @pytest.mark.parametrize(
     ("box", "status", "wasted"),  # how the batch that failed counts: answered, attempted, lost
-    [("logits", 3, (0, 0, 0)), ("raises", 4, (0, 1, 0)), ("turns_nan", 4, (1, 1, 0)), ("interrupted", 130, (0, 1, 1))],
+    [("logits", 3, (0, 0, 0)), ("raises", 4, (0, 1, 1)), ("turns_nan", 4, (1, 1, 0)), ("interrupted", 130, (0, 1, 1))],
 )
 def test_training_goes_on_to_the_same_defense(
     place: Path, run, refused, box: str, status: int, wasted: tuple[int, int, int]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -13,13 +12,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from certibox.data.pixels import as_images
-from certibox.errors import InvalidImages, InvalidInput, NotDifferentiable, one_of
+from certibox.errors import InvalidImages, InvalidInput, NotDifferentiable, one_line, one_of
 
 OUTPUTS = ("logits", "probabilities", "labels", "values")
 LAYOUTS = ("NCHW", "NHWC", "flat", "flat-NHWC")
 DTYPES = ("float32", "float64", "float16", "uint8")
 
-_LATER = {"layout": "NCHW", "dtype": None}
+_LATER = {"layout": "NCHW", "dtype": None, "takes_nan": False}
 _LEAST = {"num_classes": 2, "levels": 2, "batch_size": 1, "max_batch": 1, "concurrency": 1}
 
 
@@ -66,6 +65,8 @@ class BoxSpec:
     dtype: str | None = None
     """Type of the numbers that the model takes: "float32", "float64", "float16", or "uint8", which is
     `input_range=(0, 255)` with `levels=256`; None for the adapter's own."""
+    takes_nan: bool = False
+    """Whether pixels may be NaN or infinite; else such images are refused, and not paid for."""
 
     def __post_init__(self) -> None:
         for field, known in (("outputs", OUTPUTS), ("layout", LAYOUTS), ("dtype", (*DTYPES, None))):
@@ -123,7 +124,7 @@ class BoxSpec:
     @property
     def summary(self) -> str:
         """The declaration in a few words, without what a URL as name may hold of passwords and keys."""
-        parts = [f"{_without_secrets(self.name)}: {self.outputs}"]
+        parts = [f"{one_line(self.name)}: {self.outputs}"]
         if self.num_classes is not None:
             parts.append(f"{self.num_classes} classes")
         if self.image_shape is not None:
@@ -251,12 +252,6 @@ def is_told_apart(box: BlackBox) -> bool:
     """
     vouched = getattr(box, "vouched", box.spec.name != BoxSpec.name)
     return box.spec.identity is not None or bool(vouched)
-
-
-def _without_secrets(name: object) -> str:
-    """A name on one line. Of a URL, without user, password and what follows a question mark."""
-    line = " ".join(str(name).split())
-    return re.sub(r"\?.*", "?...", re.sub(r"//[^/@]*@", "//...@", line)) if "://" in line else line
 
 
 def _is_int(value: object) -> bool:
