@@ -29,6 +29,7 @@ _WRAPPERS = {  # what holds a function -> the functions in it
     partialmethod: lambda held: (held.func, held.args, held.keywords),
     MethodType: lambda held: (held.__func__, held.__self__),
 }
+_MADE_IN_PYTHON = 1 << 9  # flag of a class that a class statement made
 PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic)
 
 
@@ -41,6 +42,12 @@ def library(module: object) -> str | None:
     root = str(module).partition(".")[0]
     known = root in _LIBRARIES or (root in sys.stdlib_module_names and root != "__main__")
     return root if known else None
+
+
+def _library_of(code: FunctionType | type) -> str | None:
+    """The library of a function or class. Code of Python's own name, but made in Python, comes from `exec`."""
+    compiled = isinstance(code, type) and not code.__flags__ & _MADE_IN_PYTHON
+    return None if code.__module__ == "builtins" and not compiled else library(code.__module__)
 
 
 def is_pinned(value: object) -> bool:
@@ -79,7 +86,7 @@ def of_function(function: Any) -> tuple[Any, ...] | None:
 
 
 def _of_python(function: FunctionType) -> tuple[Any, ...]:
-    if (root := library(function.__module__)) is not None and not function.__closure__:
+    if (root := _library_of(function)) is not None and not function.__closure__:
         return ("function", root, function.__qualname__)
     read, written = _names(function.__code__, "LOAD_GLOBAL", "LOAD_NAME"), _written(function.__code__)
     variables = {name: function.__globals__[name] for name in read & function.__globals__.keys() - written}
@@ -103,20 +110,13 @@ def _content(cell: Any) -> Any:
 
 
 def _of_code(code: CodeType) -> Iterator[Any]:
-    """Bytecode, names and constants, without the text that documents it."""
-    yield code.co_code
+    """Bytecode, names and constants in the order in which they are used: no text that only documents."""
+    steps = list(dis.get_instructions(code))
+    yield str([(step.opcode, step.arg if step.opcode not in dis.hasconst else None) for step in steps])
+    yield [step.argval for step in steps if step.opcode in dis.hasconst]
     yield (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0x2F)
-    yield code.co_names
-    yield (*code.co_freevars, "/", *code.co_cellvars)
+    yield (*code.co_names, "/", *code.co_freevars, "/", *code.co_cellvars)
     yield code.co_exceptiontable
-    yield tuple(code.co_consts[1:] if isinstance(code.co_consts[:1], tuple) and _has_doc(code) else code.co_consts)
-
-
-def _has_doc(code: CodeType) -> bool:
-    """Whether the first constant is a text that no instruction reads: the documentation of a function."""
-    if not (code.co_consts and isinstance(code.co_consts[0], str)):
-        return False
-    return all(step.arg != 0 for step in dis.get_instructions(code) if step.opcode in dis.hasconst)
 
 
 def of_class(kind: type) -> tuple[Any, ...]:
@@ -128,7 +128,7 @@ def of_class(kind: type) -> tuple[Any, ...]:
     parts = []
     for base in kind.__mro__[:-1]:
         name = base.__qualname__.rpartition("<locals>.")[2]
-        if (root := library(base.__module__)) is not None:
+        if (root := _library_of(base)) is not None:
             parts.append((root, name))
         else:
             parts.append((name, {key: member for key, member in vars(base).items() if _counts(key, member)}))
@@ -147,7 +147,7 @@ def written_by(kind: type) -> set[str]:
     Args:
         kind: Class of the object.
     """
-    own = [base for base in kind.__mro__ if library(base.__module__) is None]
+    own = [base for base in kind.__mro__ if _library_of(base) is None]
     methods = {name: member for base in reversed(own) for name, member in vars(base).items()}
     waiting, seen, found = [name for name in methods if name in _ASKED], set[str](), set[str]()
     while waiting:

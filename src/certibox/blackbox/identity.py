@@ -30,6 +30,7 @@ _LEFT_OUT = re.compile(
 _RANDOM = (np.random.RandomState, np.random.Generator, np.random.BitGenerator, random.Random, torch.Generator)
 _BY_KIND = (*_RANDOM, logging.Logger, torch.device, weakref.ref, weakref.ProxyType)  # only that there is one
 _TREES = {"BinaryTree", "BinaryTree32", "BinaryTree64", "cKDTree"}  # they count questions, and save addresses
+_UNNAMED = re.compile(r" # .*|___torch_mangle_\d+\.")  # lines of files, and numbers in the order of making
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -234,8 +235,8 @@ def _program(module: nn.Module) -> Any:
             code, constants = module.code_with_constants
         except RuntimeError:  # a part without a forward
             return "no forward"
-        graph = re.sub(r" # .*", "", str(module.inlined_graph))
-        return (code, dict(constants.const_mapping), graph, _script_attributes(module))
+        texts = [_UNNAMED.sub("", text) for text in (code, str(module.inlined_graph))]
+        return (texts, dict(constants.const_mapping), _script_attributes(module))
     if isinstance(module, torch.fx.GraphModule):
         return (module.code, {name: value for name, value in vars(module).items() if isinstance(value, Tensor)})
     return None

@@ -53,6 +53,8 @@ def _dense(tensor: Tensor) -> Tensor:
 
 def _parts(answer: Any) -> list[str]:
     """Names of the parts of an answer that holds several things; none for one that can be an array."""
+    if any(hasattr(answer, conversion) for conversion in ("__array__", *_CONVERSIONS)):
+        return []
     if isinstance(answer, Mapping):
         return [repr(key) for key in answer]
     if is_dataclass(answer) and not isinstance(answer, type):
@@ -63,7 +65,7 @@ def _parts(answer: Any) -> list[str]:
         shapes = [tuple(part.shape) if hasattr(part, "shape") else None for part in answer]
         several = len(set(shapes)) > 1 or any(shape is not None and len(shape) > 1 for shape in shapes)
         return [f"{i} of shape {shape}" for i, shape in enumerate(shapes)][:8] if several and None not in shapes else []
-    held = getattr(answer, "__dict__", {}) if not hasattr(answer, "__array__") else {}
+    held = getattr(answer, "__dict__", {})
     return [name for name, part in held.items() if isinstance(part, Tensor | np.ndarray)]
 
 
