@@ -402,7 +402,9 @@ def test_a_black_box_comes_back_as_it_is_and_takes_no_second_declaration() -> No
         (LinearModule("logits"), {"outputs": "logits", "output_name": "y"}, "output_name='y' .* LinearModule"),
         (LinearModule, {"outputs": "logits"}, "model is the class LinearModule; give an instance"),
         (3, {"outputs": "logits"}, "model is 3; give a torch module"),
-        (np.eye(2), {"outputs": "logits"}, r"model is array\(\[\[1., 0.\], \[0., 1.\]\]\); give a torch module"),
+        (np.eye(2), {"outputs": "logits"}, r"model is a ndarray; give a torch module"),
+        ({"key": "secret"}, {"outputs": "logits"}, "model is a dict; give a torch module"),
+        (len, {"outputs": "logits", "output_key": ["a"]}, r"output_key is \['a'\]; give a key, a position"),
         ("model.pt", {"outputs": "logits"}, "model is 'model.pt'; give .* the path of an .onnx file"),
     ],
 )

@@ -58,6 +58,14 @@ def test_a_program_answers_and_has_gradients_as_its_module(name: str, x: Tensor)
     assert box.spec.name != "RecursiveScriptModule"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_function_is_refused_with_the_way_to_wrap_it(x: Tensor) -> None:
+    scripted: Any = torch.jit.trace(lambda images: images.flatten(1), x)
+    with pytest.raises(InvalidInput, match=r"scripted function of tensors; .* lambda images: model\(torch.from_numpy"):
+        as_blackbox(scripted, "logits")
+    assert torch.equal(as_blackbox(lambda images: scripted(torch.from_numpy(images)), "logits")(x), x.flatten(1))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantiz")
 def test_an_int8_module_takes_single_precision_whatever_the_images_have(x: Tensor) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
