@@ -19,10 +19,9 @@ _OF_NUMBERS = ("numpy", "scipy", "sklearn", "pandas", "polars", "joblib", "xgboo
 _LIBRARIES = frozenset((*_OF_NETWORKS, *_OF_NUMBERS, "flax", "onnx", "onnxruntime", "PIL", "cv2"))
 _STANDARD = sysconfig.get_paths()["stdlib"]
 _ASKED = frozenset(("forward", "__call__", "predict", "predict_proba", "decision_function", "transform"))
-_NEVER_ASKED = frozenset(
-    ("__init__", "__repr__", "__str__", "extra_repr", "fit", "partial_fit", "fit_transform", "fit_predict")
-    + ("__annotate__", "__annotate_func__")
-)
+_FITTING = ("fit", "partial_fit", "fit_transform", "fit_predict")
+_TEXTS = ("__repr__", "__str__", "extra_repr", "__annotate__", "__annotate_func__")
+_NEVER_ASKED = frozenset(("__init__", *_FITTING, *_TEXTS))
 _WRAPPERS = {  # what holds a function -> the functions in it
     property: lambda held: (held.fget,),
     staticmethod: lambda held: (held.__func__,),
