@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Protocol, TextIO, TypeVar, final
 
 from certibox.confidence.gaussian import Gaussian, NoiseLaw
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.storage.files import PathLike, whole_lines
+from certibox.storage.files import PathLike, parsed, whole_lines
+from certibox.storage.settings import LONGEST
+
+_MOST = 1 << 53  # the largest integer up to which floats hold all of them
+_IMAGE = re.compile("[0-9a-f]{64}")
 
 
 class Outcome(Protocol):
@@ -49,7 +54,15 @@ class Votes(Protocol):
     @property
     def counts(self) -> tuple[int, ...]: ...
     @property
+    def n0(self) -> int: ...
+    @property
     def n(self) -> int: ...
+    @property
+    def queries(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def image(self) -> str: ...
     @property
     def sigma(self) -> float: ...
     @property
@@ -113,6 +126,8 @@ class CertificateRow:
     """Stopping rule as plain values, with the maximum n as "cap" and the "alpha" it ran under; None for a fixed n."""
     looks: tuple[tuple[int, int], ...] | None = None
     """Looks of the rule at the votes: (samples, votes for `selected`) so far; None for a fixed n."""
+    file: str | None = None
+    """Name of the image's file relative to its data set; None for an image that had none."""
 
     @property
     def cap(self) -> int:
@@ -132,7 +147,12 @@ class CertificateRow:
 
     def __post_init__(self) -> None:
         check_outcome(self)
-        check_votes(self, self.predict, f"row of image {self.idx}")
+        where = f"row of image {shown(self.idx)}"
+        check_votes(self, self.predict, where)
+        classes = len(self.counts)
+        _require(self.label is None or self.label < classes, where, f"label {self.label} of {classes} classes")
+        for name in ("model", "version"):
+            _require(bool(getattr(self, name)), where, f"{name} is empty, wanted what made the row")
 
 
 def check_votes(votes: Votes, predict: int | None, where: str) -> None:
@@ -144,11 +164,16 @@ def check_votes(votes: Votes, predict: int | None, where: str) -> None:
         where: Words that name the row or certificate in the message.
     """
     _check_radius(votes.radius, predict, where)
+    _require(0 < votes.alpha < 1, where, f"alpha {votes.alpha}, wanted strictly between 0 and 1")
     _require(sum(votes.counts) == votes.n, where, f"{sum(votes.counts)} votes for n = {votes.n}")
     _require(0 <= votes.selected < len(votes.counts), where, f"no votes for the selected class {votes.selected}")
     _require(predict in (None, votes.selected), where, f"predict {predict}, but {votes.selected} selected")
     _require(0 <= votes.p_lower <= 1, where, f"p_lower {votes.p_lower} outside [0, 1]")
     _require(0 < votes.sigma < math.inf, where, f"sigma {votes.sigma}, wanted finite and > 0")
+    queries = f"{votes.queries} queries are stated, with n0 = {votes.n0} and n = {votes.n}"
+    _require(votes.n0 >= 1 and votes.queries == votes.n0 + votes.n, where, f"{queries}; wanted n0 >= 1 and their sum")
+    digest = f"image {shown(votes.image)}, wanted a SHA-256 as 64 hex digits"
+    _require(_IMAGE.fullmatch(votes.image) is not None, where, digest)
     _require((votes.rule is None) == (votes.looks is None), where, "a rule and its looks go together")
     if votes.rule is not None and votes.looks is not None:
         _check_looks(votes, votes.rule, votes.looks, where)
@@ -156,9 +181,13 @@ def check_votes(votes: Votes, predict: int | None, where: str) -> None:
 
 def _check_looks(votes: Votes, rule: dict[str, Any], looks: tuple[tuple[int, int], ...], where: str) -> None:
     """What any sequential certificate obeys; whether its looks are where the rule puts them, a replay tells."""
-    cap, ran, end = rule.get("cap"), rule.get("alpha"), (votes.n, votes.counts[votes.selected])
-    _require(type(cap) is int and cap >= votes.n, where, f"n = {votes.n} for a rule with the cap {cap}")
-    _require(type(ran) is float and 0 < ran < 1, where, f"a rule that ran at alpha = {ran}")
+    name, radii, cap, ran = (rule.get(key) for key in ("name", "radii", "cap", "alpha"))
+    end = (votes.n, votes.counts[votes.selected])
+    _require(isinstance(name, str) and name != "", where, f"a rule with the name {shown(name)}, wanted one")
+    _require(radii is None or _ascending(radii), where, f"a rule with the radii {shown(radii)}, wanted ascending ones")
+    most = f"wanted at most 2^53 of them, and no fewer than n = {votes.n}"
+    _require(type(cap) is int and votes.n <= cap <= _MOST, where, f"a rule with the cap {shown(cap)}, {most}")
+    _require(type(ran) is float and 0 < ran < 1, where, f"a rule that ran at alpha = {shown(ran)}")
     _require(looks[-1:] == (end,), where, f"the last look is {looks[-1:]}, but the votes are {end}")
     for (n, successes), (later_n, later) in zip(((0, 0), *looks), looks, strict=False):
         # Between two looks there is a sample at least, and each of them is a vote for `selected` or another class.
@@ -168,6 +197,25 @@ def _check_looks(votes: Votes, rule: dict[str, Any], looks: tuple[tuple[int, int
         math.isclose(votes.radius, reached, rel_tol=1e-9), where, f"radius {votes.radius}, not the {reached} of p_lower"
     )
     _require(not votes.second_class, where, "a rule and a bound of the second class; there is no such certificate")
+
+
+def _ascending(radii: Any) -> bool:
+    """Whether these are radii that a rule can decide: finite numbers >= 0, each larger than the one before."""
+    numbers = isinstance(radii, list) and radii and all(type(radius) in (int, float) for radius in radii)
+    return bool(numbers and radii[0] >= 0 and radii[-1] < math.inf and radii == sorted(set(radii)))
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut to `settings.LONGEST` characters: it may be all that a stranger's file holds.
+
+    Args:
+        value: Value that came.
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a number of {value.bit_length()} bits"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _check_radius(radius: float, predict: int | None, where: str) -> None:
@@ -186,7 +234,11 @@ def check_outcome(row: Outcome) -> None:
     Args:
         row: One image's outcome, of ours or published.
     """
-    where = f"row of image {row.idx}"
+    where = f"row of image {shown(row.idx)}"
+    _require(row.idx >= 0, where, f"idx {row.idx}, wanted a position from 0 on")
+    _require(row.label is None or row.label >= 0, where, f"label {row.label}, wanted a class from 0 on")
+    _require(row.predict is None or row.predict >= 0, where, f"predict {row.predict}, wanted a class from 0 on")
+    _require(0 <= row.seconds < math.inf, where, f"{row.seconds} seconds, wanted a time that is finite and >= 0")
     _check_radius(row.radius, row.predict, where)
     correct = None if row.label is None else row.predict == row.label
     _require(row.correct is correct, where, f"correct is {row.correct} for label {row.label} and predict {row.predict}")
@@ -220,7 +272,12 @@ def read_rows(path: PathLike) -> list[CertificateRow]:
     return collect(path, whole_lines(path), _parse_json_row, first_line=1)
 
 
-_OPTIONAL = {field.name: field.default for field in fields(CertificateRow) if field.default is not MISSING}
+def _optional(kind: type[Any]) -> dict[str, Any]:
+    """The fields of a dataclass that may be missing, with what they are then."""
+    return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+
+
+_OPTIONAL = _optional(CertificateRow)
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "int | None": (int, type(None)),
@@ -231,11 +288,12 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "tuple[tuple[int, int], ...] | None": (list, type(None)),
     "dict[str, Any] | None": (dict, type(None)),
     "str": (str,),
+    "str | None": (str, type(None)),
 }
 
 
 def _parse_json_row(line: bytes) -> CertificateRow:
-    return CertificateRow(**plain_fields(CertificateRow, json.loads(line)))
+    return CertificateRow(**plain_fields(CertificateRow, parsed(line)))
 
 
 def plain_fields(kind: type[Any], values: Any) -> dict[str, Any]:
@@ -249,12 +307,12 @@ def plain_fields(kind: type[Any], values: Any) -> dict[str, Any]:
         ValueError: for fields that are missing, unknown or of another type.
     """
     wanted = {field.name: _JSON_TYPES[str(field.type)] for field in fields(kind)}
-    if not isinstance(values, dict) or (_OPTIONAL | values).keys() != wanted.keys():
+    if not isinstance(values, dict) or (_optional(kind) | values).keys() != wanted.keys():
         raise ValueError("the fields are not those of a certificate")
     for name, value in values.items():
         # type() and not isinstance: a bool is an int to Python, never to a reader of the file
-        if type(value) not in wanted[name]:
-            raise ValueError(f"{name} is {value!r}")
+        if type(value) not in wanted[name] or (type(value) is int and not _countable(name, value)):
+            raise ValueError(f"{name} is {shown(value)}")
     looks = values.get("looks")
     if not all(_whole(counts) for counts in (values["counts"], *(looks or ()))):
         raise ValueError("counts and looks are not all integers >= 0")
@@ -262,9 +320,14 @@ def plain_fields(kind: type[Any], values: Any) -> dict[str, Any]:
     return {**values, **tuples}
 
 
+def _countable(name: str, value: int) -> bool:
+    """Whether an integer is one that floats hold exactly; a seed may be any."""
+    return name == "seed" or abs(value) <= _MOST
+
+
 def _whole(counts: Any) -> bool:
-    """Whether this is a list of integers >= 0."""
-    return isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    """Whether this is a list of integers >= 0, none beyond what floats hold exactly."""
+    return isinstance(counts, list) and all(type(count) is int and 0 <= count <= _MOST for count in counts)
 
 
 def collect(path: PathLike, lines: Iterable[bytes], parse: Callable[[bytes], _Row], first_line: int) -> list[_Row]:

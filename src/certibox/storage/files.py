@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 from certibox.errors import InvalidInput, UnreadableFile
 
 PathLike = str | os.PathLike[str]
+LONGEST_JSON = 1 << 24  # bytes of a value; a certificate of a thousand classes has ten thousand
 
 
 def whole_lines(path: PathLike) -> list[bytes]:
@@ -68,7 +70,55 @@ def _is_json(line: bytes) -> bool:
         json.loads(line)
     except ValueError:
         return False
+    except RecursionError:  # no line of ours, so no crash has cut it
+        return True
     return True
+
+
+class _Refused(ValueError):
+    """JSON that Python reads and other readers do not."""
+
+
+def parsed(content: bytes) -> Any:
+    """The value of JSON in UTF-8, as strictly as other readers take it: each key once, no NaN and no infinity.
+
+    Args:
+        content: Bytes of one JSON value.
+
+    Raises:
+        ValueError: It is not JSON, or longer than `LONGEST_JSON`; the text is one line.
+    """
+    if len(content) > LONGEST_JSON:
+        raise ValueError(f"{len(content):,} bytes of JSON, wanted {LONGEST_JSON:,} at most")
+    try:
+        text = content.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_no_constant, parse_float=_finite)
+    except (_Refused, json.JSONDecodeError):
+        raise
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise ValueError("values nested too deeply") from error
+    except ValueError as error:  # what Python says of it names functions, not the file's fault
+        raise ValueError("a number of more digits than any reader takes") from error
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Refused(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return values
+
+
+def _no_constant(name: str) -> None:
+    raise _Refused(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise _Refused(f"the number {text[:20]} is too large")
+    return number
 
 
 def read_json(path: PathLike) -> Any:
@@ -82,7 +132,7 @@ def read_json(path: PathLike) -> Any:
     """
     content = read_bytes(path)
     try:
-        return json.loads(content)
+        return parsed(content)
     except ValueError as error:
         raise UnreadableFile(f"{path}: not JSON ({error}); restore the file or make it again") from error
 
