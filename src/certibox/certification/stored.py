@@ -12,8 +12,8 @@ from certibox.certification.certificate import Certificate
 from certibox.confidence.sequential import RULES
 from certibox.confidence.stopping import RuleTable
 from certibox.errors import ConfigMismatch, InvalidInput, UnreadableFile
-from certibox.records.certificates import CertificateRow, append_row, read_rows
-from certibox.storage.files import PathLike, write_text_atomic
+from certibox.records.certificates import CertificateRow, append_row, is_rows, read_rows
+from certibox.storage.files import PathLike, exclusive, require_place, write_text_atomic
 from certibox.storage.settings import require_same
 
 
@@ -100,6 +100,7 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
     """
     if not parts:
         raise InvalidInput("there is nothing to merge; wanted the certificate files of some shards")
+    require_place(out, is_rows)
     merged: dict[int, CertificateRow] = {}
     first: dict[str, object] | None = None
     for part in parts:
@@ -116,7 +117,8 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
     text = io.StringIO()
     for row in rows:
         append_row(text, row)
-    write_text_atomic(out, text.getvalue())
+    with exclusive(out, is_rows):
+        write_text_atomic(out, text.getvalue(), is_rows)
     return rows
 
 
