@@ -12,7 +12,7 @@ from certibox.certification.certificate import Certificate
 from certibox.confidence.sequential import RULES
 from certibox.confidence.stopping import RuleTable
 from certibox.errors import ConfigMismatch, InvalidInput, UnreadableFile
-from certibox.records.certificates import CertificateRow, append_row, is_rows, read_rows
+from certibox.records.certificates import CertificateRow, append_row, is_rows, read_rows, require_votes
 from certibox.storage.files import PathLike, exclusive, require_place, write_text_atomic
 from certibox.storage.settings import require_same
 
@@ -137,6 +137,7 @@ def _of_one_file(row: CertificateRow) -> dict[str, Any]:
 
 
 def _certificate(row: CertificateRow) -> Certificate:
+    require_votes([row])
     held = {item.name: getattr(row, item.name) for item in fields(Certificate) if item.name != "label"}
     return Certificate(label=row.predict, **held)
 

@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TextIO, TypeVar, final
 
 from certibox.confidence.gaussian import Gaussian, NoiseLaw
-from certibox.errors import UnreadableFile
+from certibox.errors import InvalidInput, UnreadableFile
 from certibox.records.checks import MOST, Outcome, check_outcome, check_votes, require, shown
 from certibox.storage.files import PathLike, append_text, is_json_lines, parsed, whole_lines
 from certibox.storage.places import head
@@ -101,6 +101,18 @@ class CertificateRow:
             require(bool(getattr(self, name)), where, f"{name} is empty, wanted what made the row")
 
 
+def require_votes(rows: Iterable[Outcome]) -> None:
+    """Raise `InvalidInput` for rows that are outcomes alone, as those of a TSV.
+
+    Args:
+        rows: Rows of any kind.
+    """
+    for row in rows:
+        if not isinstance(row, CertificateRow):
+            came = f"row of image {row.idx} is a {type(row).__name__}, which has no votes"
+            raise InvalidInput(f"{came}; wanted certificates of certibox, from JSON lines")
+
+
 def add_row(path: PathLike, row: CertificateRow) -> None:
     """Write a row at the end of a file; it is with the system when this returns, whole or, on a full disk, not at all.
 
@@ -163,7 +175,7 @@ def require_rows(path: PathLike) -> None:
         path: File of rows.
     """
     content = head(path)
-    if content.startswith(b"idx\t"):
+    if content.removeprefix(b"\xef\xbb\xbf").startswith(b"idx\t"):
         wanted = "wanted the JSON lines that certibox certify wrote, such as certificates.jsonl"
         raise UnreadableFile(f"{path} is a TSV, which has no votes; {wanted}")
     if not is_rows(content):

@@ -156,7 +156,7 @@ def check_outcome(row: Outcome) -> None:
     require(row.idx >= 0, where, f"idx {row.idx}, wanted a position from 0 on")
     require(row.label is None or row.label >= 0, where, f"label {row.label}, wanted a class from 0 on")
     require(row.predict is None or row.predict >= 0, where, f"predict {row.predict}, wanted a class from 0 on")
-    require(0 <= row.seconds < math.inf, where, f"{row.seconds} seconds, wanted a time that is finite and >= 0")
+    require(0 <= row.seconds <= MOST, where, f"{row.seconds} seconds, wanted a time that is finite and >= 0")
     _check_radius(row.radius, row.predict, where)
     correct = None if row.label is None else row.predict == row.label
     require(row.correct is correct, where, f"correct is {row.correct} for label {row.label} and predict {row.predict}")

@@ -14,7 +14,7 @@ from certibox import confidence as bounds
 from certibox.errors import InvalidInput
 from certibox.report.numbers import Run, checked_radii, joined, measure_of
 from certibox.report.pictures import is_png, plot_ca_curves
-from certibox.report.tables import cells, count_cell
+from certibox.report.tables import cells, count_cell, plain
 from certibox.storage.files import PathLike, require_place, write_text_atomic
 
 _MEANING = (
@@ -85,14 +85,14 @@ def write_report(
     curve = plot_ca_curves(runs, directory / CURVE)
     name = measure_of(runs).name.capitalize()
     sections = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{_text(title)}</h1>",
         _facts_html(facts or {}),
         f"<h2>{name}</h2>" + _table_html(cells(runs, radii)) + _small(_INTERVALS),
         _image_html(f"{name} against radius", curve),
         f"<h2>What a certificate means</h2><p>{_MEANING}</p>",
         _phases_html(runs),
         _pairs_html(runs, radii),
-        *(f"<h2>{html.escape(caption)}</h2>" + _image_html(caption, png) for caption, png in (pictures or {}).items()),
+        *(f"<h2>{_text(caption)}</h2>" + _image_html(caption, png) for caption, png in (pictures or {}).items()),
         _notes_html(notes),
     ]
     page = directory / PAGE
@@ -122,10 +122,15 @@ def is_page(content: bytes) -> bool:
 def _page_html(title: str, sections: Sequence[str]) -> str:
     head = (
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"<title>{_text(title)}</title><style>{_STYLE}</style>"
     )
     body = "\n".join(section for section in sections if section)
     return f"{_HEAD}{head}</head>\n<body>\n{body}\n</body></html>\n"
+
+
+def _text(text: str) -> str:
+    """Any text as a page shows it: nothing in it is markup or invisible."""
+    return html.escape(plain(text))
 
 
 def _small(text: str) -> str:
@@ -134,23 +139,23 @@ def _small(text: str) -> str:
 
 def _table_html(rows: Sequence[Sequence[str]]) -> str:
     header, *body = rows
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in header)]
-    lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body]
+    lines = ["".join(f"<th>{_text(cell)}</th>" for cell in header)]
+    lines += ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in body]
     return "<div><table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table></div>"
 
 
 def _image_html(caption: str, png: bytes) -> str:
     source = base64.b64encode(png).decode()
-    return f'<p><img alt="{html.escape(caption)}" src="data:image/png;base64,{source}"></p>'
+    return f'<p><img alt="{_text(caption)}" src="data:image/png;base64,{source}"></p>'
 
 
 def _facts_html(facts: Mapping[str, str]) -> str:
-    pairs = (f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items())
+    pairs = (f"<dt>{_text(name)}</dt><dd>{_text(str(value))}</dd>" for name, value in facts.items())
     return f"<dl>{''.join(pairs)}</dl>" if facts else ""
 
 
 def _notes_html(notes: Sequence[str]) -> str:
-    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return f"<h2>Notes</h2><ul>{items}</ul>" if notes else ""
 
 
@@ -173,7 +178,7 @@ def _pairs_html(runs: Sequence[Run], radii: ArrayLike) -> str:
         try:
             rows_a, rows_b = joined(a.rows, b.rows)
         except InvalidInput as error:
-            apart.append(_small(html.escape(f"{pair}: not compared: {error}")))
+            apart.append(_small(_text(f"{pair}: not compared: {error}")))
             continue
         reach_a, reach_b = measure.reach(rows_a), measure.reach(rows_b)
         body.append([pair, *(_points(*bounds.paired_bootstrap(reach_a >= r, reach_b >= r)) for r in asked)])

@@ -10,6 +10,7 @@ import numpy as np
 
 from certibox.errors import InvalidImages
 from certibox.report.numbers import Run, intervals, measure_of, shares
+from certibox.report.tables import plain
 from certibox.storage.files import PathLike, write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def plot_ca_curves(
     legend = axes.legend(axes.get_lines(), [str(number) for number in range(len(runs))], frameon=False)
     for text, run in zip(legend.get_texts(), runs, strict=True):
         text.set_parse_math(False)  # a name is a name: neither "$" nor a leading "_" may change what is drawn
-        text.set_text(run.name)
+        text.set_text(plain(run.name))
     return _png(figure, path)
 
 
