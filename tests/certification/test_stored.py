@@ -11,15 +11,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from certibox.certification.certificate import Certificate, fixed_bounds, reach
-from certibox.certification.stored import believed, merge, read, replay
+from certibox.certification.dataset import certify_dataset
+from certibox.certification.pilot import expected_samples
+from certibox.certification.sigma import choose_sigma, undecided
+from certibox.certification.smoothing import SmoothedClassifier
+from certibox.certification.stored import at_alpha, believed, merge, read, replay
+from certibox.certification.votes import VoteFile
 from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.recorded import record
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import StoppingRule, asked, decided, due
+from certibox.data import Images
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.records.certificates import CertificateRow, append_row
+from certibox.records.tsv import PublishedRow
+from certibox.storage.files import exclusive
 
 N0, N, ALPHA, SIGMA = 20, 400, 0.001, 0.25
 RULES: dict[str, Rule | None] = {
@@ -208,3 +217,66 @@ def test_thousands_of_rows_are_read_at_a_few_thousand_a_second(tmp_path: Path) -
     started = time.process_time()
     assert len(read(path)) == 500
     assert time.process_time() - started < 2.5  # about 0.3 s on an idle core
+
+
+def test_rows_without_votes_are_refused_wherever_votes_are_asked_for() -> None:
+    published: list[Any] = [PublishedRow(3, 0, 0, 0.1, True, 1.0)] * 2
+    for ask in (
+        lambda: replay(published),
+        lambda: at_alpha(published, 0.01),
+        lambda: undecided(published, [0.1]),
+        lambda: choose_sigma({SIGMA: published}, [0.1]),
+        lambda: expected_samples(published, EProcess(radii=(0.1,)), N),
+    ):
+        with pytest.raises(InvalidInput, match="row of image 3 is a PublishedRow, which has no votes"):
+            ask()
+
+
+def test_merging_refuses_a_place_that_is_not_ours_and_one_that_is_written_to(tmp_path: Path) -> None:
+    rows = rows_of("fixed")
+    path, notes = write(tmp_path / "rows.jsonl", rows), tmp_path / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(InvalidInput, match=r"notes\.txt is a file that certibox did not write"):
+        merge([path], notes)
+    assert notes.read_text() == "mine"
+    with exclusive(path), pytest.raises(InvalidInput, match="another process is writing"):
+        merge([path], path)
+    assert merge([path, path], path) == rows == read(path)
+
+
+def test_votes_of_an_image_under_way_are_never_looked_for_in_a_file_of_others(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl.votes").write_text("mine, without a newline")
+    with pytest.raises(InvalidInput, match=r"rows\.jsonl\.votes is a file that certibox did not write"):
+        VoteFile(tmp_path / "rows.jsonl", {})
+    assert (tmp_path / "rows.jsonl.votes").read_text() == "mine, without a newline"
+
+
+@pytest.mark.parametrize("line", ["{}", '{"image": "a", "image": "b"}', '{"image": NaN}', '{"image": "σ"'])
+def test_a_line_that_holds_no_votes_is_named(tmp_path: Path, line: str) -> None:
+    first = json.dumps({"image": "a", "settings": {}, "stream": "s", "done": 1, "votes": [1]})
+    (tmp_path / "rows.jsonl.votes").write_text(f"{first}\n{line}\n")
+    with pytest.raises(UnreadableFile, match=r"rows\.jsonl\.votes: .* is no line of votes"):
+        VoteFile(tmp_path / "rows.jsonl", {})
+
+
+@pytest.mark.parametrize("theirs", ["mine, without a newline", "# notes\n"])
+def test_certifying_does_not_go_on_from_a_file_of_others(tmp_path: Path, theirs: str) -> None:
+    path = tmp_path / "certificates.jsonl"
+    path.write_text(theirs)
+    images = Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), None, "black")
+    smoothed = SmoothedClassifier(lambda x: pytest.fail("it was asked"), 3, SIGMA)
+    with pytest.raises(InvalidInput, match=r"certificates\.jsonl is a file that certibox did not write"):
+        certify_dataset(smoothed, images, n0=N0, n=N, alpha=ALPHA, seed=0, out=path, model="m")
+    assert path.read_text() == theirs
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_certifying_does_not_go_on_from_rows_that_do_not_hold(tmp_path: Path) -> None:
+    path = write(tmp_path / "certificates.jsonl", rows_of("fixed"))
+    altered(path, 2, **raised(rows_of("fixed")[1]))
+    before = path.read_bytes()
+    images = Images(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), None, "black")
+    smoothed = SmoothedClassifier(lambda x: pytest.fail("it was asked"), 3, SIGMA)
+    with pytest.raises(UnreadableFile, match=r"certificates\.jsonl, line 2: row of image 1 does not hold"):
+        certify_dataset(smoothed, images, n0=N0, n=N, alpha=ALPHA, seed=3, out=path, model="m")
+    assert path.read_bytes() == before

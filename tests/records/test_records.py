@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from certibox import confidence
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.records.certificates import CertificateRow, append_row, read_rows
+from certibox.records.certificates import CertificateRow, add_row, append_row, is_rows, read_rows
 from certibox.records.tsv import TSV_HEADER, PublishedRow, read_tsv, write_tsv
 from certibox.storage.files import (
     read_json,
@@ -250,6 +250,28 @@ def test_a_corrupt_line_before_the_last_is_an_error_that_names_it(tmp_path, line
         read_rows(path)
 
 
+def test_a_row_is_added_whole_and_names_its_file_where_it_is_not(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for row in ROWS:
+        add_row(path, row)
+    assert path.read_bytes() == written(tmp_path / "same.jsonl").read_bytes()
+    with pytest.raises(OSError, match="No such file") as error:
+        add_row(tmp_path / "none" / "rows.jsonl", ROW)
+    assert error.value.filename == str(tmp_path / "none" / "rows.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"idx": 0, "lab', b'{"label": 1, "idx": 0}'])
+def test_what_may_be_rows_is_told_by_its_first_bytes(tmp_path, content):
+    assert is_rows(content)
+
+
+@pytest.mark.parametrize("content", [b"notes", b"{}", b'{"label": 1}', b"[1]", TSV_HEADER.encode(), b"\x00" * 9])
+def test_a_file_of_another_kind_is_refused_before_it_is_read(tmp_path, content):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(UnreadableFile, match=r"rows\.jsonl(, line 1: .* begins no row| is a TSV)"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
 @pytest.mark.parametrize("content", [b"\xff", "σ".encode("utf-16"), b"{" + b" " * (1 << 24) + b"}"])
 def test_a_line_of_other_bytes_is_an_error_of_one_short_line(tmp_path, content):
     path = written(tmp_path / "rows.jsonl", [ABSTENTION])
@@ -312,6 +334,25 @@ def test_the_tsv_never_rounds_a_radius_up(tmp_path_factory, radius):
     assert radius - 1.000001e-6 <= read.radius <= radius
 
 
+def test_the_largest_values_of_a_row_are_written_in_full(tmp_path):
+    write_tsv([replace(ROW, radius=1e300, seconds=2.0**53)], tmp_path / "rows.tsv")
+    (read,) = read_tsv(tmp_path / "rows.tsv")
+    assert (read.radius, read.seconds) == (1e300, pytest.approx(2.0**53))
+
+
+def test_a_tsv_of_windows_reads_as_the_same(tmp_path):
+    content = f"{TSV_HEADER}\n0\t3\t3\t0.378\t1\t15.4\n".encode()
+    (tmp_path / "rows.tsv").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    assert read_tsv(tmp_path / "rows.tsv") == [PublishedRow(0, 3, 3, 0.378, True, 15.4)]
+
+
+def test_another_file_is_no_place_for_a_tsv(tmp_path):
+    (tmp_path / "rows.tsv").write_text("mine")
+    with pytest.raises(InvalidInput, match="did not write"):
+        write_tsv([ROW], tmp_path / "rows.tsv")
+    assert (tmp_path / "rows.tsv").read_text() == "mine"
+
+
 def test_the_tsv_reads_back(tmp_path):
     path = tmp_path / "rows.tsv"
     published = [PublishedRow(0, 3, 3, 0.378, True, 15.4), PublishedRow(20, 7, None, 0.0, False, 90061.5)]
@@ -334,6 +375,18 @@ def test_every_published_way_to_write_a_time_is_read(tmp_path, time, seconds):
         "1\t7\tx\t0.1\t1\t1.0",
         "1\t7\t7\t0.1\t2\t1.0",
         "1\t7\t-1\t0.1\t0\t1.0",  # a radius on an abstention
+        "1\t7\t7\tnan\t1\t1.0",
+        "1\t7\t7\tinf\t1\t1.0",
+        "1\t7\t7\t-0.1\t1\t1.0",
+        "1\t7\t7\twide\t1\t1.0",
+        "1\t7\t7\t0.1\t1\tnan",
+        "1\t7\t7\t0.1\t1\t-1.0",
+        "1\t7\t7\t0.1\t1\tnoon",
+        "-7\t7\t7\t0.1\t1\t1.0",
+        "1\t-1\t-1\t0.0\t1\t1.0",
+        "1\t7\t-2\t0.0\t0\t1.0",
+        "1_0\t7\t7\t0.1\t1\t1.0",
+        f"{10**400}\t7\t7\t0.1\t1\t1.0",
         "",
         "0\t1\t1\t.1\t1\t1",  # image 0 again
     ],

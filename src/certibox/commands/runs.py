@@ -73,9 +73,9 @@ def _split(entry: str) -> tuple[str | None, str]:
         return None, _some(entry)
     parts = [(entry[: found.start()], entry[found.end() :]) for found in re.finditer("=", entry)]
     name, file = next(((name, file) for name, file in parts if Path(file).exists()), parts[0])
-    if not name.strip() or name.strip(".") == "" or plain(name) != name or len(name) > LONGEST_NAME:
+    if not name.strip(" .") or not name.isprintable() or len(name) > LONGEST_NAME:
         wanted = f"wanted 1 to {LONGEST_NAME} plain characters as NAME=FILE"
-        raise InvalidInput(f"the run of {plain(file)} is named {plain(name[:LONGEST_NAME])!r}; {wanted}")
+        raise InvalidInput(f"the run of {file} is named {name[:LONGEST_NAME]!r}; {wanted}")
     return name, _some(file)
 
 

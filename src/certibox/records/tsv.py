@@ -19,7 +19,7 @@ _TSV_ABSTAIN = -1
 _TSV_RADIUS_STEP = Decimal("1e-6")
 _INTEGER = re.compile(r"-?[0-9]{1,15}")  # floats hold all of them exactly
 _MARK = b"\xef\xbb\xbf"  # with which some programs begin a text in UTF-8
-_CLOCK = re.compile(r"(?:([0-9]{1,9}) days?, )?([0-9]{1,9}):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
+_CLOCK = re.compile(r"(?:([0-9]{1,9}) days?, )?([0-9]{1,15}):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
 
 
 @final

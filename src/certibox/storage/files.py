@@ -80,7 +80,7 @@ def truncate_partial_line(path: PathLike) -> None:
         return
     content = read_bytes(path)
     whole, tail = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
-    with open(path, "r+b") as file:
+    with naming(path), open(path, "r+b") as file:
         if _is_json(tail):
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
