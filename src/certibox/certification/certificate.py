@@ -13,7 +13,7 @@ from certibox.confidence.binomial import lower_confidence_bound, top_two_bounds
 from certibox.confidence.gaussian import Gaussian, NoiseLaw, smallest_n
 from certibox.confidence.looks import smallest_unanimous
 from certibox.confidence.sequential import RULES, Rule
-from certibox.confidence.stopping import RuleTable, StoppingRule, asked
+from certibox.confidence.stopping import Decision, RuleTable, StoppingRule, asked
 from certibox.errors import InvalidInput
 from certibox.records.certificates import check_votes, plain_fields
 
@@ -102,14 +102,18 @@ class Certificate:
             rules: Builders of stopping rules of your own, by the names in their `as_dict`; of a rule that neither they
                 nor certibox build, the bound is taken as stated.
         """
-        check_votes(self, self.label, "the certificate")
-        if self.rule is None or self.rule["name"] in {**RULES, **(rules or {})}:
-            self._check_path(rules)
+        if self.rule is not None and self.rule["name"] not in {**RULES, **(rules or {})}:
+            return
+        ended = self._check_path(rules)
+        if self.rule is not None and ended is not None and self.rule["alpha"] == self.alpha:
+            p_lower = ended.p_lower  # what `_bounds` would compute again
+            radius = reach(self.law, recorded.rule_from_dict(self.rule, rules), p_lower)
+        else:
             p_lower, radius = self._bounds(self.alpha, rules)
-            self._check_bounds((p_lower, radius), self.selected if radius > 0 else None)
+        self._check_bounds((p_lower, radius), self.selected if radius > 0 else None)
 
-    def _check_path(self, rules: RuleTable | None) -> None:
-        """Raise `InvalidInput` unless the looks are those of the rule, which ends the votes at the last of them."""
+    def _check_path(self, rules: RuleTable | None) -> Decision | None:
+        """What the rule says at the last look, with `InvalidInput` unless it ends the votes there and not before."""
         if self.rule is not None:
             last, end = (self.looks or ())[-1:], (self.n, self.counts[self.selected])
             if self.second_class or last != (end,):
@@ -117,8 +121,11 @@ class Certificate:
                 raise InvalidInput(
                     f"the last look is {list(last)}, {came}; a rule bounds the top class alone: discard it"
                 )
-            if not recorded.replay(self.rule, self.looks or (), self.law, rules).stop:
+            ended = recorded.replay(self.rule, self.looks or (), self.law, rules)
+            if not ended.stop:
                 raise InvalidInput(f"its looks end at {self.n} samples, where the rule goes on; discard it")
+            return ended
+        return None
 
     def _check_bounds(self, follow: tuple[float, float], label: int | None) -> None:
         """Raise `InvalidInput` unless what follows from the votes, (p_lower, radius) and the class, is stated."""
@@ -149,6 +156,7 @@ class Certificate:
             made = cls(**plain_fields(cls, json.loads(json.dumps(dict(values)))))
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"this is no certificate: {error}; wanted what Certificate.as_dict gave") from error
+        check_votes(made, made.label, "the certificate")
         made.require_true()
         return made
 
