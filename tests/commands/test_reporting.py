@@ -84,7 +84,15 @@ def test_a_folder_of_certificates_is_a_run(place: Path, run, refused) -> None:
         refused(f"{command} runs/mine", "runs/mine is a directory", "mean runs/mine/certified/certificates.jsonl?")
         refused(f"{command} parts", "did you mean parts/certificates.1-of-2.jsonl?")
         Path("nothing").mkdir(exist_ok=True)
+        Path("nothing/notes.jsonl").write_text("{}")
         assert "mean" not in refused(f"{command} nothing", "nothing is a directory without certificates.jsonl")
+
+
+def test_a_folder_of_tsvs_is_named_where_a_tsv_would_do(place: Path, refused) -> None:
+    Path("cohen").mkdir()
+    Path("cohen/a.tsv").write_text(PUBLISHED)
+    refused("report cohen", "cohen is a directory", "did you mean cohen/a.tsv?")
+    assert "mean" not in refused("merge cohen", "cohen is a directory")
 
 
 def test_runs_without_a_name_are_called_by_what_makes_them_differ(place: Path, run) -> None:

@@ -29,7 +29,7 @@ def named(entries: Sequence[str]) -> dict[str, Path]:
         InvalidInput: for a name that is empty, too long or not of plain characters, two alike, or one file twice.
     """
     split = [_split(entry) for entry in entries]
-    places = [(name, rows_in(file)) for name, file in split]
+    places = [(name, rows_in(file, published=True)) for name, file in split]
     files = [_parts(file) for _, file in places]
     for file, count in Counter(files).items():
         if count > 1:
