@@ -345,7 +345,7 @@ def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixt
     options = QueryCost(certify_images=5, n0=7, n=CAP, rule="e-process", radii=[0.15], sigma=SIGMA)
     assert cost_of(options).certification == 5 * (7 + CAP)
     run(options)
-    assert "counted at the cap of 1,000 votes an image, the worst case" in capsys.readouterr().out
+    assert "counted at the maximum n of 1,000 votes an image, the worst case" in capsys.readouterr().out
     certified(pictures(12), 100, out=tmp_path / "pilot.jsonl")
     run(QueryCost(certify_images=5, n=CAP, rule="e-process", radii=[0.15], pilot=str(tmp_path / "pilot.jsonl")))
     text = capsys.readouterr().out
@@ -474,7 +474,7 @@ def test_certify_and_query_cost_have_the_same_defaults(capsys: pytest.CaptureFix
     assert cost_of(QueryCost(certify_images=3, rule="fixed")).certification == 3 * (100 + 10_000)
     assert cost_of(QueryCost(certify_images=3, rule="alpha-spending", n=500)).certification == 3 * (25 + 500)
     run(QueryCost(certify_images=3))
-    assert "at the cap of 100,000 votes an image, the worst case" in capsys.readouterr().out
+    assert "at the maximum n of 100,000 votes an image, the worst case" in capsys.readouterr().out
     run(QueryCost(certify_images=3, rule="fixed"))
     assert "cap" not in capsys.readouterr().out
     assert RuleOptions().build_rule(0.25) == EProcess(radii=(0.125, 0.25, 0.5))
