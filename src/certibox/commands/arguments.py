@@ -7,7 +7,7 @@ import re
 from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
 from dataclasses import MISSING, fields
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -153,6 +153,8 @@ def _add(group: Any, item: Any, hint: Any) -> None:
         settings["default"] = list(item.default) if isinstance(item.default, tuple) else item.default
     if _plain(hint) in _METAVARS:
         settings["metavar"] = _METAVARS[_plain(hint)]
+    elif _plain(hint) is bool or get_origin(_plain(hint)) is Literal:  # without null
+        settings["metavar"] = f"{{{','.join(get_args(_plain(hint)) or ('true', 'false'))}}}"
     action = group.add_argument(_flag(item.name), **settings)
     action.option_strings = [_flag(item.name)]  # show no --radii+ beside --radii
 
@@ -180,7 +182,7 @@ def _flag(name: str) -> str:
 
 def _plain(hint: Any) -> Any:
     """A type without its `| None`."""
-    if get_origin(hint) is not UnionType:
+    if get_origin(hint) not in (UnionType, Union):  # the latter for a Literal
         return hint
     return next(part for part in get_args(hint) if part is not type(None))
 

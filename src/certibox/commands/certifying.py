@@ -205,10 +205,12 @@ def _classes(options: Certify | Predict, client: QueryClient, images: Images) ->
         return len(images.class_names)
     if images.num_classes is None:
         raise InvalidInput("the number of classes is unknown, for the data has no labels; wanted --num-classes K")
-    if options.limit is not None and len(images) == options.limit:
-        shown = f"the first {len(images)} images have labels up to {images.num_classes - 1}"
+    assert images.labels is not None
+    seen = images.labels.bincount(minlength=images.num_classes)
+    if options.limit is not None and len(images) == options.limit and int(seen.min()) < 2:  # then others are likely
+        shown = f"the first {len(images)} images show {int((seen > 0).sum())} classes, some of them once or never"
         raise InvalidInput(
-            f"the number of classes is unknown: {shown}, and others may have more; wanted --num-classes K"
+            f"the number of classes is unknown: {shown}, so others may be left out; wanted --num-classes K"
         )
     return images.num_classes
 
@@ -228,11 +230,18 @@ class _BareBox:
     def free_batch_size(self) -> bool:
         return self.client.free_batch_size
 
+    @property
+    def _is_unknown(self) -> bool:
+        return self.client.num_outputs is None and self.client.spec.num_classes is None
+
+    def _has_left(self, queries: int) -> bool:
+        return (left := self.client.left) is None or left >= queries
+
     def asking(self, n: int) -> AbstractContextManager[None]:
         return self.client.asking(n)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.client.num_outputs is None and self.client.spec.num_classes is None and len(x) > 1:
+        if len(x) > 1 and self._is_unknown and self._has_left(len(x)):
             return torch.cat([self(x[:1]), self(x[1:])])  # where it answers for other classes, one query tells
         outputs, scores = self.client(x), self.client.num_outputs
         if scores not in (None, self.classes):

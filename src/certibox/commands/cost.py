@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from rich.table import Table
 
 from certibox.certification.pilot import unseen
-from certibox.commands.fields import Needs, option
+from certibox.commands.fields import Needs, option, require_range
 from certibox.commands.options import ALPHA, LONGEST_TRAINING, MOST_IMAGES, SEQUENTIAL, EstimatorOptions, RuleOptions
 from certibox.commands.printing import OUT
 from certibox.errors import InvalidInput
@@ -19,8 +19,8 @@ from certibox.training.methods import METHODS
 from certibox.training.schedules import one_cycle
 
 TYPICAL = {"e-process": 2274.3, "alpha-spending": 2715.9}
-"""Votes an image, n0 included, of a rule that decides `certify`'s radii at its n and alpha: the larger of the two means of
-studies/results/sequential_certification.json, which are over the published certificates at sigma = 0.25 and 0.5."""
+"""Votes an image, n0 included, of a rule that decides `certify`'s radii at its n and alpha: the larger of the means of
+studies/results/sequential_certification.json over the published certificates at sigma = 0.25 and at 0.5."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def cost_of(options: QueryCost) -> Cost:
 
 def _check(options: QueryCost) -> None:
     """Refuse what only the flags can name: the rest is `plan`'s to refuse."""
+    require_range(options)
     if options.pilot is not None and options.rule == "fixed":
         raise InvalidInput("a pilot tells when a sequential rule stops, and rule is fixed; wanted --rule e-process")
     if options.radii is not None and options.sigma is None and options.pilot is None:

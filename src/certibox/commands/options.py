@@ -180,8 +180,8 @@ class ScheduleOptions:
     )
     epochs: int = option("epochs of one-cycle on the full objective", 20, least=0, most=LONGEST_TRAINING)
     denoise_epochs: int | None = option(
-        f"epochs of one-cycle on denoising alone, before those; they cost no query, so by default {DENOISE_EPOCHS} where "
-        "the method has a denoiser",
+        f"epochs of one-cycle on denoising alone, before those; they cost no query, so by default {DENOISE_EPOCHS} "
+        "where the method has a denoiser",
         None,
         least=0,
         most=LONGEST_TRAINING,
@@ -222,7 +222,7 @@ class RuleOptions:
         "the latest; fixed always draws n",
         "e-process",
     )
-    n0: int | None = option("votes that pick a class; by default 25, for a fixed n 100", None, least=1, most=MOST_VOTES)
+    n0: int | None = option("votes that pick a class; by default 25, for a fixed n 100", None, most=MOST_VOTES)
     n: int | None = option(
         "votes that bound its probability, and the most of them under a sequential rule; by default 100000, for a "
         "fixed n 10000",
@@ -245,8 +245,10 @@ class RuleOptions:
     )
 
     def sample_sizes(self) -> tuple[int, int]:
-        """n0 and n; what is not given is what suits the rule."""
+        """n0 and n; what is not given is what suits the rule. Errors: `InvalidInput` for an n0 that selects nothing."""
         n0, n = FIXED if self.rule == "fixed" else SEQUENTIAL
+        if self.n0 is not None and self.n0 < 1:
+            raise InvalidInput(f"n0 is {self.n0}; wanted at least 1 vote that picks a class, by default {n0} here")
         return n0 if self.n0 is None else self.n0, n if self.n is None else self.n
 
     def radii_at(self, sigma: float) -> tuple[float, ...]:
