@@ -11,13 +11,13 @@ LONGEST = 2000  # characters of a line about an error; of a longer one the middl
 # characters, which no encoding can write.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SECRETS = (
-    (re.compile(r"(\w+://)[^\s/@'\"]+@"), r"\1...@"),  # user and password of an address
-    (re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+"), r"\1?..."),  # what an address is asked with
-    (re.compile(r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*)(?:['\"]?)(?:\w+\s+)?[^\s'\",;}]+"), r"\1..."),
+    (re.compile(r"(\w{1,20}://)[^\s/@'\"]+@"), r"\1...@"),  # user and password of an address
+    (re.compile(r"(\w{1,20}://[^\s?'\"]+)\?[^\s'\"]+"), r"\1?..."),  # what an address is asked with
+    (re.compile(r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*)(?:['\"]?)(?:\w{1,20}\s+)?[^\s'\",;}]+"), r"\1..."),
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), r"\1..."),
     (
         re.compile(
-            r"(?i)\b([\w-]*(?:token|secret|password|passwd|api[_-]?key|access[_-]?key)['\"]?\s*[:=]\s*['\"]?)"
+            r"(?i)\b([\w-]{0,40}(?:token|secret|password|passwd|api[_-]?key|access[_-]?key)['\"]?\s*[:=]\s*['\"]?)"
             r"[^\s'\",;&}]+"
         ),
         r"\1...",
@@ -53,7 +53,10 @@ def one_line(text: object) -> str:
         text: Text or error, of any origin.
     """
     try:
-        line = plain(masked(" ".join(str(text).split())))
+        whole = str(text)
+        if len(whole) > 4 * LONGEST:  # nothing below has to read it all
+            whole = f"{whole[: 2 * LONGEST]} ... {whole[-2 * LONGEST :]}"
+        line = plain(masked(" ".join(whole.split())))
     except Exception as error:  # an error of a model's own class, whose text is an error too
         line = f"a {type(text).__name__} without a text ({type(error).__name__})"
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

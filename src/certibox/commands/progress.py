@@ -35,12 +35,12 @@ class _Stage:
     @property
     def rate(self) -> str:
         rate = self._rate()
-        return f"{rate:,.1f}/s" if rate else "–/s"
+        return f"{rate:,.1f}/s" if rate else "-/s"
 
     @property
     def left(self) -> str:
         rate = self._rate()
-        return f"{_clock((self.total - self.done) / rate)} left" if rate else "–:–– left"
+        return f"{_clock((self.total - self.done) / rate)} left" if rate else "-:-- left"
 
     @property
     def queries(self) -> str:
