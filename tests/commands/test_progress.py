@@ -23,13 +23,13 @@ def client() -> QueryClient:
 def test_a_bar_fits_80_columns_and_shows_the_queries_of_its_stage() -> None:
     file, spending = io.StringIO(), client()
     console = Console(file=file, force_terminal=True, width=80, color_system=None, legacy_windows=False)
-    with bar("training ZO-AE-DS [/b]", spending, console) as report:
+    with bar("training ZO-DS [/b]", spending, console) as report:
         report(0, 1_000_000, "epoch 1/20")
         spending(torch.zeros(3, 1, 2, 2))
         report(1_000_000, 1_000_000, "epoch 20/20")
     last = [line for line in re.split(r"[\r\n]|\x1b\[[\d?]*\w", file.getvalue()) if line.strip()][-1]
     assert len(last) <= 80
-    assert "training ZO-AE-DS [/b]" in last
+    assert "training ZO-DS [/b]" in last
     assert "1000000/1000000" in last
     assert "3 queries" in last
     assert "…" not in last

@@ -35,7 +35,10 @@ class _Stage:
     @property
     def rate(self) -> str:
         rate = self._rate()
-        return f"{rate:,.1f}/s" if rate else "-/s"
+        for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+            if rate >= size:
+                return f"{rate / size:.1f}{unit}/s"
+        return f"{rate:.1f}/s" if rate else "-/s"
 
     @property
     def left(self) -> str:
@@ -91,7 +94,7 @@ def bar(
 
 @contextmanager
 def _drawn(stage: _Stage, console: Console) -> Iterator[Report]:
-    """On a terminal: title, bar, count, rate, time left and queries. What does not fit its width is left out."""
+    """On a terminal: title, bar, count, rate, time left and queries. At 80 columns nothing is cut; on fewer, less is shown."""
     names = ("rate", "left", "queries") if console.width >= 80 else ("left",)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -104,7 +107,7 @@ def _drawn(stage: _Stage, console: Console) -> Iterator[Report]:
     def report(done: int, total: int, text: str) -> None:
         stage.move(done, total, text)
         if not tasks:  # no bar before there is progress: what is refused at once gets its one line alone
-            tasks.append(progress.add_task(stage.title[:24], total=total))
+            tasks.append(progress.add_task(stage.title[:20], total=total))
             progress.start()
         progress.update(tasks[0], completed=done, total=total)
 
