@@ -94,7 +94,7 @@ def bar(
 
 @contextmanager
 def _drawn(stage: _Stage, console: Console) -> Iterator[Report]:
-    """On a terminal: title, bar, count, rate, time left and queries. At 80 columns nothing is cut; on fewer, less is shown."""
+    """On a terminal: title, bar, count, rate, time left and queries. On fewer than 80 columns, less is shown."""
     names = ("rate", "left", "queries") if console.width >= 80 else ("left",)
     columns = (
         TextColumn("{task.description}", markup=False),
