@@ -1,4 +1,4 @@
-"""The command line: argv → options → one call. Exit status: 0 done, 2 bad input, 3 budget spent (work kept)."""
+"""The command line: argv → options → one call. Exit statuses: see `STATUSES`; work is kept in every case."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from certibox import __version__
-from certibox.errors import CertiboxError, InvalidInput, did_you_mean
+from certibox.commands import process
+from certibox.commands.lines import one_line, tell
+from certibox.errors import BoxFailed, CertiboxError, InvalidInput, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -111,28 +113,63 @@ GROUPS = {"paper": "Reproduce the paper's tables and figures, and test its claim
 WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
 
 
+STATUSES = {
+    0: "done",
+    2: "bad input",
+    3: "budget spent",
+    4: "the box failed",
+    130: "interrupted",
+    141: "nobody read what was printed",
+}
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status. Every deliberate error is one line on standard error."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help"):
+    """Run one command; returns the exit status. Every error is one line on standard error.
+
+    Args:
+        argv: Words after `certibox`; by default those of the process, which is then this command's alone.
+    """
+    if argv is not None:
+        return _main(argv, whole=False)
+    words = sys.argv[1:]
+    process.prepare(_name(words)[0])
+    try:
+        status = _main(words, whole=True)
+        sys.stdout.flush()
+    except OSError:  # the reader of a help text, such as `head`, has seen enough
+        status = 141
+    if status == 141:
+        process.let_go()
+    return status
+
+
+def _main(words: list[str], whole: bool) -> int:
+    """One command, or what explains them."""
+    if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
-    if arguments[0] == "--version":
+    if words[0] == "--version":
+        from certibox import __version__
+
         print(f"certibox {__version__}")
         return 0
-    name, *rest = arguments
-    if name in GROUPS:
-        if not rest or rest[0] in ("-h", "--help"):
-            print(group_usage(name))
-            return 0
-        name, *rest = f"{name} {rest[0]}", *rest[1:]
-    return _run(name, rest)
+    if words[0] in GROUPS and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(group_usage(words[0]))
+        return 0
+    return _run(*_name(words), whole)
 
 
-def _run(name: str, arguments: list[str]) -> int:
+def _name(words: list[str]) -> tuple[str, list[str]]:
+    """The name of the command that words begin with, and the words after it."""
+    count = 2 if words and words[0] in GROUPS else 1
+    return " ".join(words[:count]), words[count:]
+
+
+def _run(name: str, arguments: list[str], whole: bool) -> int:
     """The command `name`, its errors as messages and exit statuses."""
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # its errors arrive as ours, in one line
     os.environ.update(WAITING | {key: os.environ[key] for key in WAITING if key in os.environ})
+    kind = None
     try:
         if name not in COMMANDS:
             raise InvalidInput(f"there is no command {name!r}; wanted {_known_commands(name)}")
@@ -142,22 +179,65 @@ def _run(name: str, arguments: list[str]) -> int:
 
         options = parse(name, kind, arguments)
         require_effect(options, typed(arguments))
+        with process.interruptible(name), process.printing_alone(whole), _warnings_in_lines(name):
+            _work(run, options)
+        return 141 if process.lost() else 0
+    except SystemExit:  # --help and --print-config have printed what was asked
+        raise
+    except BaseException as error:
+        status, text = _failure(error)
+        if os.environ.get("CERTIBOX_TRACEBACK"):
+            sys.excepthook(type(error), error, error.__traceback__)
+        if status != 141:
+            tell(f"certibox {name}: {_in_flags(text, kind)}")
+        return status
+
+
+def _work(run: Callable[[Any], None], options: Any) -> None:
+    """The command's work. What it calls may end the process, but not the command, and not with status 0."""
+    try:
         run(options)
-    except CertiboxError as error:
-        print(f"certibox {name}: {error}", file=sys.stderr)
-        return error.exit_status
-    except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:  # a place to write to that is no folder, is not ours, or is full
-        print(
-            f"certibox {name}: {error.filename or 'a file'}: {error.strerror or error}; check the path", file=sys.stderr
-        )
-        return 2
-    except KeyboardInterrupt:
-        print(f"certibox {name}: interrupted; work so far is kept, run the same command to go on", file=sys.stderr)
-        return 130
-    return 0
+    except SystemExit as error:
+        ended = f"code that the command called wanted to end the process, by SystemExit({error.code!r})"
+        raise BoxFailed(f"{ended}; a model has to answer or to raise an error") from error
+
+
+def _failure(error: BaseException) -> tuple[int, str]:
+    """Exit status and text of what ended a command."""
+    if isinstance(error, CertiboxError):
+        return error.exit_status, str(error)
+    if isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has seen enough
+        return 141, ""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, process.INTERRUPTED
+    if isinstance(error, OSError):  # a place to write to that is no folder, is not ours, or is full
+        return 2, f"{error.filename or 'a file'}: {error.strerror or error}; check the path"
+    if isinstance(error, MemoryError):
+        return 2, "there is not enough memory; wanted fewer images (--limit), or fewer of them at a time"
+    came = f"{type(error).__name__}: {one_line(error)}"
+    return 2, f"this is a fault of certibox: {came}; CERTIBOX_TRACEBACK=1 in the environment shows where"
+
+
+def _in_flags(text: str, kind: type | None) -> str:
+    """A message with the parameters that the command has as flags named as such."""
+    if kind is None:
+        return text
+    from certibox.commands.arguments import in_flags
+
+    return in_flags(text, kind)
+
+
+@contextmanager
+def _warnings_in_lines(name: str) -> Iterator[None]:
+    """Warnings inside the block are lines on standard error, without the line of code that raised them."""
+    import warnings
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        tell(f"certibox {name}: note: {one_line(message)}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def usage() -> str:
@@ -175,7 +255,8 @@ def usage() -> str:
             "",
             "certibox COMMAND --help explains a command and its options.",
             "Options may come from a YAML file: --config run.yaml; flags override it.",
-            "Exit status: 0 done, 2 bad input, 3 budget spent, 130 interrupted. Work is kept in every case.",
+            f"Exit status: {', '.join(f'{status} {meaning}' for status, meaning in STATUSES.items())}.",
+            "Work is kept in every case: the same command, run again, goes on.",
         ]
     )
 

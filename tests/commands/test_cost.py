@@ -19,8 +19,8 @@ from certibox.certification.dataset import certify_dataset
 from certibox.certification.pilot import expected_samples, unseen
 from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import SmoothedClassifier
-from certibox.commands.cost import QueryCost, cost_of, run
-from certibox.commands.options import EstimatorOptions, RuleOptions
+from certibox.commands.cost import TYPICAL, QueryCost, cost_of, run
+from certibox.commands.options import GRID, SEQUENTIAL, EstimatorOptions, RuleOptions
 from certibox.confidence.forecast import forecast
 from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
@@ -33,6 +33,7 @@ from certibox.records.certificates import CertificateRow
 from certibox.training.defenses import METHODS, train
 from certibox.training.schedules import one_cycle
 from doubles import CountingBox, LinearBox
+from places import ROOT
 
 ZERO = Cost(targets=0, measuring=0, training=0, validation=0, certification=0, serving=0)
 
@@ -345,7 +346,7 @@ def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixt
     options = QueryCost(certify_images=5, n0=7, n=CAP, rule="e-process", radii=[0.15], sigma=SIGMA)
     assert cost_of(options).certification == 5 * (7 + CAP)
     run(options)
-    assert "counted at the cap of 1,000 votes an image, the worst case" in capsys.readouterr().out
+    assert "counted at the maximum n of 1,000 votes an image, the worst case" in capsys.readouterr().out
     certified(pictures(12), 100, out=tmp_path / "pilot.jsonl")
     run(QueryCost(certify_images=5, n=CAP, rule="e-process", radii=[0.15], pilot=str(tmp_path / "pilot.jsonl")))
     text = capsys.readouterr().out
@@ -474,7 +475,7 @@ def test_certify_and_query_cost_have_the_same_defaults(capsys: pytest.CaptureFix
     assert cost_of(QueryCost(certify_images=3, rule="fixed")).certification == 3 * (100 + 10_000)
     assert cost_of(QueryCost(certify_images=3, rule="alpha-spending", n=500)).certification == 3 * (25 + 500)
     run(QueryCost(certify_images=3))
-    assert "at the cap of 100,000 votes an image, the worst case" in capsys.readouterr().out
+    assert "at the maximum n of 100,000 votes an image, the worst case" in capsys.readouterr().out
     run(QueryCost(certify_images=3, rule="fixed"))
     assert "cap" not in capsys.readouterr().out
     assert RuleOptions().build_rule(0.25) == EProcess(radii=(0.125, 0.25, 0.5))
@@ -513,3 +514,22 @@ def test_the_table_multiplies_queries_by_the_price_of_a_thousand(capsys: pytest.
     free = capsys.readouterr().out
     assert re.search(r"total +│ +100,025 │ +– │", free)
     assert "serving costs 1,000 queries an answer" in free
+
+
+def test_what_is_typical_is_what_the_study_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """The larger of the means over the published certificates at the two sigmas, for what `certify` does by default."""
+    rows = json.loads((ROOT / "studies" / "results" / "sequential_certification.json").read_text())["rows"]
+    names = {"e-process": "e-process", "α-spending": "alpha-spending"}
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["rule"] in names and row["radii"] == [ratio * row["sigma"] for ratio in GRID] and row["asked"] == "grid":
+            assert (row["n0"], row["cap"]) == SEQUENTIAL
+            found.setdefault(names[row["rule"]], []).append(row["mean_samples"])
+    assert {rule: max(means) for rule, means in found.items()} == TYPICAL
+    assert {len(means) for means in found.values()} == {2}
+    run(QueryCost(certify_images=200, price=1.0))
+    printed = capsys.readouterr().out
+    assert re.search(r"total .* 20,005,000 .* 20,005\.00 .* 454,860 ", printed)
+    assert "about 2,274 votes an image are typical" in printed
+    run(QueryCost(certify_images=200, n=500))
+    assert "typical" not in capsys.readouterr().out

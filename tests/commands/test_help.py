@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from certibox.cli import COMMANDS, GROUPS, main
-from certibox.commands.arguments import parse
+from certibox.cli import COMMANDS, GROUPS, STATUSES, main
+from certibox.commands.arguments import in_flags, parse
 from certibox.commands.fields import require_effect
 from certibox.records.certificates import read_rows
 from command_line import SIGMA
@@ -42,6 +42,39 @@ def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str])
         assert (flag in usage) == (item.default is MISSING)
     assert "Literal" not in shown
     assert "null" not in shown.replace("A null class", "")
+
+
+def test_help_begins_with_what_is_required_and_ends_with_what_few_need(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["certify", "--help"])
+    shown = capsys.readouterr().out
+    places = [shown.index(f"\n{title}:\n") for title in ("required", "the black box and its meter", "advanced")]
+    assert places == sorted(places)
+    required = shown[places[0] : places[1]]
+    assert re.findall(r"^  (--[\w-]+)", required, re.M)[:4] == ["--model", "--outputs", "--data", "--out"]
+    assert shown.index("--sigma X") < places[2] < shown.index("--noise-batch-size N")
+
+
+def test_a_beginning_of_a_flag_is_no_flag(run) -> None:
+    ran = run("query-cost --certify-image 3")
+    assert (ran.status, "did you mean --certify-images?" in ran.message) == (2, True)
+
+
+def test_the_statuses_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{status} {meaning}" in shown for status, meaning in STATUSES.items())
+    assert set(STATUSES) == {0, 2, 3, 4, 130, 141}
+
+
+def test_messages_name_flags_where_python_names_parameters() -> None:
+    kind = COMMANDS["certify"].load()[0]
+    for text, shown in (
+        ("num_classes is 1; wanted 2", "--num-classes is 1; wanted 2"),
+        ("runs/batch_size/x is 'batch_size'", "runs/batch_size/x is 'batch_size'"),
+        ("train_batch_size is 1", "train_batch_size is 1"),
+    ):
+        assert in_flags(text, kind) == shown
 
 
 def test_help_lists_every_command_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:

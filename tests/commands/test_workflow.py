@@ -32,6 +32,8 @@ from certibox.storage.files import read_json
 from certibox.storage.tensors import module_digest, read_tensors, tensors_digest, under
 from command_line import AE, CLASSES, IMAGES, SIGMA, N, certify, timeless, totals, train, votes
 
+FEW = f"--limit 3 --num-classes {CLASSES}"
+
 
 def test_train_certify_merge_and_report(place: Path, run, trained: Path) -> None:
     defended = f"--defense {trained}/defense"
@@ -125,7 +127,7 @@ def test_a_rule_stops_before_n_and_its_certificates_price_the_next_ones(place: P
 
 def test_unless_told_otherwise_certify_decides_three_radii(place: Path, run) -> None:
     """The rule of the evidence, spent as query-cost says; a fixed n has its own votes."""
-    line = f"certify --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} --limit 3"
+    line = f"certify --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} {FEW}"
     assert run(f"{line} --out out").status == 0
     rows = read_rows("out/certificates.jsonl")
     kept = {"name": "e-process", "radii": [SIGMA / 2, SIGMA, 2 * SIGMA], "cap": 100_000}
@@ -142,7 +144,7 @@ def test_unless_told_otherwise_certify_decides_three_radii(place: Path, run) -> 
 
 
 def test_radii_that_n_cannot_certify_are_named_before_the_votes(run) -> None:
-    line = f"certify --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} --limit 3 --n 50"
+    line = f"certify --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} {FEW} --n 50"
     ran = run(f"{line} --out out")
     assert ran.status == 0
     note, *_ = ran.out.splitlines()
@@ -171,7 +173,7 @@ def test_the_second_class_is_a_setting_of_the_file(place: Path, run) -> None:
     assert certification.replay(rows) == rows
     ran = run(certify())
     assert ran.status == 2
-    assert "second_class is True there and False here" in ran.err
+    assert "--second-class is True there and False here" in ran.err
 
 
 def test_report_reads_the_envelope_of_sigmas_that_validation_images_chose(place: Path, run) -> None:
@@ -202,12 +204,12 @@ def test_report_reads_the_envelope_of_sigmas_that_validation_images_chose(place:
 
 
 def test_predict_prints_one_json_line_an_image(place: Path, run) -> None:
-    line = f"predict --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} --n 50 --seed 4 --limit 3"
+    line = f"predict --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} --n 50 --seed 4 {FEW}"
     ran = run(line)
     assert ran.status == 0
     assert ran.err == ""
-    function = load_model("box.py:logits")
-    smoothed = SmoothedClassifier(lambda x: torch.from_numpy(function(x.numpy())), CLASSES, SIGMA)
+    function, _ = load_model("box.py:logits")
+    smoothed = SmoothedClassifier(lambda x: torch.from_numpy(function(x.clamp(0, 1).numpy())), CLASSES, SIGMA)
     wanted = []
     for i, x in enumerate(load_images("images.npz", limit=3).floats()):
         made = smoothed.predict(x, n=50, alpha=0.001, seed=4)
@@ -223,7 +225,7 @@ def test_the_same_weights_give_the_same_votes_by_file_by_package_and_by_onnx(pla
     (place / "a_package_of_this_test" / "inner.py").write_text("from box import logits\n")
     assert str(place) not in sys.path
     assert run(certify("a_package_of_this_test.inner:logits", "package")).status == 0
-    weights = load_model("box.py:WEIGHTS")
+    weights, _ = load_model("box.py:WEIGHTS")
     nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 4, 4])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])]
@@ -255,8 +257,11 @@ def test_unlabelled_images_are_certified_without_a_tsv(place: Path, run) -> None
     assert "Certified share" in (place / "page" / "report.html").read_text()
 
 
-def test_too_few_classes_in_the_labels_name_the_flag(run, refused) -> None:
-    refused(certify(more="--limit 2"), "3 scores", "2 classes", "--num-classes 3")
+def test_too_few_classes_in_the_labels_name_the_flag(place: Path, run, refused) -> None:
+    refused(certify(more="--limit 2"), "the first 2 images show 2 classes", "--num-classes K")
+    np.savez(place / "two.npz", images=np.zeros((4, 1, 4, 4), np.uint8), labels=[0, 1, 0, 1])
+    refused(certify(more="--data two.npz"), "3 scores", "2 classes", "--num-classes 3")
+    assert totals("out/ledger.sqlite") == (1, 1, 0)  # one answer tells
     assert run(certify(more=f"--limit 2 --num-classes {CLASSES}")).status == 0
 
 
@@ -328,7 +333,7 @@ def test_a_saved_autoencoder_is_taken_as_pre_trained(place: Path, run) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("--autoencoder ours --d-z 4", ["d_z is 4", "saved in ours"]),
+        ("--autoencoder ours --d-z 4", ["--d-z is 4", "saved in ours"]),
         ("--autoencoder ours --data larger.npz", ["(1, 4, 4)", "(1, 5, 5)"]),
         ("--autoencoder empty", ["empty/autoencoder.safetensors"]),
         ("--autoencoder ae-48", ["(3, 32, 32)", "(1, 4, 4)"]),  # a name wins over a directory

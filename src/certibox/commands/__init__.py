@@ -7,9 +7,10 @@
 - `cost`: query-cost;
 - `demo`: demo;
 - `paper`: paper list, paper run, paper report;
-- `fields`, `arguments`: what options are made of, and argv to options;
-- `options`, `models`: options that commands share, and the objects that they describe;
-- `printing`, `progress`: what they print with.
+- `fields`, `arguments`, `settings_files`: what options are made of, and argv to options;
+- `options`, `boxes`: options that commands share;
+- `models`, `loading`, `identity`, `devices`: the objects that they describe;
+- `process`, `lines`, `printing`, `progress`: how a process prints, and ends.
 
 `certibox.cli` maps argv to them all.
 """

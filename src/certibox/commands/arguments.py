@@ -7,25 +7,40 @@ import re
 from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
 from dataclasses import MISSING, fields
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from certibox.commands.fields import require_range
+from certibox.commands.settings_files import check_file, check_text
 from certibox.errors import InvalidInput, did_you_mean, one_of
 
-_METAVARS = {int: "N", float: "X", list[float]: "[X, ...]", list[str]: "[FILE, ...]"}
+LONGEST = 4096  # characters of a word of the command line: that of a path, and more than any list needs
+
+_METAVARS = {int: "N", float: "X", list[float]: "[X, ...]", list[int]: "[N, ...]", list[str]: "[FILE, ...]"}
 _KINDS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
     str: "text",
     list[float]: "a list of numbers in brackets, such as [0, 0.25]",
+    list[int]: "a list of whole numbers in brackets, such as [3, 32, 32]",
     list[str]: "a list in brackets, such as [a.jsonl, b.jsonl]",
 }
 
 
 def parse(name: str, options: type, arguments: list[str]) -> Any:
-    """Options of one command from a YAML file and flags over it; `InvalidInput` names what is wrong."""
+    """Options of one command from a YAML file and flags over it.
+
+    Args:
+        name: Name of the command.
+        options: Class of its options.
+        arguments: Words after the command's name.
+
+    Raises:
+        InvalidInput: A word, a file or a value is not understood, or is out of its range; the text names it.
+    """
+    _check_words(arguments)
     try:
         parsed = _parser(name, options).parse_args(arguments)
     except (ArgumentError, UnicodeDecodeError) as error:
@@ -33,8 +48,39 @@ def parse(name: str, options: type, arguments: list[str]) -> Any:
         text = _explained(" ".join(str(error).split()), get_type_hints(options), arguments, places)
         end = " see" if text.endswith("?") else "; see"
         raise InvalidInput(f"{text}{end} certibox {name} --help") from error
+    except ValueError as error:  # a number that Python does not read, of thousands of digits
+        raise InvalidInput(f"a value is not understood: {error}; see certibox {name} --help") from error
     values = {key: value for key, value in parsed.as_dict().items() if key not in ("config", "print_config")}
-    return options(**values)
+    made = options(**values)
+    require_range(made)
+    return made
+
+
+def _check_words(arguments: list[str]) -> None:
+    """Refuse what the parser must not see: words without end, and YAML that grows, in a flag or in a file."""
+    for position, word in enumerate(arguments):
+        if len(word) > LONGEST:
+            raise InvalidInput(f"{word[:40]}... has {len(word):,} characters; wanted {LONGEST:,} at most")
+        flag, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if value[:1] in ("[", "{", "&", "*", "!"):
+            check_text(value, flag or next((before for before in arguments[position - 1 : position]), word))
+        if flag == "--config":
+            for file in [value] if value else arguments[position + 1 : position + 2]:
+                check_file(file)
+
+
+def in_flags(text: str, options: type) -> str:
+    """A message with the parameters that are flags of a command named as such: num_classes becomes --num-classes.
+
+    Args:
+        text: Message, which may name parameters as Python does.
+        options: Class of the command's options.
+    """
+    names = "|".join(item.name for item in fields(options) if "_" in item.name and not _positional(item))
+    # Not within a path, a longer name or quotes.
+    return (
+        re.sub(rf"(?<![\w/.'\"-])(?:{names})(?![\w/'\"]|\.\w)", lambda found: _flag(found[0]), text) if names else text
+    )
 
 
 def typed(arguments: list[str]) -> set[str]:
@@ -43,9 +89,12 @@ def typed(arguments: list[str]) -> set[str]:
 
 
 def _parser(name: str, options: type) -> ArgumentParser:
-    """One flag a field, in groups by the class that declares them; the docstring of `options` describes the command."""
-    groups = {kind: _declared(kind, options) for kind in options.__mro__[:-1]}
-    required = [item for items in groups.values() for item in items if item.default is MISSING]
+    """One flag a field: what is required, then groups by the class that declares them, then what few need.
+
+    The docstring of `options` describes the command.
+    """
+    own, *shared = options.__mro__[:-1]
+    required = [item for kind in (*shared, own) for item in _declared(kind, options) if item.default is MISSING]
     shown = [_usage(item) for item in sorted(required, key=lambda item: not _positional(item))]
     parser = ArgumentParser(
         prog=f"certibox {name}",
@@ -53,16 +102,32 @@ def _parser(name: str, options: type) -> ArgumentParser:
         description=inspect.getdoc(options),
         formatter_class=_Help,
         exit_on_error=False,
+        allow_abbrev=False,
         print_config="--print-config",
     )
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file of options; flags override it")
     hints = get_type_hints(options)
-    for kind, items in groups.items():
-        title = (kind.__doc__ or "").splitlines()[0].rstrip(".").lower()
-        group = parser if kind is options else parser.add_argument_group(title)
+    for title, items in _groups(options, required):
+        group = parser.add_argument_group(title)
         for item in items:
             _add(group, item, hints[item.name])
+    groups: Any = parser._action_groups
+    first, usual, *others = groups  # "positional arguments" and "options", which has --help
+    groups[:] = [first, *others, usual]
     return parser
+
+
+def _groups(options: type, required: list[Any]) -> list[tuple[str, list[Any]]]:
+    """The fields as the help shows them: titles, and what stands below each."""
+    basic, advanced = [], []
+    for kind in options.__mro__[:-1]:
+        optional = [item for item in _declared(kind, options) if item not in required]
+        title = (kind.__doc__ or "").splitlines()[0].rstrip(".").lower()
+        few = [item for item in optional if item.metadata["advanced"]]
+        basic.append(("this command" if kind is options else title, [item for item in optional if item not in few]))
+        advanced += few
+    groups = [("required", required), *basic, ("advanced", advanced)]
+    return [(title, items) for title, items in groups if items]
 
 
 def _declared(kind: type, options: type) -> list[Any]:
@@ -88,6 +153,8 @@ def _add(group: Any, item: Any, hint: Any) -> None:
         settings["default"] = list(item.default) if isinstance(item.default, tuple) else item.default
     if _plain(hint) in _METAVARS:
         settings["metavar"] = _METAVARS[_plain(hint)]
+    elif _plain(hint) is bool or get_origin(_plain(hint)) is Literal:  # without null
+        settings["metavar"] = f"{{{','.join(get_args(_plain(hint)) or ('true', 'false'))}}}"
     action = group.add_argument(_flag(item.name), **settings)
     action.option_strings = [_flag(item.name)]  # show no --radii+ beside --radii
 
@@ -115,21 +182,19 @@ def _flag(name: str) -> str:
 
 def _plain(hint: Any) -> Any:
     """A type without its `| None`."""
-    if get_origin(hint) is not UnionType:
+    if get_origin(hint) not in (UnionType, Union):  # the latter for a Literal
         return hint
     return next(part for part in get_args(hint) if part is not type(None))
 
 
 class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Help in words: required or the default, no Python types."""
+    """Help in words: the default, no Python types. What is required stands under its own heading."""
 
     def _get_help_string(self, action: Action) -> str:
         if action.dest == "print_config":
             return "print all options as YAML, ready for --config, and exit"
         text = action.help or ""
-        if action.required:
-            return f"{text} (required)"
-        if action.default in (None, SUPPRESS):
+        if action.required or action.default in (None, SUPPRESS):
             return text
         default = str(action.default).lower() if isinstance(action.default, bool) else action.default
         return f"{text} (default: {default})"

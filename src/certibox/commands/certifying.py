@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from certibox import certification, report
 from certibox.certification.certificate import out_of_reach
 from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import SmoothedClassifier
+from certibox.commands import process
+from certibox.commands.boxes import BoxOptions
 from certibox.commands.fields import Needs, option
-from certibox.commands.options import ALPHA, BoxOptions, DataOptions, RuleOptions
+from certibox.commands.lines import tell
+from certibox.commands.models import defense_folder
+from certibox.commands.options import ALPHA, MOST_IMAGES, MOST_VOTES, DataOptions, RuleOptions, folder
 from certibox.commands.printing import OUT, spent
 from certibox.commands.progress import bar
+from certibox.confidence.gaussian import Gaussian
 from certibox.data import Images
 from certibox.defense.saved import Defense, load_defense
 from certibox.errors import InvalidInput
 from certibox.queries.client import QueryClient
 from certibox.records.tsv import write_tsv
+
+_NO_SIGMA = "sigma is not given; wanted the noise's standard deviation in pixels on [0, 1], such as --sigma 0.25"
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,14 @@ class Smoothing:
     defense: str | None = option("directory of a saved defense; without it the bare box is smoothed", None)
     sigma: float | None = option("standard deviation of the noise, in pixels on [0, 1]; by default the defense's", None)
     alpha: float = option("probability that one certificate is false", ALPHA)
-    seed: int = option("seed of the noise", 0)
-    noise_batch_size: int = option("noisy copies at a time", 1000)
+    seed: int = option("seed of the noise", 0, least=0)
+    noise_batch_size: int = option("noisy copies at a time", 1000, advanced=True, least=1, most=MOST_IMAGES)
     check_box: bool = option(
-        "first ask the canaries of the defense's fingerprint, and stop if the box has changed", False
+        "first ask the canaries of the defense's fingerprint, and stop if the box has changed", False, advanced=True
     )
-    ledger: str | None = option("ledger of queries; by default certify keeps one in --out, predict none", None)
+    ledger: str | None = option(
+        "ledger of queries; by default certify keeps one in --out, predict none", None, advanced=True
+    )
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,12 @@ class Certify(BoxOptions, DataOptions, Smoothing, RuleOptions):
     )
 
     split: str = option("which split of the data", "test")
-    second_class: bool = option("bound the runner-up's probability too, with alpha split; wants --rule fixed", False)
-    shard: str = option("this part of the images, as i/k with i from 1 to k; `merge` joins the parts", "1/1")
+    second_class: bool = option(
+        "bound the runner-up's probability too, with alpha split; wants --rule fixed", False, advanced=True
+    )
+    shard: str = option(
+        "this part of the images, as i/k with i from 1 to k; `merge` joins the parts", "1/1", advanced=True
+    )
     out: str = option("directory for certificates.jsonl and certificates.tsv")
 
 
@@ -77,7 +90,7 @@ class Predict(BoxOptions, DataOptions, Smoothing):
     """
 
     split: str = option("which split of the data", "test")
-    n: int = option("votes an image", 1000)
+    n: int = option("votes an image", 1000, least=1, most=MOST_VOTES)
 
 
 def run_certify(options: Certify) -> None:
@@ -88,9 +101,9 @@ def run_certify(options: Certify) -> None:
     """
     index, shards = _shard(options.shard)
     sampling = Sampling(*options.sample_sizes(), options.alpha)  # what can only abstain is refused before images load
-    out = Path(options.out)
+    out = folder(options.out)
     name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
-    images = options.images()
+    images = _images(options)
     if index >= len(images):
         raise InvalidInput(
             f"shard {options.shard} of {len(images)} images is empty; wanted at most {len(images)} shards"
@@ -129,50 +142,77 @@ def run_predict(options: Predict) -> None:
     Args:
         options: Options of the command.
     """
-    images = options.images()
+    images = _images(options)
     ledger = Path(options.ledger) if options.ledger else None
     client, smoothed, _, defense = _smoothed(options, images, ledger)
     if options.check_box:
         _check_box(defense, client)
+    files = getattr(images, "files", None)
     with client.phase("predict"):
         for i in range(len(images)):
             x = images.floats([i])[0]
             made = smoothed.predict(
                 x, n=options.n, alpha=options.alpha, seed=options.seed, batch_size=options.noise_batch_size
             )
-            print(
-                json.dumps({"idx": i, "predict": made.label, "p_value": made.p_value, "counts": made.counts}),
-                flush=True,
-            )
+            named = {} if files is None else {"file": files[i]}
+            line = {"idx": i, **named, "predict": made.label, "p_value": made.p_value, "counts": made.counts}
+            process.say(json.dumps(line) + "\n")
+            if process.lost():  # nobody reads on: another image would be paid for in vain
+                return
+
+
+def _images(options: Certify | Predict) -> Images:
+    """The images, after what can be refused without them."""
+    if options.outputs == "values":
+        raise InvalidInput("outputs is 'values'; wanted a classifier (logits, probabilities or labels) to smooth")
+    if options.sigma is None and options.defense is None:
+        raise InvalidInput(_NO_SIGMA)
+    if options.sigma is not None:
+        Gaussian(options.sigma)
+    return options.images()
 
 
 def _smoothed(
     options: Certify | Predict, images: Images, ledger: Path | None
 ) -> tuple[QueryClient, SmoothedClassifier, str, Defense | None]:
     """The meter and the smoothed classifier of the options, its name, and the defense unless it is the bare box."""
-    client = QueryClient(options.box(), budget=options.budget, ledger=ledger)
-    if client.spec.outputs == "values":
-        raise InvalidInput("outputs is 'values'; wanted a classifier (logits, probabilities or labels) to smooth")
-    defense = load_defense(options.defense, client) if options.defense is not None else None
-    sigma = options.sigma if options.sigma is not None else defense.sigma if defense else None
-    if sigma is None:
-        raise InvalidInput(
-            "sigma is not given; wanted the noise's standard deviation in pixels on [0, 1], such as --sigma 0.25"
-        )
-    if defense and defense.image_shape != images.shape:
+    client = options.client(ledger, images)
+    defense = None if options.defense is None else load_defense(defense_folder(options.defense), client)
+    if defense is None:
+        assert options.sigma is not None
+        classes = _classes(options, client, images)
+        bare = SmoothedClassifier(_BareBox(client, classes), classes, options.sigma)
+        return client, bare, client.model_id, None
+    if options.device is not None:
+        defense.to(options.device)
+    if defense.image_shape != images.shape:
         raise InvalidInput(
             f"the defense takes images {defense.image_shape}, the data has {images.shape}; wanted the same"
         )
-    if defense and defense.sigma != sigma:
+    sigma = defense.sigma if options.sigma is None else options.sigma
+    if defense.sigma != sigma:
         # Not on standard output: that of `predict` is JSON lines.
-        print(f"the defense was trained at sigma = {defense.sigma}, and is smoothed at {sigma}", file=sys.stderr)
-    named = len(images.class_names) if images.class_names else images.num_classes
-    classes = client.spec.num_classes or (defense.num_classes if defense else None) or named
-    if classes is None:
-        raise InvalidInput("the number of classes is unknown; wanted --num-classes K")
-    if defense:
-        return client, SmoothedClassifier(defense.outputs, classes, sigma), defense.model_id, defense
-    return client, SmoothedClassifier(_BareBox(client, classes), classes, sigma), client.model_id, None
+        tell(f"the defense was trained at sigma = {defense.sigma}, and is smoothed at {sigma}")
+    classes = client.spec.num_classes or defense.num_classes or _classes(options, client, images)
+    return client, SmoothedClassifier(defense.outputs, classes, sigma), defense.model_id, defense
+
+
+def _classes(options: Certify | Predict, client: QueryClient, images: Images) -> int:
+    """The number of classes, as the box declares it or the data shows it."""
+    if client.spec.num_classes is not None:
+        return client.spec.num_classes
+    if images.class_names is not None:
+        return len(images.class_names)
+    if images.num_classes is None:
+        raise InvalidInput("the number of classes is unknown, for the data has no labels; wanted --num-classes K")
+    assert images.labels is not None
+    seen = images.labels.bincount(minlength=images.num_classes)
+    if options.limit is not None and len(images) == options.limit and int(seen.min()) < 2:  # then others are likely
+        shown = f"the first {len(images)} images show {int((seen > 0).sum())} classes, some of them once or never"
+        raise InvalidInput(
+            f"the number of classes is unknown: {shown}, so others may be left out; wanted --num-classes K"
+        )
+    return images.num_classes
 
 
 @dataclass(frozen=True)
@@ -190,10 +230,19 @@ class _BareBox:
     def free_batch_size(self) -> bool:
         return self.client.free_batch_size
 
+    @property
+    def _is_unknown(self) -> bool:
+        return self.client.num_outputs is None and self.client.spec.num_classes is None
+
+    def _has_left(self, queries: int) -> bool:
+        return (left := self.client.left) is None or left >= queries
+
     def asking(self, n: int) -> AbstractContextManager[None]:
         return self.client.asking(n)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if len(x) > 1 and self._is_unknown and self._has_left(len(x)):
+            return torch.cat([self(x[:1]), self(x[1:])])  # where it answers for other classes, one query tells
         outputs, scores = self.client(x), self.client.num_outputs
         if scores not in (None, self.classes):
             came = f"the box answers {scores} scores, but the data has {self.classes} classes"
@@ -207,8 +256,7 @@ def _check_box(defense: Defense | None, client: QueryClient) -> None:
             "there is no fingerprint to check the box by; wanted a defense trained with --fingerprint true"
         )
     defense.fingerprint.check(client)
-    # Not on standard output: that of `predict` is JSON lines.
-    print("the box answers its canaries as it did when the defense was trained", file=sys.stderr)
+    tell("the box answers its canaries as it did when the defense was trained")
 
 
 def _shard(text: str) -> tuple[int, int]:

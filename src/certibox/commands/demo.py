@@ -50,7 +50,7 @@ class Demo:
     out: str = option("directory for the report, certificates, defense and ledger", "runs/demo")
     images: int | None = option(f"held-out digits to certify; by default {IMAGES}, in a quick run {QUICK_IMAGES}", None)
     quick: bool = option("all steps at a small size, in some ten seconds; its numbers mean nothing", False)
-    seed: int = option("seed of every random draw", 0)
+    seed: int = option("seed of every random draw", 0, least=0)
 
 
 @dataclass(frozen=True)

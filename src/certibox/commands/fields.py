@@ -6,16 +6,78 @@ Beside its fields a class of options may have a table `NEEDS`: which of them are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from certibox.errors import InvalidInput
 
+LARGEST = 2**63 - 1  # of whole numbers: what files, generators and SQLite can hold
 
-def option(text: str, default: Any = MISSING, *, positional: bool = False) -> Any:
-    """A field with its help text; without a default it is required. positional: given without a flag."""
-    return field(default=default, metadata={"help": text, "positional": positional}, kw_only=True)
+
+def option(
+    text: str,
+    default: Any = MISSING,
+    *,
+    positional: bool = False,
+    advanced: bool = False,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A field with its help text; without a default it is required.
+
+    Args:
+        text: What the help says of it.
+        default: Its value where none is given.
+        positional: Whether it is given without a flag.
+        advanced: Whether the help shows it among what few need.
+        least: Least number that it takes.
+        most: Largest number that it takes.
+    """
+    facts = {"help": text, "positional": positional, "advanced": advanced, "least": least, "most": most}
+    return field(default=default, metadata=facts, kw_only=True)
+
+
+def require_range(options: Any) -> None:
+    """Raise `InvalidInput` for a number beyond its option's range, or a text that no file or record can hold.
+
+    Args:
+        options: Options of a command.
+    """
+    for item in fields(options):
+        values = getattr(options, item.name)
+        for value in values if isinstance(values, list) else [values]:
+            if wanted := _wanted(value, item.metadata.get("least"), item.metadata.get("most")):
+                raise InvalidInput(f"{item.name} is {_shown(values)}; wanted {wanted}")
+
+
+def _wanted(value: Any, least: float | None, most: float | None) -> str | None:
+    """What a value should be; None for one that is so."""
+    if isinstance(value, str):
+        return None if _is_text(value) else "text in UTF-8, without control characters"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if least is not None and value < least:
+        return f"at least {least:,}"
+    if most is not None and value > most:
+        return f"at most {most:,}"
+    return f"at most {LARGEST:,} on either side of 0" if isinstance(value, int) and abs(value) > LARGEST else None
+
+
+def _is_text(value: str) -> bool:
+    return not any((letter < " " and letter not in "\n\t") or "\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; of a very long one its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python spells out no whole number of thousands of digits
+        text = f"a number of {value.bit_length():,} bits"
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text):,} characters)"
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from certibox import seeds
+from certibox.commands.loading import load_module, unchanged
 from certibox.defense.autoencoders import load_autoencoder
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, one_of
 from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
 from certibox.networks.autoencoder import Latent
+
+MODEL_FILES = (".onnx", ".tflite")  # suffixes of files that hold a model
+_WANTED = "file.py:function, package.module:function or model.onnx"
 
 
 def is_saved(name: str) -> bool:
@@ -50,51 +52,82 @@ def untrained_autoencoder(
         return AUTOENCODERS[name](latent=latent)
 
 
-def load_model(model: str) -> Any:
-    """What `file.py:name`, `package.module:name` or `model.onnx` stands for. No pickle is ever loaded.
+def defense_folder(name: str) -> Path:
+    """The folder of a saved defense: `name` itself, or the one called `defense` in it, where `train` puts it.
 
-    A module is looked for in the working directory too, as `python -m` does.
+    Args:
+        name: Folder that --defense gives.
+
+    Raises:
+        UnreadableFile: There is no defense in either; the text names what there is.
     """
-    if model.endswith(".onnx"):
-        return model
-    place, _, name = model.rpartition(":")
-    if not place or not name.isidentifier():
-        raise InvalidInput(f"model is {model!r}; wanted file.py:function, package.module:function or model.onnx")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    if not hasattr(module, name):
-        raise InvalidInput(f"{place} has no {name!r}; wanted the name of a function or model that it defines")
-    return getattr(module, name)
-
-
-def _import_module(name: str) -> Any:
-    _search(Path.cwd())
-    return _import(lambda: importlib.import_module(name), name)
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UnreadableFile(f"there is no file {path}; wanted the Python file that defines the model")
-    # A name of its own: a file called random.py must not replace the module that others import.
-    spec = importlib.util.spec_from_file_location(f"certibox_model_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module, loader = importlib.util.module_from_spec(spec), spec.loader
-    sys.modules[module.__name__] = module  # where a dataclass of the file looks its annotations up
-    _search(path.resolve().parent)  # so that the file can import its neighbours, as a script can
-    _import(lambda: loader.exec_module(module), str(path))
-    return module
-
-
-def _search(directory: Path) -> None:
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
-
-
-def _import(load: Any, place: str) -> Any:
+    folder = Path(name)
+    for place in (folder, folder / "defense"):
+        if (place / "defense.safetensors").is_file():
+            return place
     try:
-        return load()
-    except CertiboxError:
+        held = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        held = []
+    holds = f"which holds {', '.join(held[:6])}{', ...' if len(held) > 6 else ''}" if held else "which holds nothing"
+    came = f"there is no {folder / 'defense.safetensors'} in {name!r}, {holds if folder.is_dir() else 'no directory'}"
+    raise UnreadableFile(f"{came}; wanted the directory of a saved defense, such as runs/mine/defense")
+
+
+def load_model(model: str) -> tuple[Any, str | None]:
+    """What `file.py:name`, `package.module:name` or the file of a model stands for, and what tells it from another.
+
+    The name may have dots, as `object.method` has. A class is built by a call without arguments. No pickle is loaded.
+
+    Args:
+        model: Name of the model, as --model gives it.
+
+    Returns:
+        The model, and a digest of the files that it was made from; None for the file of a model, which has its own.
+
+    Raises:
+        InvalidInput: There is no such object, or it cannot be imported or built.
+        UnreadableFile: There is no such file.
+    """
+    if Path(model).suffix.lower() in MODEL_FILES:
+        return model, None
+    place, _, name = model.rpartition(":")
+    if not place or not all(part.isidentifier() for part in name.split(".")):
+        raise InvalidInput(f"model is {model!r}; wanted {_WANTED}")
+    module, identity = load_module(place)
+    found: Any = module
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise InvalidInput(f"{place} has no {name!r}; wanted {_defined(module, name)}") from error
+    return _built(found, model), identity
+
+
+def _built(found: Any, model: str) -> Any:
+    """An object of a class; what is no class comes back as it is."""
+    if not isinstance(found, type):
+        return found
+    try:
+        with unchanged():
+            return found()
+    except (CertiboxError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
-        raise InvalidInput(f"{place} cannot be imported: {type(error).__name__}: {text}") from error
+    except BaseException as error:
+        text = f"model is the class {found.__name__} of {model}, which a call without arguments does not build"
+        raise InvalidInput(
+            f"{text} ({type(error).__name__}: {error}); wanted an object of it that the file defines"
+        ) from error
+
+
+def _defined(module: ModuleType, name: str) -> str:
+    """What a module defines that could be meant, in words."""
+    known = [
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+    known += [key for key, value in vars(module).items() if hasattr(type(value), "predict") and not key.startswith("_")]
+    if not known:
+        return "the name of a function or model that it defines"
+    return f"the name of a function or model that it defines, such as {one_of(name, dict.fromkeys(known[:10]))[7:]}"

@@ -6,19 +6,17 @@ fields a class may have a table `NEEDS`: which of them are read only together wi
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from certibox.blackbox import BlackBox, as_blackbox
 from certibox.commands.fields import Needs, option
-from certibox.commands.models import load_model
 from certibox.confidence.sequential import RULES, Rule
 from certibox.data import Images, load_images
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, build_estimator
-from certibox.queries.client import QueryClient
 from certibox.training.methods import METHODS
 from certibox.training.schedules import Schedule, one_cycle, paper_finetune, paper_scratch
 
@@ -27,50 +25,29 @@ GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigm
 FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
 ALPHA = 0.001
 ARRAYS, ONE_FILE = (".npz", ".npy"), (".npz", ".npy", ".parquet", ".arrow")  # data without columns; without splits
+DENOISE_EPOCHS = 20  # free, so they come first: docs/measurements/query-efficiency.md
+LONGEST_TRAINING = 1_000_000  # epochs
+MOST_IMAGES = 10**6  # at a time
+MOST_VOTES = 10**9  # of an image: at a million a second, a quarter of an hour
 
 
-@dataclass(frozen=True)
-class BoxOptions:
-    """The black box and its meter."""
+def folder(text: str, name: str = "out") -> Path:
+    """A folder to write to, which need not be there yet.
 
-    NEEDS: ClassVar = (
-        Needs("num_classes", lambda o: o.outputs != "values", "with --outputs values, which are no classes", "scores"),
-    )
+    Args:
+        text: Its path.
+        name: Name of the option that gives it.
 
-    model: str = option("the box: file.py:function, package.module:function or model.onnx")
-    outputs: Literal["logits", "probabilities", "labels", "values"] = option("what the box answers with")
-    num_classes: int | None = option(
-        "number of classes; wanted for labels, and to smooth a bare box on data without labels", None
-    )
-    input_range: list[float] = option(
-        "pixel range the box expects, as [low, high]; certibox itself keeps to [0, 1]", (0.0, 1.0)
-    )
-    clip: bool = option("clip pixels to [0, 1] before the box sees them", False)
-    levels: int | None = option("round pixels to so many grey levels before the box sees them, 256 for 8 bits", None)
-    max_batch: int | None = option("most images the box takes at a time", None)
-    batch_size: int | None = option("images sent to the box at a time; by default what suits its kind", None)
-    budget: int | None = option("most queries that may ever be spent from this ledger; by default no limit", None)
-
-    def box(self) -> BlackBox:
-        """The adapter around the model."""
-        if len(self.input_range) != 2:
-            raise InvalidInput(f"input_range is {list(self.input_range)}; wanted two numbers, such as [0, 255]")
-        low, high = self.input_range
-        return as_blackbox(
-            load_model(self.model),
-            outputs=self.outputs,
-            num_classes=self.num_classes,
-            input_range=(low, high),
-            clip=self.clip,
-            levels=self.levels,
-            max_batch=self.max_batch,
-            batch_size=self.batch_size,
-            name=self.model,
-        )
-
-    def client(self, ledger: Path) -> QueryClient:
-        """The meter around the box, which goes on from what `ledger` holds."""
-        return QueryClient(self.box(), budget=self.budget, ledger=ledger)
+    Raises:
+        InvalidInput: It cannot be one: a file stands there, or nothing may be written.
+    """
+    path = Path(text)
+    stands = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not text or not stands.is_dir():
+        raise InvalidInput(f"{name} is {text!r}, and {str(stands)!r} is no directory; wanted a directory to write to")
+    if not os.access(stands, os.W_OK | os.X_OK):
+        raise InvalidInput(f"{name} is {text!r}, and {str(stands)!r} may not be written to; wanted another directory")
+    return path
 
 
 @dataclass(frozen=True)
@@ -167,20 +144,35 @@ class EstimatorOptions:
         "queries",
         None,
     )
-    central: bool = option("central differences: two queries a direction, error of order mu squared", False)
-    surrogate: Literal["image", "latent"] = option(
-        "guided: learn on the images the box sees, or on the embedding", "image"
+    central: bool = option(
+        "central differences: two queries a direction, error of order mu squared", False, advanced=True
     )
-    ask: float = option("guided: share of each batch that is asked for answers to learn from", 1.0)
-    distill: int = option("guided: queries on noisy and denoised images before the first step", 0)
-    jitter: float = option("guided: deviation of Gaussian steps at which answers are asked, for labels and stairs", 0.0)
+    surrogate: Literal["image", "latent"] = option(
+        "guided: learn on the images the box sees, or on the embedding", "image", advanced=True
+    )
+    ask: float = option(
+        "guided: share of each batch that is asked for answers to learn from", 1.0, advanced=True, least=0, most=1
+    )
+    distill: int = option(
+        "guided: queries on noisy and denoised images before the first step", 0, advanced=True, least=0
+    )
+    jitter: float = option(
+        "guided: deviation of Gaussian steps at which answers are asked, for labels and stairs",
+        0.0,
+        advanced=True,
+        least=0,
+    )
     votes: int = option(
-        "guided: answers an image and step; more than 1 with a jitter, or for a box that answers at random", 1
+        "guided: answers an image and step; more than 1 with a jitter, or for a box that answers at random",
+        1,
+        advanced=True,
+        least=1,
     )
     target: float = option(
         "guided: cosine with the truth below which corrections are bought, where q is auto; it is measured every 20 "
         "steps, and heeded from the third time on",
         0.3,
+        advanced=True,
     )
 
     def __post_init__(self) -> None:
@@ -223,17 +215,27 @@ class ScheduleOptions:
     schedule: Literal["one-cycle", "paper-scratch", "paper-finetune"] = option(
         "one-cycle, or a schedule of the paper", "one-cycle"
     )
-    epochs: int = option("epochs of one-cycle on the full objective", 20)
-    denoise_epochs: int = option("query-free epochs of one-cycle, on denoising alone, before those", 0)
-    lr: float | None = option("peak learning rate; each schedule has its own default", None)
-    train_batch_size: int = option("images a step", 64)
+    epochs: int = option("epochs of one-cycle on the full objective", 20, least=0, most=LONGEST_TRAINING)
+    denoise_epochs: int | None = option(
+        f"epochs of one-cycle on denoising alone, before those; they cost no query, so by default {DENOISE_EPOCHS} "
+        "where the method has a denoiser",
+        None,
+        least=0,
+        most=LONGEST_TRAINING,
+    )
+    lr: float | None = option("peak learning rate; each schedule has its own default", None, advanced=True)
+    train_batch_size: int = option("images a step", 64, least=2, most=MOST_IMAGES)
+
+    @property
+    def usual_denoise_epochs(self) -> int:
+        """Epochs on denoising alone where none are given."""
+        return DENOISE_EPOCHS
 
     def build_schedule(self) -> Schedule:
         """The schedule of the defense."""
         if self.schedule == "one-cycle":
-            return one_cycle(
-                self.epochs, 1e-3 if self.lr is None else self.lr, self.train_batch_size, self.denoise_epochs
-            )
+            first = self.usual_denoise_epochs if self.denoise_epochs is None else self.denoise_epochs
+            return one_cycle(self.epochs, 1e-3 if self.lr is None else self.lr, self.train_batch_size, first)
         if self.schedule == "paper-scratch":
             return paper_scratch(1e-3 if self.lr is None else self.lr, self.train_batch_size)
         return paper_finetune(1e-5 if self.lr is None else self.lr, self.train_batch_size)
@@ -257,20 +259,26 @@ class RuleOptions:
         "the latest; fixed always draws n",
         "e-process",
     )
-    n0: int | None = option("votes that pick a class; by default 25, for a fixed n 100", None)
+    n0: int | None = option("votes that pick a class; by default 25, for a fixed n 100", None, most=MOST_VOTES)
     n: int | None = option(
         "votes that bound its probability, and the most of them under a sequential rule; by default 100000, for a "
         "fixed n 10000",
         None,
+        least=1,
+        most=MOST_VOTES,
     )
     radii: list[float] | None = option(
         "l2 radii for a sequential rule to decide, as [0.25, 0.5]; by default sigma/2, sigma and 2 sigma", None
     )
     tolerance: float | None = option(
-        "instead of radii, the full radius to this share of what more votes could still add, such as 0.05", None
+        "instead of radii, the full radius to this share of what more votes could still add, such as 0.05",
+        None,
+        advanced=True,
     )
     futility: float = option(
-        "stop where the radii still open lie above an upper bound that fails at this rate; 0 for never", 0.05
+        "stop where the radii still open lie above an upper bound that fails at this rate; 0 for never",
+        0.05,
+        advanced=True,
     )
 
     def sample_sizes(self) -> tuple[int, int]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
+from certibox.commands.devices import require_device
 from certibox.commands.fields import option
+from certibox.commands.printing import OUT
 from certibox.commands.progress import bar
 from certibox.errors import InvalidInput, one_of
 from certibox.paper import runner
@@ -18,8 +19,6 @@ from certibox.paper.results import write_results
 from certibox.paper.shipped import EXPERIMENTS, find_suite
 from certibox.paper.stages import Workshop
 from certibox.paper.suite import NAMES
-
-OUT = Console(soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class PaperRun(Experiments):
     seed: int | None = option("measure this seed alone", None)
     work: str = option("folder where the stages are kept, shared by all tables", "runs/paper")
     device: str = option("where networks train and answer: cpu or cuda", "cpu")
-    threads: int | None = option("CPU threads; by default all", None)
+    threads: int | None = option("CPU threads; by default all", None, least=1, most=1024)
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,6 @@ def run_run(options: PaperRun) -> None:
         measured, fresh = runner.measure(job, workshop, results)
         took = f"{time.perf_counter() - started:.0f} s" if fresh else "measured before"
         OUT.print(f"{job.name}: {runner.headline(measured)}; {measured.queries['train']:,} queries to train; {took}")
-
-
-def require_device(device: str) -> None:
-    """Raise `InvalidInput` for a device that torch cannot use here, before any work."""
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says no in all of these
-        reason = " ".join(str(error).split())[:120]
-        raise InvalidInput(f"device is {device!r}: {reason}; wanted cpu, or cuda where there is one") from error
 
 
 def run_report(options: PaperReport) -> None:

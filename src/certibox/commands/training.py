@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from certibox.commands.boxes import BoxOptions
 from certibox.commands.fields import Needs, option
 from certibox.commands.models import is_saved, saved_autoencoder, untrained_autoencoder
-from certibox.commands.options import BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions
+from certibox.commands.options import LONGEST_TRAINING, DataOptions, EstimatorOptions, ScheduleOptions, folder
 from certibox.commands.printing import OUT, spent
 from certibox.commands.progress import bar
 from certibox.errors import InvalidInput
@@ -45,7 +46,7 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
             "another --method",
         ),
         Needs(
-            "denoiser denoise_weight",
+            "denoiser denoise_weight denoise_epochs",
             lambda o: METHODS[o.method].denoises,
             "with --method {method}, which has no denoiser",
             "another --method",
@@ -80,10 +81,12 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     )
     sigma: float = option("standard deviation of the noise, in pixels on [0, 1]")
     gamma: float | None = option("weight of the stability term; all methods but DS and RS want it", None)
-    denoise_weight: float = option("weight of the denoising term; 0 trains stability alone", 1.0)
-    reconstruction_weight: float = option("weight of the free term that keeps decoded images near the clean ones", 0.0)
+    denoise_weight: float = option("weight of the denoising term; 0 trains stability alone", 1.0, advanced=True)
+    reconstruction_weight: float = option(
+        "weight of the free term that keeps decoded images near the clean ones", 0.0, advanced=True
+    )
     scheme: Literal["denoiser", "denoiser+encoder", "denoiser+autoencoder"] = option(
-        "parts that train", "denoiser+encoder"
+        "parts that train", "denoiser+encoder", advanced=True
     )
     denoiser: Literal["dncnn", "dncnn-wide", "unet"] = option("denoising network", "dncnn")
     autoencoder: str = option(
@@ -93,26 +96,43 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     )
     d_z: int | None = option("dimension of the embedding; by default the paper's for the size of the images", None)
     latent: Literal["relu", "leaky", "linear"] = option(
-        "what ends the encoder: relu leaves dead coordinates, which cost no query and carry nothing", "relu"
+        "what ends the encoder: relu leaves dead coordinates, which cost no query and carry nothing",
+        "relu",
+        advanced=True,
     )
-    autoencoder_epochs: int = option("epochs of the autoencoder's query-free pre-training on clean images", 50)
-    targets: Literal["hard", "soft"] = option("compare with the box's label, or with its probabilities", "hard")
-    augmentation: Literal["none", "flip", "flips", "crop-flip"] = option("augmentation of training images", "none")
+    autoencoder_epochs: int = option(
+        "epochs of the autoencoder's query-free pre-training on clean images", 50, least=0, most=LONGEST_TRAINING
+    )
+    targets: Literal["hard", "soft"] = option(
+        "compare with the box's label, or with its probabilities", "hard", advanced=True
+    )
+    augmentation: Literal["none", "flip", "flips", "crop-flip"] = option(
+        "augmentation of training images", "none", advanced=True
+    )
     validation: float = option("share of the images held out to select the best epoch", 0.1)
-    validation_votes: int = option("noisy votes on each held-out image", 4)
+    validation_votes: int = option("noisy votes on each held-out image", 4, advanced=True)
     validate_every: int | None = option(
-        "epochs between validations, by default each; the end of the schedule is validated in any case", None
+        "epochs between validations, by default each; the end of the schedule is validated in any case",
+        None,
+        advanced=True,
     )
-    skip_dead: bool = option("spend no query on embedding coordinates without an upstream gradient", True)
-    updates: int = option("guided: optimizer steps of the surrogate a step of training", 4)
-    patience: int | None = option("stop after so many validations without a better score", None)
+    skip_dead: bool = option(
+        "spend no query on embedding coordinates without an upstream gradient", True, advanced=True
+    )
+    updates: int = option("guided: optimizer steps of the surrogate a step of training", 4, advanced=True)
+    patience: int | None = option("stop after so many validations without a better score", None, advanced=True)
     fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
-    seed: int = option("seed of every random draw", 0)
+    seed: int = option("seed of every random draw", 0, least=0)
 
     def build_estimator(self) -> GradientEstimator:
         """The estimator, with what its surrogate does between queries."""
         made = super().build_estimator()
         return replace(made, updates=self.updates) if isinstance(made, Guided) else made
+
+    @property
+    def usual_denoise_epochs(self) -> int:
+        """Epochs on denoising alone where none are given: none without a denoiser."""
+        return super().usual_denoise_epochs if METHODS[self.method].denoises else 0
 
     def build_settings(self) -> TrainingSettings:
         """The settings of the run."""
@@ -146,11 +166,14 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
 
 
 def run_train(options: Train) -> None:
-    """`certibox train`."""
-    out = Path(options.out)
+    """`certibox train`.
+
+    Args:
+        options: Options of the command.
+    """
+    out, settings = folder(options.out), options.build_settings()
     images = options.images()
-    client = options.client(out / "ledger.sqlite")
-    settings = options.build_settings()
+    client = options.client(out / "ledger.sqlite", images)
     bottleneck = METHODS[options.method].bottleneck
     autoencoder, stage1 = options.build_autoencoder(images.shape) if bottleneck else (None, None)
     with bar(f"training {options.method}", client) as progress:
@@ -163,6 +186,7 @@ def run_train(options: Train) -> None:
             autoencoder_schedule=stage1,
             validation=options.validation,
             fingerprint=options.fingerprint,
+            device=options.device or "cpu",
             out=out / "training",
             progress=progress,
         )
