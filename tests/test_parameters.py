@@ -24,7 +24,7 @@ from certibox.training.settings import TrainingSettings
 from places import ROOT
 
 ROOMS = {  # room -> modules whose names are public beside those of the room
-    "blackbox": "base function onnx sklearn switches torch_module",
+    "blackbox": "base function model_files onnx onnx_file sklearn switches tflite torch_module",
     "certification": "certificate dataset noise pilot sampling sigma smoothing stored votes",
     "confidence": "binomial bootstrap forecast gaussian looks recorded sequential stopping",
     "data": "augmentation pixels",
