@@ -486,7 +486,7 @@ def test_a_function_may_return_arrays_tensors_or_lists(wrap: Callable[[Any], Any
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind"), [("cat", "str"), ([[1.0], [1.0, 2.0]], "list"), (None, "NoneType"), ({"a": 1}, "dict")]
+    ("answer", "kind"), [("cat", "str"), ([[1.0], [1.0, 2.0]], "list"), (None, "NoneType"), ({1}, "set")]
 )
 def test_an_answer_without_numbers_is_named(answer: Any, kind: str, x: Tensor) -> None:
     with pytest.raises(BadOutput, match=f"box talk answered a {kind}; return one array of numbers"):

@@ -331,6 +331,13 @@ def test_weights_in_another_file_are_part_of_the_identity(tmp_path: Path) -> Non
         pickle.loads(sent)
 
 
+def test_an_identity_that_is_given_is_joined_with_that_of_the_file(tmp_path: Path) -> None:
+    path = linear_onnx(tmp_path / "m.onnx")
+    given = {as_blackbox(path, "logits", identity=identity).spec.identity for identity in (None, "1", "2")}
+    linear_onnx(path, batch=4)
+    assert len(given | {as_blackbox(path, "logits", identity="1").spec.identity, "1"}) == 5
+
+
 def test_without_onnxruntime_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InvalidInput, match=r"pip install 'certibox\[onnx\]'"):

@@ -222,6 +222,13 @@ def test_without_litert_the_package_to_install_is_named(tmp_path: Path, monkeypa
         as_blackbox(path, "logits")
 
 
+def test_an_identity_that_is_given_is_joined_with_that_of_the_file(tmp_path: Path) -> None:
+    path = linear_tflite(tmp_path / "m.tflite", chosen(0, 1), LAST)
+    given = {as_blackbox(path, "logits", identity=identity).spec.identity for identity in (None, "1", "2")}
+    linear_tflite(path, chosen(0, 2), LAST)
+    assert len(given | {as_blackbox(path, "logits", identity="1").spec.identity, "1"}) == 5
+
+
 def test_a_copy_reads_the_file_again_and_refuses_another(x: Tensor, tmp_path: Path) -> None:
     path = linear_tflite(tmp_path / "m.tflite", chosen(0, 1), LAST)
     box = as_blackbox(path, "logits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -45,6 +46,7 @@ _ONLY = {  # what only some adapters take, and whose that is
     "output_key": ((TorchBox, FunctionBox), "torch modules and functions"),
 }
 _ESTIMATOR_METHODS = ("predict_proba", "decision_function", "predict")
+_SCORES = _ESTIMATOR_METHODS[:2]  # what no other kind of model has
 
 
 def as_blackbox(
@@ -66,17 +68,21 @@ def as_blackbox(
     identity: str | None = None,
     input_name: str | None = None,
     output_name: str | None = None,
-    output_key: str | None = None,
+    output_key: str | int | None = None,
     concurrency: int | None = None,
 ) -> BlackBox:
-    """A model as a black box that takes float pixels in [0, 1] (n, c, h, w). Nothing is asked of the model here.
+    """A model as a black box that takes float pixels (n, c, h, w), on [0, 1] where they are clean.
+
+    Nothing is asked of the model here. What it sees lies on [0, 1] too, before `input_range`, if pixels are clipped
+    (see `clip`).
 
     The parameters below `outputs` declare the model. Where one is not given, the adapter knows better (the name, the
     batch size, the classes of an estimator, the shapes of a file) or `BoxSpec` has a default.
 
     Args:
-        model: Torch module, function on numpy float32 (n, c, h, w), fitted scikit-learn estimator, path of an ONNX
-            or TensorFlow Lite file, or a black box, which comes back as it is.
+        model: Torch module, also compiled, scripted, quantised or exported; function on numpy float32 (n, c, h, w);
+            fitted scikit-learn estimator, or an object with `predict_proba` or `decision_function`; path of an ONNX
+            or TensorFlow Lite file; or a black box, which comes back as it is.
         outputs: Kind of the answers: "logits", "probabilities", "labels" or "values".
         num_classes: Number of classes K; required for labels of a model that does not say.
         input_range: Range (lo, hi) that the model expects of pixels.
@@ -84,8 +90,8 @@ def as_blackbox(
             (n, c * h * w) or "flat-NHWC" (n, h * w * c); an estimator takes flat ones in any case.
         dtype: Type of the numbers that the model takes: "float32", "float64", "float16" or "uint8"; None for the
             adapter's own.
-        clip: Whether pixels are clipped to [0, 1] first: noise takes them out of that range. By default they are, but
-            for torch modules, whose gradients clipping would cut.
+        clip: Whether pixels are clipped to [0, 1] first: noise and defenses take them out of that range. By default
+            they are, but for torch modules, whose gradients clipping would cut: such a model sees -1.0 or 1.8.
         levels: Number of equally spaced values on [0, 1] that pixels are rounded to, as 256 for 8-bit images.
         mean: Mean of each channel to subtract, in the units of `input_range`.
         std: Standard deviation of each channel to divide by, in the units of `input_range`.
@@ -94,7 +100,9 @@ def as_blackbox(
         max_batch: Most images that one call may hold.
         name: Name of the box in messages and records. One that you give vouches for a function, which nothing else can
             tell from another: give another name to another model.
-        identity: Digest or version of what decides the answers and the adapter cannot see, such as that of a server.
+        identity: Digest or version of what decides the answers and the adapter cannot see, such as that of a server. It
+            is joined with what the adapter sees itself: weights, settings and code of a torch module, all that an
+            estimator learned, the bytes of a file.
         input_name: Name of the input of a file that takes the images, where it has several.
         output_name: Name of the output of a file to answer with.
         output_key: Key or position of the answers in what a model returns, where that is a dictionary, a tuple or an
@@ -103,6 +111,9 @@ def as_blackbox(
 
     Returns:
         A black box.
+
+    Warns:
+        UserWarning: Mean and std do not seem to be in the units of `input_range`.
 
     Raises:
         InvalidInput: The model is of another kind, or the declaration cannot hold.
@@ -143,7 +154,10 @@ def as_blackbox(
             raise InvalidInput(
                 f"{field}={declared[field]!r} was given for a {type(model).__name__}; only {owners} have it"
             )
-    return adapter(model, outputs, **declared)
+    box = adapter(model, outputs, **declared)
+    if (doubt := box.spec.doubt) is not None:
+        warnings.warn(doubt, stacklevel=2)
+    return box
 
 
 def _is_blackbox(model: object) -> TypeGuard[BlackBox]:
@@ -154,7 +168,7 @@ def _adapter(model: object) -> Callable[..., BlackBox]:
     """The adapter for a kind of model. Raises InvalidInput where there is none."""
     if isinstance(model, type):
         raise InvalidInput(f"model is the class {model.__name__}; give an instance of it")
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) or type(model).__module__.startswith("torch.export"):
         return TorchBox
     if isinstance(model, str | Path):
         return _file_adapter(Path(model))
@@ -162,6 +176,13 @@ def _adapter(model: object) -> Callable[..., BlackBox]:
         return SklearnBox
     if callable(model):
         return FunctionBox
+    if any(hasattr(model, method) for method in _SCORES):
+        return SklearnBox
+    if hasattr(model, "predict"):
+        raise InvalidInput(
+            f"model is a {type(model).__name__}, whose predict may take and answer anything; give a function such as "
+            "lambda images: model.predict(images)"
+        )
     raise _no_model(model)
 
 

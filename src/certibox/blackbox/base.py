@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from certibox.data.pixels import as_images
@@ -19,7 +20,14 @@ OUTPUTS = ("logits", "probabilities", "labels", "values")
 LAYOUTS = ("NCHW", "NHWC", "flat", "flat-NHWC")
 DTYPES = ("float32", "float64", "float16", "uint8")
 
+_EIGHT_BITS = 200  # a range as wide as this is that of 8-bit pixels
 _LATER = {"layout": "NCHW", "dtype": None}
+_KINDS = {  # field -> types that it may have, in words too
+    "clip": ((bool, np.bool_), "True or False"),
+    "name": (str, "a text"),
+    "identity": ((str, type(None)), "a text, such as a digest or a version"),
+    "image_shape": ((tuple, list, type(None)), "(channels, height, width)"),
+}
 _LEAST = {"num_classes": 2, "levels": 2, "batch_size": 1, "max_batch": 1, "concurrency": 1}
 
 
@@ -57,7 +65,7 @@ class BoxSpec:
     name: str = "box"
     """Name of the box in messages and records."""
     identity: str | None = None
-    """Digest of the model itself, where an adapter can take one without a query; None for a function."""
+    """Digest of the model itself, joined with what its user gave; None for a function of which nobody gave one."""
     concurrency: int = 1
     """Most calls that may be under way at once, whatever the number of threads; more than 1 serves a remote model."""
     layout: str = "NCHW"
@@ -71,19 +79,24 @@ class BoxSpec:
     None for a size that is free."""
 
     def __post_init__(self) -> None:
-        for field, known in (("outputs", OUTPUTS), ("layout", LAYOUTS), ("dtype", (*DTYPES, None))):
-            if (came := getattr(self, field)) not in known:
-                raise InvalidInput(f"{field} is {came!r}; give {one_of(came, [name for name in known if name])}")
+        for field, known in (("outputs", OUTPUTS), ("layout", LAYOUTS), ("dtype", DTYPES)):
+            came = getattr(self, field)
+            if not (isinstance(came, str) and came in known) and not (field == "dtype" and came is None):
+                raise InvalidInput(f"{field} is {came!r}; give {one_of(came, known)}")
+        for field, (kinds, wanted) in _KINDS.items():
+            if not isinstance(came := getattr(self, field), kinds):
+                raise InvalidInput(f"{field} is {came!r}; give {wanted}")
         if self.num_classes is None and self.outputs == "labels":
             raise InvalidInput("outputs='labels' without num_classes; give the number of classes")
         for field, least in _LEAST.items():
             value = getattr(self, field)
             if value is not None and not (_is_int(value) and value >= least):
                 raise InvalidInput(f"{field} is {value!r}; give an integer of at least {least}")
+            _set(self, field, None if value is None else int(value))
         self._settle_tuples()
         self._settle_integers()
         # Equal behaviour is an equal declaration: say what is implied.
-        _set(self, "clip", self.clip or self.levels is not None)
+        _set(self, "clip", bool(self.clip) or self.levels is not None)
         _set(self, "batch_size", min(self.batch_size, self.max_batch or self.batch_size))
 
     def _settle_integers(self) -> None:
@@ -111,9 +124,9 @@ class BoxSpec:
             raise InvalidInput(f"mean has {len(self.mean)} channels and std {len(self.std)}; give as many of each")
         if self.image_shape is None:
             return
-        _set(self, "image_shape", tuple(self.image_shape))
         if len(self.image_shape) != 3 or not all(_is_int(size) and size >= 1 for size in self.image_shape):
             raise InvalidInput(f"image_shape is {self.image_shape}; give (channels, height, width), each at least 1")
+        _set(self, "image_shape", tuple(map(int, self.image_shape)))
         if self._channels not in (None, self.image_shape[0]):
             raise InvalidInput(f"mean or std has {self._channels} channels, image_shape is {self.image_shape}")
         if not self._fits(self.image_shape):
@@ -207,6 +220,25 @@ class BoxSpec:
         images = prepared.permute(0, 2, 3, 1) if self.layout.endswith("NHWC") else prepared
         return images.flatten(1) if self.layout.startswith("flat") else images
 
+    @property
+    def doubt(self) -> str | None:
+        """What looks wrong about mean and std beside `input_range`, in whose units they are; None for a good pair."""
+        lo, hi = self.input_range
+        mean, std = self.mean or (), self.std or ()
+        small = 0 < max(mean, default=0) < 1 or max(std, default=1) < 1
+        if any(not lo <= value <= hi for value in mean) or max(std, default=0) > hi - lo:
+            wrong = "lies outside of" if mean and not lo <= min(mean) <= max(mean) <= hi else "is larger than"
+        elif hi - lo >= _EIGHT_BITS and small:
+            wrong = "is in units of [0, 1] beside"
+        else:
+            return None
+        pairs = list(zip(mean or (0.0,) * len(std), std or (1.0,) * len(mean), strict=True))
+        most = max(abs(end - middle) / width for end in (lo, hi) for middle, width in pairs)
+        return (
+            f"mean {self.mean} and std {self.std} of box {self.name}: one {wrong} input_range {self.input_range}, so "
+            f"that the model gets numbers up to {most:,.0f}; give input_range, mean and std in the same units"
+        )
+
     def provenance(self) -> dict[str, Any]:
         """The declaration as plain JSON values, without what cannot change an answer: batch sizes, say."""
         fields = asdict(self)
@@ -287,14 +319,14 @@ def _arranged(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _floats(field: str, values: Any) -> tuple[float, ...]:
     """A declared sequence of numbers as a tuple of finite floats, at least one."""
     try:
-        numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
+        numbers = () if isinstance(values, str | bytes) else tuple(float(value) for value in values)
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
     if not numbers or not all(math.isfinite(number) for number in numbers):
         raise InvalidInput(f"{field} is {values!r}; give a sequence of finite numbers")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
@@ -13,10 +15,12 @@ from certibox.blackbox.outputs import picked, to_outputs
 
 
 class FunctionBox:
-    """A function from C-contiguous numpy float32 (n, c, h, w) to an array, a tensor or nested lists of outputs.
+    """A function from a C-contiguous numpy array to an array, a tensor, a table or nested lists of outputs.
 
-    Every call gets an array of its own, to write to or to keep: a function that normalises in place must not change the
-    images that are certified.
+    It gets float32 (n, c, h, w), or what `layout` and `dtype` declare; with `dtype="uint8"` whole numbers 0 to 255. Its
+    pixels lie on [0, 1], or `input_range`, since they are clipped by default; with `clip=False` noise and defenses take
+    them out of that range. Every call gets an array of its own, to write to or to keep: a function that normalises in
+    place must not change the images that are certified.
 
     Args:
         function: Function of images, pixels in the declared range.
@@ -26,13 +30,17 @@ class FunctionBox:
     """
 
     def __init__(
-        self, function: Callable[[np.ndarray], Any], outputs: str, output_key: str | None = None, **declared: Any
+        self,
+        function: Callable[[np.ndarray], Any],
+        outputs: str,
+        output_key: str | int | None = None,
+        **declared: Any,
     ) -> None:
         self.vouched = "name" in declared
         """Whether its user gave the name by which it is told from another function."""
         self._output_key = output_key
         declared.setdefault("clip", True)
-        declared.setdefault("name", getattr(function, "__name__", type(function).__name__))
+        declared.setdefault("name", _name(function))
         self.spec = BoxSpec(outputs, **declared)
         self.function = function
 
@@ -41,6 +49,16 @@ class FunctionBox:
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
         """See `BlackBox.__call__`."""
-        arranged = self.spec.arrange(self.spec.prepare(x.detach()).cpu())
+        prepared = self.spec.prepare(x.detach()).cpu().resolve_neg()
+        if prepared.dtype == torch.bfloat16:  # which numpy does not know
+            prepared = prepared.float()
+        arranged = self.spec.arrange(prepared.round() if self.spec.dtype == "uint8" else prepared)
         images = np.array(arranged.numpy(), dtype=self.spec.dtype or np.float32, order="C")
-        return to_outputs(picked(self.function(images), self._output_key, self.spec), self.spec, x.device)
+        return to_outputs(picked(self.function(images), self._output_key, self.spec), self.spec, x.device, len(x))
+
+
+def _name(function: Any) -> str:
+    """The name of a function, also where it is wrapped."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from certibox.blackbox import onnx_file
 from certibox.blackbox.base import BoxSpec
+from certibox.blackbox.identity import joined
 from certibox.blackbox.model_files import (
     SCORES,
     ImageInput,
@@ -83,7 +84,7 @@ class OnnxBox:
         output = _choose_output(path, self._session.get_outputs(), outputs, output_name)
         self._output_name, self._fixed_batch = output.name, image.batch
         self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
-        declared.setdefault("identity", self._digest)
+        declared["identity"] = joined(declared.get("identity"), self._digest)
         declared = agreed_type(declared, self._type, str(path))
         self.spec = _spec(path, image, output, outputs, self._type, declared)
         self._pace = Pace(self.spec.batch_size) if self.free_batch_size and self._fixed_batch is None else None

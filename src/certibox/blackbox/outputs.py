@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
+from certibox.blackbox.numbers import as_numbers
 from certibox.errors import BadOutput
 
 _SHAPES = {"logits": "(n, K)", "probabilities": "(n, K)", "labels": "(n,)", "values": "(n, ...)"}
 _RANGE_TOLERANCE = 1e-4  # a probability may leave [0, 1] by this much
-_SUM_TOLERANCE = 1e-2  # a row of probabilities may miss 1 by this much: endpoints often round to two or three decimals
+_SUM_TOLERANCE = 1e-2  # a row of probabilities may miss 1 by this much
+_ROUNDED_TOLERANCE = 5e-2  # the most by which a row of rounded ones may
+_STEPS = (10, 100, 255, 256, 1000, 10_000)  # roundings that are recognised: decimals and the levels of 8-bit networks
 
 
-def picked(answer: Any, key: str | None, spec: BoxSpec) -> Any:
+def picked(answer: Any, key: str | int | None, spec: BoxSpec) -> Any:
     """The part of a model's answer that holds the scores: under a key, at a position or in an attribute.
 
     Args:
@@ -33,17 +36,17 @@ def picked(answer: Any, key: str | None, spec: BoxSpec) -> Any:
         return answer
     try:
         if isinstance(answer, Mapping):
-            return answer[key]
-        if isinstance(answer, list | tuple) and key.lstrip("-").isdigit():
+            return answer[key] if key in answer else answer[int(key)]
+        if isinstance(answer, list | tuple) and str(key).lstrip("-").isdigit():
             return answer[int(key)]
-        return getattr(answer, key)
-    except (KeyError, IndexError, AttributeError) as error:
-        parts = list(answer) if isinstance(answer, Mapping) else type(answer).__name__
+        return getattr(answer, str(key))
+    except (KeyError, IndexError, AttributeError, ValueError) as error:
+        parts = list(answer) if isinstance(answer, Mapping) else f"a {type(answer).__name__}"
         raise BadOutput(f"box {spec.name} answered {parts}, which has no {key!r}; give another output_key") from error
 
 
-def to_outputs(answer: object, spec: BoxSpec, device: torch.device) -> Tensor:
-    """A model's answer (tensor, array or nested list) as a tensor of the kind that `spec` declares.
+def to_outputs(answer: object, spec: BoxSpec, device: torch.device, n: int | None = None) -> Tensor:
+    """A model's answer (tensor, array, table or nested list) as a tensor of the kind that `spec` declares.
 
     Always a copy: a model may reuse its output buffer, and the copy of an inference tensor may enter an autograd graph.
 
@@ -51,18 +54,41 @@ def to_outputs(answer: object, spec: BoxSpec, device: torch.device) -> Tensor:
         answer: Answer of the model, as it came.
         spec: Declaration of the box.
         device: Device of the images, where the answer goes.
+        n: Number of images asked about, where the caller knows it: the answer to one image may lack its first
+            dimension.
 
     Raises:
         BadOutput: The answer is no array of numbers; `check_outputs` judges the rest.
     """
-    if not isinstance(answer, Tensor):
-        try:
-            answer = torch.from_numpy(np.array(answer))
-        except (TypeError, ValueError) as error:
-            raise BadOutput(
-                f"box {spec.name} answered a {type(answer).__name__}; return one array of numbers"
-            ) from error
-    return _typed(answer.detach().to(device, copy=True), spec)
+    return in_columns(_typed(as_numbers(answer, spec).detach().to(device, copy=True), spec), spec, n)
+
+
+def in_columns(scores: Tensor, spec: BoxSpec, n: int | None = None) -> Tensor:
+    """Numbers in the shape of their kind: of a model with one output, which has two classes, both columns.
+
+    A probability p, (n, 1) or (n,), becomes (1 - p, p), and a score s becomes (0, s). Labels (n, 1) become (n,). For
+    one image, (K,) becomes (1, K). Whatever fits no such form comes back as it is, for `check_outputs` to name.
+    Autograd can follow.
+
+    Args:
+        scores: Numbers that a model answered.
+        spec: Declaration of the box.
+        n: Number of images asked about; None where nobody knows.
+    """
+    shape = scores.shape
+    if len(shape) == 2 and shape[1] > 1:
+        return scores
+    if n == 1 and (not shape or (len(shape) == 1 and shape[0] != 1)):  # one image, whose dimension is missing
+        return in_columns(scores[None], spec, n)
+    single = len(shape) == 2 and shape[1] == 1
+    if spec.outputs == "labels":
+        return scores[:, 0] if single else scores
+    one_each = single or (len(shape) == 1 and n in (None, shape[0]))
+    if spec.outputs == "values" or not one_each or spec.num_classes not in (None, 2):
+        return scores
+    score = scores.reshape(-1)
+    score = score if score.dtype in (torch.float32, torch.float64) or score.is_complex() else score.float()
+    return torch.stack([1 - score if spec.outputs == "probabilities" else torch.zeros_like(score), score], 1)
 
 
 def check_outputs(
@@ -71,7 +97,10 @@ def check_outputs(
     """The answer to n images, if it keeps the rules of its kind.
 
     It must be (n, K) with K >= 2 (logits, probabilities), (n,) integers in 0 ... num_classes - 1 (labels) or (n, ...)
-    (values), shaped as before and finite; probabilities lie in [0, 1] within 1e-4 and sum to 1 within 1e-2.
+    (values), shaped as before and finite; probabilities lie in [0, 1] within 1e-4 and sum to 1 within 1e-2. Where all
+    of them are seen to be rounded, to 1 to 4 decimals or to 8 bits, each may be off by half a step: their sum may miss
+    1 by K half steps, but never by more than 0.05. At the first answer (`num_outputs` is None) a warning says that
+    logits look like probabilities.
 
     Args:
         outputs: Answer of the box.
@@ -92,7 +121,20 @@ def check_outputs(
     broken = _broken_shape(tuple(outputs.shape), n, spec, num_outputs) or _broken_values(outputs, spec)
     if broken is not None:
         raise BadOutput(f"{batch}: {broken}")
+    if num_outputs is None and spec.outputs == "logits":
+        _warn_of_probabilities(outputs, spec)
     return outputs
+
+
+def _warn_of_probabilities(logits: Tensor, spec: BoxSpec) -> None:
+    """A word on logits that sum to 1: their softmax would be taken once more. One-hot rows are left alone."""
+    within = bool(((logits >= 0) & (logits <= 1)).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
+    if within and not bool(((logits == 0) | (logits == 1)).all()):
+        warnings.warn(
+            f"the logits of box {spec.name} look like probabilities: those of each image sum to 1; declare "
+            "outputs='probabilities' if they are",
+            stacklevel=3,
+        )
 
 
 def _broken_shape(shape: tuple[int, ...], n: int, spec: BoxSpec, num_outputs: tuple[int, ...] | None) -> str | None:
@@ -130,10 +172,32 @@ def _broken_values(outputs: Tensor, spec: BoxSpec) -> str | None:
         top = (spec.num_classes or 0) - 1
         return None if low >= 0 and high <= top else f"labels must be in 0..{top}, got {low if low < 0 else high}"
     if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
-        return f"probabilities must be in [0, 1], got {low if low < -_RANGE_TOLERANCE else high:.6g}"
-    sums = outputs.sum(1)
+        logs = high <= 0 and bool(((outputs.exp().sum(1) - 1).abs() <= _SUM_TOLERANCE).all())
+        what = "these look like log-probabilities" if logs else "if they are logits"
+        came = low if low < -_RANGE_TOLERANCE else high
+        return f"probabilities must be in [0, 1], got {came:.6g}; {what}{':' if logs else ','} declare outputs='logits'"
+    return _broken_sums(outputs)
+
+
+def _broken_sums(probabilities: Tensor) -> str | None:
+    """The sum that is not 1, with what it may mean; None where all are."""
+    sums = probabilities.sum(1)
     worst = sums[(sums - 1).abs().argmax()].item()
-    return None if abs(worst - 1) <= _SUM_TOLERANCE else f"probabilities of an image must sum to 1, got {worst:.6g}"
+    if abs(worst - 1) <= _SUM_TOLERANCE or abs(worst - 1) <= _rounding(probabilities):
+        return None
+    return (
+        f"probabilities of an image must sum to 1, got {worst:.6g}; these look like independent sigmoids: declare "
+        "outputs='logits' if the largest decides, or answer with one label's column"
+    )
+
+
+def _rounding(probabilities: Tensor) -> float:
+    """By how much rounded numbers may miss their sum: half a step each, up to a limit; 0 for numbers in full."""
+    for steps in _STEPS:
+        scaled = probabilities.double() * steps
+        if bool(((scaled - scaled.round()).abs() < 1e-3).all()):
+            return min(_ROUNDED_TOLERANCE, probabilities.shape[1] * 0.5 / steps) + 1e-5  # single precision
+    return 0.0
 
 
 def _typed(outputs: Tensor, spec: BoxSpec) -> Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
+from certibox.blackbox.identity import digest_of, joined
 from certibox.blackbox.outputs import to_outputs
 from certibox.blackbox.switches import Switch
 from certibox.errors import InvalidImages, InvalidInput
@@ -22,15 +23,19 @@ _BLAS_THREADS = Switch()
 
 
 class SklearnBox:
-    """A fitted estimator on flattened images (n, c * h * w), float64.
+    """A fitted estimator on flattened images (n, c * h * w), float64 or the declared `dtype`.
+
+    With `layout="NHWC"` or `"flat-NHWC"` they are flattened from (h, w, c), for an estimator that was fitted so. One
+    that was fitted on a table gets a table with the names of its columns. Pixels are clipped to [0, 1] by default.
 
     Logits come from `decision_function` (a binary score s becomes the columns 0, s), probabilities from
     `predict_proba`, labels (as positions in `classes_`) and the values of a regressor from `predict`.
 
     Args:
-        estimator: Fitted classifier or regressor.
+        estimator: Fitted classifier or regressor, or any object with one of these methods.
         outputs: Kind of the answers, as in `BoxSpec`.
-        declared: Other fields of `BoxSpec`; `num_classes` is read from the estimator.
+        declared: Other fields of `BoxSpec`; `num_classes` is read from the estimator, and `identity` is a digest of
+            what was fitted, joined with one that is given.
 
     Raises:
         InvalidInput: The estimator is not fitted, lacks the method or votes one against one.
@@ -60,8 +65,9 @@ class SklearnBox:
         declared.setdefault("clip", True)
         self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
         declared.setdefault("name", name)
-        declared.setdefault("identity", _identity(estimator))
+        declared["identity"] = joined(declared.get("identity"), digest_of(estimator))
         self.spec = BoxSpec(outputs, **declared)
+        self._columns = _columns(estimator)
         self.estimator = estimator
         self._threads = _blas()
 
@@ -82,11 +88,20 @@ class SklearnBox:
         if features != wanted:
             shape = tuple(x.shape[1:])
             raise InvalidImages(f"images {shape} have {features} pixels; box {self.spec.name} takes {wanted}")
-        flat = self.spec.arrange(images.cpu()).numpy().reshape(len(images), features).astype(np.float64)
+        flat = self._table(self.spec.arrange(images.cpu().resolve_neg()).flatten(1))
         # NumPy's threads wait busily for work, as torch's do: taking turns on the same cores cost a factor of four.
         with _BLAS_THREADS.changed(self._one_thread):
             answer = getattr(self.estimator, _METHODS[self.spec.outputs])(flat)
-        return to_outputs(self._in_columns(answer), self.spec, x.device)
+        return to_outputs(self._in_columns(answer), self.spec, x.device, len(x))
+
+    def _table(self, flat: Tensor) -> Any:
+        """A row an image (n, features) of its own, in the estimator's type and with the names of its columns."""
+        rows = flat.to(torch.float64).round() if self.spec.dtype == "uint8" else flat.to(torch.float64)
+        array = np.array(rows.numpy(), dtype=self.spec.dtype or np.float64, order="C")
+        if self._columns is None:
+            return array
+        names, table = self._columns
+        return table(array, columns=names)
 
     def _one_thread(self) -> Callable[[], None]:
         """Limits BLAS to one thread; returns what lifts the limit, from whichever thread is the last to go."""
@@ -106,10 +121,12 @@ class SklearnBox:
 
     def _in_columns(self, answer: Any) -> Any:
         """The estimator's answer in terms of columns 0 ... K - 1 of `classes_`."""
-        if self.spec.outputs == "logits" and np.ndim(answer) == 1:
-            return np.stack([np.zeros_like(answer), answer], axis=1)
-        if self.spec.outputs == "labels":
-            found = np.asarray(answer)[:, None] == self._classes  # (n, K)
+        if self.spec.outputs == "labels" and self._classes is not None:
+            labels = answer.toarray() if hasattr(answer, "toarray") else np.asarray(answer)
+            labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+            if labels.ndim != 1:
+                return labels
+            found = labels[:, None] == self._classes  # (n, K)
             return np.where(found.any(axis=1), found.argmax(axis=1), -1)  # -1 breaks the range of labels
         return answer
 
@@ -122,27 +139,34 @@ def _blas() -> ThreadpoolController:
 def _classes(estimator: Any) -> np.ndarray | None:
     """The class of each column, None for a regressor or an estimator that is not fitted."""
     classes = getattr(estimator, "classes_", None)
+    if getattr(estimator, "multilabel_", False):
+        raise InvalidInput(f"{type(estimator).__name__} predicts several labels an image; give one of one label")
     if isinstance(classes, list):
         raise InvalidInput(f"{type(estimator).__name__} predicts {len(classes)} labels an image; give one of one label")
     return None if classes is None else np.asarray(classes)
 
 
-def _identity(estimator: Any) -> str | None:
-    """SHA-256 of the arrays that were fitted; None where they lie deeper, as in forests and pipelines."""
-    found = {name: value for name, value in sorted(vars(estimator).items()) if name.endswith("_")}
-    parts = [part for value in found.values() for part in (value if isinstance(value, list) else [value])]
-    numbers = [part for part in parts if isinstance(part, np.ndarray) and part.dtype.kind in "fiu"]
-    total = hashlib.sha256()
-    for array in numbers:
-        total.update(f"{array.dtype}/{array.shape}".encode() + array.tobytes())
-    return total.hexdigest() if numbers else None
-
-
 def _offered(estimator: Any, classes: np.ndarray | None) -> list[str]:
     """The kinds of outputs that the estimator can give: values for a regressor, the others for a classifier."""
-    kinds = ("values",) if classes is None else ("logits", "probabilities", "labels")
-    fitted = hasattr(estimator, "n_features_in_") or classes is not None
+    classifies = classes is not None or hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function")
+    kinds = ("logits", "probabilities", "labels") if classifies else ("values",)
+    # Of scikit-learn's own, `n_features_in_` or `classes_` tells that it was fitted.
+    fitted = hasattr(estimator, "n_features_in_") or classes is not None or not hasattr(estimator, "get_params")
     return [kind for kind in kinds if fitted and hasattr(estimator, _METHODS[kind])]
+
+
+def _columns(estimator: Any) -> tuple[list[str], Callable[..., Any]] | None:
+    """Names of the columns that the estimator was fitted on, and what makes a table; None for one without names."""
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None:
+        return None
+    try:
+        from pandas import DataFrame
+    except ImportError as error:
+        raise InvalidInput(
+            f"{type(estimator).__name__} was fitted on a table with named columns; run pip install pandas"
+        ) from error
+    return list(names), DataFrame
 
 
 def _votes_one_vs_one(estimator: Any) -> bool:

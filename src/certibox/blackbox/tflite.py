@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
+from certibox.blackbox.identity import joined
 from certibox.blackbox.model_files import (
     SCORES,
     ImageInput,
@@ -152,7 +153,7 @@ class TfliteBox:
         self._input, self._output = node["index"], output["index"]
         self._at_once, self._rank = int(node["shape"][0]) if len(node["shape"]) else 1, len(node["shape"])
         self._type, self._grid, self._answers = node["dtype"], _grid(node), _grid(output)
-        declared.setdefault("identity", self._digest)
+        declared["identity"] = joined(declared.get("identity"), self._digest)
         declared.setdefault("name", Path(path).name)
         declared = agreed_type(declared, np.dtype(self._type).name, str(path))
         if not image.channels_first:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from certibox.blackbox.base import BoxSpec
-from certibox.blackbox.outputs import picked, to_outputs
+from certibox.blackbox.identity import digest_of, joined
+from certibox.blackbox.numbers import as_numbers
+from certibox.blackbox.outputs import in_columns, picked, to_outputs
 from certibox.blackbox.pace import Pace
-from certibox.storage.tensors import module_digest
+from certibox.errors import InvalidInput
 
 # Images a second by batch size, channels last (contiguous), at 3x32x32 on 2 CPU threads with torch 2.13, best of three:
 #     batch size                                16           32           64          128          256          512
@@ -19,35 +21,46 @@ from certibox.storage.tensors import module_digest
 #     14 layers, 64-128-256 channels     498 (472)    524 (460)    443 (399)    378 (286)    373 (264)    356 (251)
 # Channels last always won, and batches above 128 always lost.
 _CPU_BATCH_SIZE = 64
+_PRECISIONS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class TorchBox:
     """A torch module, asked in eval mode without gradients, on the device and in the precision of its first parameter.
 
     The module is put in eval mode, and the weights of a convolutional one are laid out channels last (the same numbers;
-    faster).
+    faster). It may be compiled, scripted, traced, quantised or exported; of an exported program the module is taken,
+    whose mode was fixed by the export. Pixels are not clipped unless `clip` or `levels` is declared, since clipping
+    cuts gradients: with noise on them, and behind a defense, they leave [0, 1].
 
     Args:
-        module: Module from float images (n, c, h, w) to outputs.
+        module: Module from float images (n, c, h, w) to outputs, or what `layout` and `dtype` declare.
         outputs: Kind of the answers, as in `BoxSpec`.
         output_key: Key, position or attribute of the answers in what the module returns; None for all of it.
-        declared: Other fields of `BoxSpec`; `name` is the module's class and `identity` a digest of its weights by
-            default, `batch_size` what was fastest for its device.
+        declared: Other fields of `BoxSpec`; `name` is the module's class by default, `batch_size` what was fastest for
+            its device, and `identity` a digest of its weights, settings and code, joined with one that is given.
+
+    Raises:
+        InvalidInput: The module has no weights yet.
     """
 
-    def __init__(self, module: nn.Module, outputs: str, output_key: str | None = None, **declared: Any) -> None:
+    def __init__(self, module: Any, outputs: str, output_key: str | int | None = None, **declared: Any) -> None:
         self._output_key = output_key
+        module = module if isinstance(module, nn.Module) else module.module()  # of an exported program
+        name = _name(module)
+        _require_weights(module, name)
         reference = _reference(module)
-        batch_size = _CPU_BATCH_SIZE if reference is None or reference.device.type == "cpu" else BoxSpec.batch_size
-        self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
-        declared.setdefault("batch_size", batch_size)
-        declared.setdefault("name", type(module).__name__)
-        declared.setdefault("identity", module_digest(module))
-        self.spec = BoxSpec(outputs, **declared)
         on_cpu = reference is None or reference.device.type == "cpu"
+        self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
+        declared.setdefault("batch_size", _CPU_BATCH_SIZE if on_cpu else BoxSpec.batch_size)
+        declared.setdefault("name", name)
+        BoxSpec(outputs, **declared)  # refused before a large model is read
+        declared["identity"] = joined(declared.get("identity"), digest_of(module))
+        self.spec = BoxSpec(outputs, **declared)
         self._pace = Pace(self.spec.batch_size) if self.free_batch_size and on_cpu else None
-        self.module = module.eval()
-        self._lay_out(channels_last=any(isinstance(layer, nn.Conv2d) for layer in module.modules()))
+        self.module = module
+        self._keeps_mode = not _in_eval_mode(module)
+        images = self.spec.layout == "NCHW"
+        self._lay_out(channels_last=images and any(isinstance(layer, nn.Conv2d) for layer in module.modules()))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec.summary})"
@@ -67,22 +80,30 @@ class TorchBox:
         return self._forward(x).to(x.device)
 
     def _forward(self, x: Tensor) -> Tensor:
-        if self.module.training:  # its owner may have gone on training it
-            self.module.eval()
-        reference = _reference(self.module)  # looked up every time: the user may move the module
-        like = x if reference is None else reference
+        if not self._keeps_mode and getattr(self.module, "training", False):  # its owner may have gone on training it
+            _in_eval_mode(self.module)
+        device, dtype = self._wanted(x)
         channels_last = self._channels_last  # as it is now: another thread may find out that it does not work
         layout = torch.channels_last if channels_last else torch.contiguous_format
         # A copy: a module that works in place must not change the images that are certified.
-        images = self.spec.arrange(self.spec.prepare(x)).to(like.device, like.dtype, copy=True, memory_format=layout)
+        images = self.spec.arrange(self.spec.prepare(x)).to(device, dtype, copy=True, memory_format=layout)
         try:
-            return picked(self.module(images), self._output_key, self.spec)
+            answer = picked(self.module(images), self._output_key, self.spec)
+            return in_columns(as_numbers(answer, self.spec), self.spec, len(x))
         except RuntimeError as error:
             # `features.view(n, -1)` works on contiguous features only. Such a module goes back to what it was.
             if not (channels_last and "view size is not compatible" in str(error)):
                 raise
         self._lay_out(channels_last=False)
         return self._forward(x)
+
+    def _wanted(self, x: Tensor) -> tuple[torch.device, torch.dtype]:
+        """Device and type of the module's input, looked up every time: its user may move the module."""
+        like = x if (reference := _reference(self.module)) is None else reference
+        if self.spec.dtype is not None:
+            return like.device, getattr(torch, self.spec.dtype)
+        whole = reference is None and any(map(_is_quantised, self.module.modules()))
+        return like.device, torch.float32 if whole else like.dtype
 
     def _lay_out(self, channels_last: bool) -> None:
         self._channels_last = channels_last
@@ -94,6 +115,38 @@ class TorchBox:
 
 
 def _reference(module: nn.Module) -> Tensor | None:
-    """The tensor whose device and precision the module's input takes; None for a module without numbers of its own."""
+    """The tensor whose device and precision the module's input takes; None for a module without floats of its own."""
     tensors = chain(module.parameters(), module.buffers())
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+    return next((tensor for tensor in tensors if tensor.dtype in _PRECISIONS), None)
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether a module is quantised: its numbers are whole, and what it takes is single precision."""
+    return "quantized" in type(module).__module__
+
+
+def _name(module: nn.Module) -> str:
+    """The class of the module, as it was before it was compiled, scripted or traced."""
+    original = getattr(module, "original_name", None) if isinstance(module, torch.jit.ScriptModule) else None
+    return str(original or type(getattr(module, "_orig_mod", module)).__name__)
+
+
+def _require_weights(module: nn.Module, name: str) -> None:
+    """Raises InvalidInput where a weight is still to be made or lies nowhere."""
+    for weight, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise InvalidInput(f"{weight} of {name} has no shape yet; run the module on one image first, it is lazy")
+        if tensor.is_meta:
+            raise InvalidInput(f"{weight} of {name} is on the meta device, without numbers; load the weights first")
+
+
+def _in_eval_mode(module: nn.Module) -> bool:
+    """Puts a module in eval mode; False for one whose mode was fixed when it was exported."""
+    try:
+        module.eval()
+    except Exception:  # of a module's own making
+        if isinstance(module, torch.fx.GraphModule):
+            return False
+        for part in module.modules():  # what eval() would have done
+            part.training = False
+    return True
