@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,88 @@ def digest_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UnreadableFile(f"{path} cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or an output of a file."""
+
+    name: str
+    """Its name in the file."""
+    type: str
+    """Type of its numbers, in the words of the runtime."""
+    shape: tuple[int | None, ...] | None
+    """Sizes with the batch first, None for one that is free; None where the file does not even say how many."""
+
+    @property
+    def form(self) -> str:
+        """Name, type and sizes, for messages."""
+        return f"{self.name} {self.type} {shown(self.shape)}"
+
+
+def choose_input(ports: Sequence[Port], name: str | None, types: Sequence[str], where: str) -> Port:
+    """The input that takes the images: the only one that must be given.
+
+    Args:
+        ports: Inputs without a default.
+        name: Name that the user gave; None for none.
+        types: Types that can be fed.
+        where: Name of the file, for messages.
+
+    Raises:
+        InvalidInput: There is none of that name, there are several, or it is of another type.
+    """
+    names = ", ".join(port.name for port in ports) or "none"
+    if name is not None and all(port.name != name for port in ports):
+        raise InvalidInput(f"input_name is {name!r}; {where} has {names}")
+    if len(ports) != 1:
+        raise InvalidInput(
+            f"{where} has the inputs {names} and needs them all; give a model with one, the images, or a function that "
+            "fills in the others"
+        )
+    if ports[0].type not in types:
+        raise InvalidInput(
+            f"input {names} of {where} is {ports[0].type}; give a model that takes one of {', '.join(types)}, or a "
+            "function that converts the images"
+        )
+    return ports[0]
+
+
+def choose_output(
+    ports: Sequence[Port], name: str | None, outputs: str, tests: Sequence[Callable[[Port], bool]], where: str
+) -> Port:
+    """The output to answer with: the named one, or the only one that can hold answers of the kind.
+
+    Args:
+        ports: Outputs.
+        name: Name that the user gave; None for none.
+        outputs: Kind of the answers.
+        tests: Whether a port fits: the first of these tests that any passes decides.
+        where: Name of the file, for messages.
+
+    Raises:
+        InvalidInput: There is none of that name, none fits, or several do.
+    """
+    forms = ", ".join(port.form for port in ports)
+    if name is not None:
+        ports = [port for port in ports if port.name == name]
+        if not ports:
+            raise InvalidInput(f"output_name is {name!r}; {where} has {forms}")
+    fitting = next((found for test in tests if (found := [port for port in ports if test(port)])), [])
+    if len(fitting) > 1:
+        raise InvalidInput(
+            f"{where} has the outputs {forms}, {len(fitting)} of which fit {outputs}; choose by output_name"
+        )
+    if not fitting:
+        came = ", ".join(port.form for port in ports)
+        raise InvalidInput(
+            f"outputs is {outputs!r}, but {where} answers {came}; give the kind that it answers, or a model that "
+            f"answers {_ANSWERS.get(outputs, 'floats (n, K)')}"
+        )
+    return fitting[0]
+
+
+_ANSWERS = {"labels": "whole numbers (n,) from 0 to K - 1", "values": "one array of numbers"}  # else scores
 
 
 @dataclass(frozen=True)

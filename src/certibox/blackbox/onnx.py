@@ -17,12 +17,14 @@ from certibox.blackbox.identity import joined
 from certibox.blackbox.model_files import (
     SCORES,
     ImageInput,
+    Port,
     agreed_type,
+    choose_input,
+    choose_output,
     classes_of,
     fits,
     require_model_file,
     settled,
-    shown,
     sizes,
 )
 from certibox.blackbox.outputs import to_outputs
@@ -78,11 +80,13 @@ class OnnxBox:
         declared.setdefault("clip", True)
         self._path = Path(path).absolute()
         self._session, self._digest = _open(Path(path))
-        node = _choose_input(path, self._session.get_inputs(), input_name)
-        image = ImageInput(f"input {node.name} of {path}", sizes(node.shape) or None)
-        self._input_name, self._type, self._rank = node.name, _INPUT_TYPES[node.type], len(node.shape)
-        output = _choose_output(path, self._session.get_outputs(), outputs, output_name)
-        self._output_name, self._fixed_batch = output.name, image.batch
+        inputs, answers = _ports(path, self._session.get_inputs()), _ports(path, self._session.get_outputs())
+        port = choose_input(inputs, input_name, tuple(_INPUT_TYPES), str(path))
+        tests = [lambda p: _fits(p, outputs) and _is_usual(p, outputs), lambda p: _fits(p, outputs)]
+        output = choose_output(answers, output_name, outputs, tests, str(path))
+        image = ImageInput(f"input {port.name} of {path}", port.shape)
+        self._input_name, self._output_name = port.name, output.name
+        self._type, self._rank, self._fixed_batch = _INPUT_TYPES[port.type], len(port.shape or ()), image.batch
         self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
         declared["identity"] = joined(declared.get("identity"), self._digest)
         declared = agreed_type(declared, self._type, str(path))
@@ -140,7 +144,7 @@ def _open(path: Path) -> tuple[Any, str]:
     options.log_severity_level = _SILENT
 
     def session(model: str | bytes) -> Any:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
     return _loaded(path, session, options), identity
 
@@ -170,72 +174,29 @@ def _reason(error: Exception | None) -> str:
         if found := re.search(pattern, text):
             return words.format(*found.groups())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", text)
+    text = re.sub(r"\S*onnxruntime_src/\S+ ", "", text)
     return text[:300]
 
 
-def _choose_input(path: str | Path, nodes: list[Any], name: str | None) -> Any:
-    """The input that takes the images: the only one without a default."""
-    names = ", ".join(node.name for node in nodes) or "none"
-    if name is not None and all(node.name != name for node in nodes):
-        raise InvalidInput(f"input_name is {name!r}; {path} has {names}")
-    if len(nodes) != 1:
-        raise InvalidInput(
-            f"{path} has the inputs {names} and needs them all; give a model with one, the images, or a function that "
-            "fills in the others"
-        )
-    node = nodes[0]
-    if node.type not in _INPUT_TYPES:
-        raise InvalidInput(
-            f"input {node.name} of {path} is {node.type}; give a model that takes float, double, float16 or uint8, or "
-            "a function that converts the images"
-        )
-    return node
+def _ports(path: str | Path, nodes: list[Any]) -> list[Port]:
+    """Inputs or outputs of a session."""
+    try:
+        return [Port(node.name, node.type, sizes(node.shape) or None) for node in nodes]
+    except UnicodeDecodeError as error:
+        raise UnreadableFile(f"{path} is no ONNX model that onnxruntime can load: {_reason(error)}") from error
 
 
-def _choose_output(path: str | Path, nodes: list[Any], outputs: str, name: str | None) -> Any:
-    """The output to answer with: the named one, or the only one whose type and sizes fit the kind."""
-    names = ", ".join(f"{node.name} {_form(node)}" for node in nodes)
-    if name is not None:
-        nodes = [node for node in nodes if node.name == name]
-        if not nodes:
-            raise InvalidInput(f"output_name is {name!r}; {path} has {names}")
-    fitting = [node for node in nodes if _fits(node, outputs)]
-    fitting = [node for node in fitting if _is_usual(node, outputs)] or fitting
-    if len(fitting) > 1:
-        raise InvalidInput(
-            f"{path} has the outputs {names}, {len(fitting)} of which fit {outputs}; choose by output_name"
-        )
-    if not fitting:
-        came = ", ".join(f"{node.name} {_form(node)}" for node in nodes)
-        raise InvalidInput(
-            f"outputs is {outputs!r}, but {path} answers {came}; give the kind that it "
-            f"answers, or a model that answers {_WANTED.get(outputs, 'floats (n, K)')}"
-        )
-    return fitting[0]
-
-
-_WANTED = {"labels": "whole numbers (n,) from 0 to K - 1", "values": "one array of numbers"}  # else scores
-
-
-def _form(node: Any) -> str:
-    """Type and sizes of an input or output, in words."""
-    if node.type.startswith("tensor"):
-        return f"{node.type} {shown(sizes(node.shape) or None)}"
-    return node.type
-
-
-def _fits(node: Any, outputs: str) -> bool:
-    if node.type.startswith(_MAPS):
+def _fits(port: Port, outputs: str) -> bool:
+    if port.type.startswith(_MAPS):
         return outputs in SCORES
-    types = {"labels": (*_WHOLE, *_FLOATS), "values": (*_WHOLE, *_FLOATS)}.get(outputs, _FLOATS)
-    return node.type in types and fits(outputs, sizes(node.shape) or None)
+    return port.type in (_FLOATS if outputs in SCORES else (*_WHOLE, *_FLOATS)) and fits(outputs, port.shape)
 
 
-def _is_usual(node: Any, outputs: str) -> bool:
+def _is_usual(port: Port, outputs: str) -> bool:
     """Whether an output that fits has the usual form of its kind: whole labels, a score a class."""
     if outputs == "labels":
-        return node.type in _WHOLE
-    return outputs not in SCORES or len(node.shape or ()) != 1
+        return port.type in _WHOLE
+    return outputs not in SCORES or len(port.shape or ()) != 1
 
 
 def _numbers(answer: Any) -> np.ndarray:
@@ -246,12 +207,11 @@ def _numbers(answer: Any) -> np.ndarray:
 
 
 def _spec(
-    path: str | Path, image: ImageInput, output: Any, outputs: str, own_type: str, declared: dict[str, Any]
+    path: str | Path, image: ImageInput, output: Port, outputs: str, own_type: str, declared: dict[str, Any]
 ) -> BoxSpec:
     """The declaration, with what the file fixes."""
     fixed = image.fixed(declared)
-    shape = sizes(output.shape) or None
-    if output.type.startswith("tensor") and (classes := classes_of(outputs, shape, image.batch)):
+    if classes := classes_of(outputs, output.shape, image.batch):
         fixed["num_classes"] = classes
     if own_type == "uint8":
         fixed["input_range"] = (0.0, 255.0)

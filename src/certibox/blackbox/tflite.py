@@ -20,13 +20,15 @@ from certibox.blackbox.identity import joined
 from certibox.blackbox.model_files import (
     SCORES,
     ImageInput,
+    Port,
     agreed_type,
+    choose_input,
+    choose_output,
     classes_of,
     fits,
     read_whole,
     require_model_file,
     settled,
-    shown,
     sizes,
 )
 from certibox.blackbox.outputs import to_outputs
@@ -147,19 +149,22 @@ class TfliteBox:
         self._own = threading.local()
         self.free_batch_size = "batch_size" not in declared  # the file has its own way with any number
         interpreter = self._interpreter()
-        node = _choose_input(path, interpreter.get_input_details(), input_name)
-        output = _choose_output(path, interpreter.get_output_details(), outputs, output_name)
-        image = ImageInput(f"input {node['name']} of {path}", _sizes(node) or None)
+        inputs = {_port(node): node for node in interpreter.get_input_details()}
+        answers = {_port(node): node for node in interpreter.get_output_details()}
+        port = choose_input(list(inputs), input_name, (*_FLOATS, *_GRIDS), str(path))
+        result = choose_output(list(answers), output_name, outputs, [lambda p: _fits(p, outputs)], str(path))
+        node, output = inputs[port], answers[result]
+        image = ImageInput(f"input {port.name} of {path}", port.shape)
         self._input, self._output = node["index"], output["index"]
         self._at_once, self._rank = int(node["shape"][0]) if len(node["shape"]) else 1, len(node["shape"])
         self._type, self._grid, self._answers = node["dtype"], _grid(node), _grid(output)
         declared["identity"] = joined(declared.get("identity"), self._digest)
         declared.setdefault("name", Path(path).name)
-        declared = agreed_type(declared, np.dtype(self._type).name, str(path))
+        declared = agreed_type(declared, port.type, str(path))
         if not image.channels_first:
             declared.setdefault("layout", "NHWC")
         fixed = image.fixed(declared)
-        if classes := classes_of(outputs, _sizes(output) or None, self._at_once):
+        if classes := classes_of(outputs, result.shape, self._at_once):
             fixed["num_classes"] = classes
         if self._grid is not None:
             declared = _on_grid(self._grid, declared, str(path))
@@ -266,59 +271,24 @@ def _without_notes() -> Iterator[None]:
             os.close(nowhere)
 
 
-def _sizes(node: dict[str, Any]) -> tuple[int | None, ...]:
-    """Sizes of an input or output, None for a free one."""
+def _port(node: dict[str, Any]) -> Port:
+    """An input or output in the words of all files."""
     signature = node.get("shape_signature", ())
-    return sizes([int(size) for size in (signature if len(signature) else node["shape"])])
-
-
-def _type(node: dict[str, Any]) -> str:
-    return np.dtype(node["dtype"]).name
+    shape = [int(size) for size in (signature if len(signature) else node["shape"])]
+    return Port(node["name"], np.dtype(node["dtype"]).name, sizes(shape) or None)
 
 
 def _grid(node: dict[str, Any]) -> Grid | None:
     """The grid of an input or output of whole numbers; without a scale the numbers stand for themselves."""
-    if _type(node) not in _GRIDS:
+    if np.dtype(node["dtype"]).name not in _GRIDS:
         return None
     scale, zero = node["quantization"]
     limits = np.iinfo(node["dtype"])
     return Grid(float(scale) or 1.0, int(zero), int(limits.min), int(limits.max))
 
 
-def _choose_input(path: str | Path, nodes: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
-    """The only input, which takes the images."""
-    names = ", ".join(node["name"] for node in nodes) or "none"
-    if name is not None and all(node["name"] != name for node in nodes):
-        raise InvalidInput(f"input_name is {name!r}; {path} has {names}")
-    if len(nodes) != 1:
-        raise InvalidInput(f"{path} has the inputs {names} and needs them all; give a model with one, the images")
-    if _type(nodes[0]) not in (*_FLOATS, *_GRIDS):
-        known = ", ".join((*_FLOATS, *_GRIDS))
-        raise InvalidInput(f"input {names} of {path} is {_type(nodes[0])}; give a model that takes one of {known}")
-    return nodes[0]
-
-
-def _choose_output(path: str | Path, nodes: list[dict[str, Any]], outputs: str, name: str | None) -> dict[str, Any]:
-    """The output to answer with: the named one, or the only one whose type and sizes fit the kind."""
-    names = ", ".join(_form(node) for node in nodes)
-    if name is not None:
-        nodes = [node for node in nodes if node["name"] == name]
-        if not nodes:
-            raise InvalidInput(f"output_name is {name!r}; {path} has {names}")
-    types = _LABELS if outputs == "labels" else (*_FLOATS, *_GRIDS)
-    fitting = [node for node in nodes if _type(node) in types and fits(outputs, _sizes(node) or None)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise InvalidInput(
-            f"{path} has the outputs {names}, {len(fitting)} of which fit {outputs}; choose by output_name"
-        )
-    came = ", ".join(_form(node) for node in nodes)
-    raise InvalidInput(f"outputs is {outputs!r}, but {path} answers {came}; give the kind that it answers")
-
-
-def _form(node: dict[str, Any]) -> str:
-    return f"{node['name']} {_type(node)} {shown(_sizes(node) or None)}"
+def _fits(port: Port, outputs: str) -> bool:
+    return port.type in (_LABELS if outputs == "labels" else (*_FLOATS, *_GRIDS)) and fits(outputs, port.shape)
 
 
 def _on_grid(grid: Grid, declared: dict[str, Any], where: str) -> dict[str, Any]:
