@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,22 @@ def test_levels_imply_clip_and_max_batch_bounds_batch_size() -> None:
         ({"image_shape": (3, 0, 4)}, r"image_shape is \(3, 0, 4\)"),
         ({"image_shape": (3, 4)}, r"image_shape is \(3, 4\)"),
         ({"image_shape": (3, 4, 4), "mean": (1, 2)}, r"2 channels, image_shape is \(3, 4, 4\)"),
+        ({"image_shape": 3}, r"image_shape is 3; give \(channels, height, width\)"),
+        ({"image_shape": "345"}, r"image_shape is '345'; give \(channels, height, width\)"),
+        ({"clip": "yes"}, "clip is 'yes'; give True or False"),
+        ({"clip": None}, "clip is None; give True or False"),
+        ({"mean": "12"}, "mean is '12'; give a sequence of finite numbers"),
+        ({"std": (10**400,)}, "std is .*; give a sequence of finite numbers"),
+        ({"input_range": None}, "input_range is None; give a sequence"),
+        ({"num_classes": 2.0}, "num_classes is 2.0; give an integer of at least 2"),
+        ({"num_classes": "10"}, "num_classes is '10'; give an integer"),
+        ({"name": 5}, "name is 5; give a text"),
+        ({"identity": b"7"}, "identity is b'7'; give a text, such as a digest"),
+        ({"layout": 4}, "layout is 4; give one of NCHW, NHWC, flat, flat-NHWC"),
+        ({"layout": "nchw"}, "layout is 'nchw'; .*did you mean NCHW"),
+        ({"dtype": np.uint8}, "dtype is <class 'numpy.uint8'>; give one of float32, float64, float16, uint8"),
+        ({"dtype": "int8"}, "dtype is 'int8'; give one of float32"),
+        ({"outputs": ["logits"]}, r"outputs is \['logits'\]; give one of logits"),
     ],
 )
 def test_a_declaration_that_cannot_hold_is_refused(declared: dict[str, Any], message: str) -> None:
@@ -225,6 +242,38 @@ def test_a_declaration_that_cannot_hold_is_refused(declared: dict[str, Any], mes
 def test_images_that_do_not_fit_are_refused(declared: dict[str, Any], images: Tensor, message: str) -> None:
     with pytest.raises(InvalidImages, match=message):
         BoxSpec("logits", name="digits", **declared).prepare(images)
+
+
+def test_numbers_of_numpy_declare_as_numbers_of_python_do() -> None:
+    numpys: dict[str, Any] = {"num_classes": np.int64(3), "clip": np.True_, "image_shape": (np.int8(1), 2, 2)}
+    plain = BoxSpec("logits", num_classes=3, clip=True, image_shape=(1, 2, 2), mean=(1.0,))
+    found = BoxSpec("logits", mean=np.ones(1), **numpys)  # pyright: ignore[reportArgumentType]
+    assert json.dumps(found.provenance()) == json.dumps(plain.provenance())
+
+
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.parametrize(
+    ("declared", "doubt"),
+    [
+        (IMAGENET | {"input_range": (0, 255)}, r"in units of \[0, 1\] beside input_range \(0.0, 255.0\).* 1,136;"),
+        ({"mean": (127.5,), "std": (127.5,)}, r"lies outside of input_range \(0.0, 1.0\).*up to 1;"),
+        ({"mean": (0.5,), "std": (58.0,)}, r"is larger than input_range \(0.0, 1.0\)"),
+        ({"mean": (123.7,)}, "lies outside of input_range"),
+        ({"std": (0.2,), "input_range": (0, 255)}, r"in units of \[0, 1\] .*up to 1,275;"),
+        (IMAGENET, None),
+        ({"mean": (0.5,), "std": (0.5,), "input_range": (-1, 1)}, None),
+        ({"mean": (123.7, 116.8, 103.9), "std": (58.4, 57.1, 57.4), "input_range": (0, 255)}, None),
+        ({"mean": (123.7, 116.8, 103.9), "input_range": (0, 255)}, None),
+        ({"mean": (0.0,), "std": (1.0,), "input_range": (0, 255)}, None),
+        ({"std": (255.0,), "input_range": (0, 255)}, None),
+        ({"input_range": (0, 255)}, None),
+    ],
+)
+def test_normalisation_in_other_units_than_the_range_is_warned_of(declared: dict[str, Any], doubt: str | None) -> None:
+    with nullcontext() if doubt is None else pytest.warns(UserWarning, match=f"mean .* of box len: one .*{doubt}"):
+        as_blackbox(len, "logits", **declared)
 
 
 # check_outputs
@@ -306,7 +355,9 @@ def test_a_black_box_comes_back_as_it_is_and_takes_no_second_declaration() -> No
         (LinearModule("logits"), {"outputs": "logits", "output_name": "y"}, "output_name='y' .* LinearModule"),
         (LinearModule, {"outputs": "logits"}, "model is the class LinearModule; give an instance"),
         (3, {"outputs": "logits"}, "model is 3; give a torch module"),
-        (np.eye(2), {"outputs": "logits"}, r"model is array\(\[\[1., 0.\], \[0., 1.\]\]\); give a torch module"),
+        (np.eye(2), {"outputs": "logits"}, r"model is a ndarray; give a torch module"),
+        ({"key": "secret"}, {"outputs": "logits"}, "model is a dict; give a torch module"),
+        (len, {"outputs": "logits", "output_key": ["a"]}, r"output_key is \['a'\]; give a key, a position"),
         ("model.pt", {"outputs": "logits"}, "model is 'model.pt', a PyTorch file, .* write a Python file"),
     ],
 )
@@ -465,6 +516,36 @@ def test_a_function_gets_a_float32_array_of_its_own(x: Tensor) -> None:
     assert torch.equal(x, before)
     assert torch.equal(strided, before.double().transpose(2, 3))
     assert all(images.dtype == np.float32 and images.flags.c_contiguous for images in seen)
+
+
+def test_a_function_may_take_bytes_which_do_not_wrap_around(x: Tensor) -> None:
+    seen: list[np.ndarray] = []
+
+    def function(images: np.ndarray) -> list[list[int]]:
+        seen.append(images)
+        return [[0, 1]] * len(images)
+
+    wild = (3 * x - 1).half()
+    for levels, layout in ((256, "NCHW"), (7, "NHWC")):
+        as_blackbox(function, "logits", dtype="uint8", levels=levels, layout=layout)(wild)
+        grid = (wild.float().clamp(0, 1) * (levels - 1)).round() * 255 / (levels - 1)
+        images = seen.pop()
+        assert (images.dtype, images.flags.c_contiguous) == (np.uint8, True)
+        wanted = grid if layout == "NCHW" else grid.permute(0, 2, 3, 1)
+        assert np.abs(images - wanted.numpy()).max() <= 1  # half precision rounds, but 0 is never 255
+
+
+def test_a_function_sees_pixels_on_0_to_1_unless_it_is_declared_otherwise(x: Tensor) -> None:
+    seen: list[np.ndarray] = []
+
+    def function(images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        return images[:, :, 0, 0]
+
+    as_blackbox(function, "logits")(3 * x - 1)
+    as_blackbox(function, "logits", clip=False)(3 * x - 1)
+    assert (seen[0].min(), seen[0].max()) == (0, 1)
+    assert np.array_equal(seen[1], (3 * x - 1).numpy())
 
 
 @pytest.mark.parametrize(

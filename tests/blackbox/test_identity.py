@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -155,6 +157,23 @@ def test_programs_are_told_by_their_program() -> None:
         plain = [make(nn.Sequential(nn.Flatten(), Net().linear)) for _ in range(2)]
         other = make(nn.Sequential(nn.Flatten(), Net().linear, nn.ReLU()))
         assert digest_of(plain[0]) == digest_of(plain[1]) != digest_of(other)
+
+
+@pytest.mark.parametrize("name", ["test", "profile", "mine", "__main__"])
+def test_a_file_of_ones_own_counts_by_its_code_whatever_it_is_called(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(body: str) -> nn.Module:
+        module = ModuleType(name)
+        module.__file__ = str(tmp_path / f"{name}.py")
+        monkeypatch.setitem(sys.modules, name, module)
+        vars(module).update(nn=nn, F=nn.functional)
+        exec(body, vars(module))
+        return module.Text()
+
+    first = digest_of(loaded(TEXT))
+    assert digest_of(loaded(TEXT)) == first == digest_of(in_text(TEXT)())
+    assert digest_of(loaded(TEXT.replace("relu", "elu"))) != first
 
 
 # Estimators

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import torch
 from torch import nn
 
 from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, differentiable, is_told_apart
@@ -149,6 +150,8 @@ def as_blackbox(
     adapter = _adapter(model)
     if outputs is None:
         raise InvalidInput(f"outputs was not given; say what the model answers: {', '.join(OUTPUTS)}")
+    if not isinstance(output_key, str | int | None):
+        raise InvalidInput(f"output_key is {output_key!r}; give a key, a position or the name of an attribute")
     for field, (adapters, owners) in _ONLY.items():
         if field in declared and adapter not in adapters:
             raise InvalidInput(
@@ -172,6 +175,11 @@ def _adapter(model: object) -> Callable[..., BlackBox]:
         return TorchBox
     if isinstance(model, str | Path):
         return _file_adapter(Path(model))
+    if isinstance(model, torch.jit.ScriptFunction):
+        raise InvalidInput(
+            "model is a scripted function of tensors; give a function of arrays such as "
+            "lambda images: model(torch.from_numpy(images))"
+        )
     if hasattr(model, "get_params") and any(hasattr(model, method) for method in _ESTIMATOR_METHODS):
         return SklearnBox
     if callable(model):
@@ -196,7 +204,7 @@ def _file_adapter(path: Path) -> Callable[..., BlackBox]:
 
 
 def _no_model(model: object) -> InvalidInput:
-    shown = " ".join(repr(model).split())[:80]
+    shown = repr(model)[:80] if isinstance(model, str | int | float) else f"a {type(model).__name__}"
     return InvalidInput(
         f"model is {shown}; give a torch module, a function on numpy float32 (n, c, h, w), a fitted scikit-learn "
         f"estimator, or the path of a file that ends in {' or '.join(MODEL_FILES)}"

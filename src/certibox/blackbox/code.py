@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import sys
+import sysconfig
 from collections.abc import Iterator
 from functools import cached_property, partial, partialmethod
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 _OF_NETWORKS = ("certibox", "torch", "torchvision", "torchaudio", "timm", "transformers", "keras", "tensorflow", "jax")
 _OF_NUMBERS = ("numpy", "scipy", "sklearn", "pandas", "polars", "joblib", "xgboost", "lightgbm", "catboost", "skimage")
 _LIBRARIES = frozenset((*_OF_NETWORKS, *_OF_NUMBERS, "flax", "onnx", "onnxruntime", "PIL", "cv2"))
+_STANDARD = sysconfig.get_paths()["stdlib"]
 _ASKED = frozenset(("forward", "__call__", "predict", "predict_proba", "decision_function", "transform"))
-_NEVER_ASKED = frozenset(
-    ("__init__", "__repr__", "__str__", "extra_repr", "fit", "partial_fit", "fit_transform", "fit_predict")
-)
+_FITTING = ("fit", "partial_fit", "fit_transform", "fit_predict")
+_TEXTS = ("__repr__", "__str__", "extra_repr", "__annotate__", "__annotate_func__")
+_NEVER_ASKED = frozenset(("__init__", *_FITTING, *_TEXTS))
 _WRAPPERS = {  # what holds a function -> the functions in it
     property: lambda held: (held.fget,),
     staticmethod: lambda held: (held.__func__,),
@@ -40,8 +42,14 @@ def library(module: object) -> str | None:
         module: Dotted name of a module.
     """
     root = str(module).partition(".")[0]
-    known = root in _LIBRARIES or (root in sys.stdlib_module_names and root != "__main__")
-    return root if known else None
+    return root if root in _LIBRARIES or _is_of_python(root) else None
+
+
+def _is_of_python(root: str) -> bool:
+    """Whether a module is one of Python's own, and not somebody's `test.py`."""
+    if root not in sys.stdlib_module_names or root == "__main__" or (found := sys.modules.get(root)) is None:
+        return False
+    return (getattr(found, "__file__", None) or _STANDARD).startswith(_STANDARD)
 
 
 def _library_of(code: FunctionType | type) -> str | None:
@@ -154,7 +162,7 @@ def written_by(kind: type) -> set[str]:
         seen.add(name := waiting.pop())
         for code in _codes(methods[name]):
             found |= _names(code, "STORE_ATTR")
-            called = _names(code, "LOAD_ATTR", "LOAD_METHOD") & methods.keys()
+            called = _names(code, "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR") & methods.keys()
             waiting += [other for other in called - seen if other not in _NEVER_ASKED]
     return found
 

@@ -25,12 +25,13 @@ from certibox.blackbox.code import PLAIN, is_pinned, library, of_class, of_funct
 _DEEPEST = 120  # levels below which only kinds of values count
 # What differs between two equal fits, or changes no answer.
 _LEFT_OUT = re.compile(
-    r"_sklearn_version|(mean|std)_(fit|score)_time|refit_time_|n_jobs|verbose|memory|pre_dispatch|_compiled_call_impl"
+    r"_sklearn_version|(mean|std)_(fit|score)_time|refit_time_|n_jobs|verbose|memory|pre_dispatch|device|_compiled_call_impl"
 )
 _RANDOM = (np.random.RandomState, np.random.Generator, np.random.BitGenerator, random.Random, torch.Generator)
 _BY_KIND = (*_RANDOM, logging.Logger, torch.device, weakref.ref, weakref.ProxyType)  # only that there is one
 _TREES = {"BinaryTree", "BinaryTree32", "BinaryTree64", "cKDTree"}  # they count questions, and save addresses
 _UNNAMED = re.compile(r" # .*|___torch_mangle_\d+\.")  # lines of files, and numbers in the order of making
+_PLAINEST = frozenset((int, float, str, bool, type(None)))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -178,7 +179,9 @@ def _plain_name(name: str) -> str:
 
 
 def _of_numbers(value: object) -> bytes | None:
-    """Digest of an array or tensor by its bytes; None for what has parts instead."""
+    """Digest of an array or tensor by its bytes, or of many plain values at once; None for what has parts instead."""
+    if isinstance(value, list | tuple) and all(type(part) in _PLAINEST for part in value):
+        return _hashed("plain", repr(list(value)))
     if isinstance(value, Tensor):
         return _of_tensor(value.detach())
     if not isinstance(value, np.ndarray) or value.dtype.hasobject or value.dtype.names or np.ma.isMaskedArray(value):

@@ -32,6 +32,8 @@ def as_numbers(answer: object, spec: BoxSpec) -> Tensor:
     """
     if isinstance(answer, Tensor):
         return answer if answer.layout is torch.strided and not answer.is_quantized else _dense(answer)
+    if type(answer) is np.ndarray and answer.dtype in _NATIVE and answer.dtype.isnative:  # the usual one
+        return torch.from_numpy(np.array(answer))
     if inspect.iscoroutine(answer):
         answer.close()
         raise BadOutput(f"box {spec.name} answered a coroutine; give a function that waits for it and returns numbers")
