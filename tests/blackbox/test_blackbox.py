@@ -646,7 +646,9 @@ def test_an_estimator_that_cannot_give_the_outputs_says_which_it_can(
 
 def test_images_with_another_number_of_pixels_than_the_estimator_are_refused() -> None:
     box = as_blackbox(linear_classifier(), "logits")
-    with pytest.raises(InvalidImages, match=r"images \(1, 5, 5\) have 25 pixels; box LogisticRegression takes 24"):
+    with pytest.raises(
+        InvalidImages, match=r"shape \(1, 5, 5\); box LogisticRegression takes 24 numbers an image, these have 25"
+    ):
         box(torch.zeros(2, 1, 5, 5))
 
 

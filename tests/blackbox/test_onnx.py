@@ -122,9 +122,9 @@ def test_flat_images_and_grey_ones_without_a_channel_are_taken(x: Tensor, tmp_pa
 def test_flat_images_of_another_number_of_pixels_are_refused_before_work(x: Tensor, tmp_path: Path) -> None:
     path = linear_onnx(tmp_path / "m.onnx", shape=(PIXELS,))
     assert as_blackbox(path, "logits", image_shape=SHAPE).spec.image_shape == SHAPE
-    with pytest.raises(InvalidInput, match=r"image_shape is \(3, 32, 32\); box m.onnx takes \(24\) in layout flat"):
+    with pytest.raises(InvalidInput, match=r"image_shape is \(3, 32, 32\); box m.onnx takes 24 numbers an image"):
         as_blackbox(path, "logits", image_shape=(3, 32, 32))
-    with pytest.raises(InvalidImages, match=r"images have shape \(1, 5, 5\); box m.onnx takes \(24\) in layout flat"):
+    with pytest.raises(InvalidImages, match=r"images have shape \(1, 5, 5\); box m.onnx takes 24 numbers an image"):
         as_blackbox(path, "logits").spec.check_images(torch.zeros(1, 1, 5, 5))
 
 

@@ -132,7 +132,7 @@ def test_channels_first_and_flat_images_are_known_by_their_sizes(x: Tensor, tmp_
     torch.testing.assert_close(first(images), images.flatten(1) @ weight.T, atol=1e-5, rtol=1e-5)
     path = linear_tflite(tmp_path / "m.tflite", weight.numpy(), (PIXELS,))
     torch.testing.assert_close(as_blackbox(path, "logits")(x), flat(x) @ weight.T, atol=1e-5, rtol=1e-5)
-    with pytest.raises(InvalidInput, match=r"image_shape is \(3, 32, 32\); box m.tflite takes \(24\)"):
+    with pytest.raises(InvalidInput, match=r"image_shape is \(3, 32, 32\); box m.tflite takes 24 numbers an image"):
         as_blackbox(path, "logits", image_shape=(3, 32, 32))
 
 

@@ -75,8 +75,8 @@ class BoxSpec:
     """Type of the numbers that the model takes: "float32", "float64", "float16", or "uint8", which is
     `input_range=(0, 255)` with `levels=256`; None for the adapter's own."""
     takes: tuple[int | None, ...] | None = None
-    """Sizes of one image in the order of `layout`, as (3, None, None) or (3072,), where the model itself fixes them;
-    None for a size that is free."""
+    """Sizes of one image in the order of `layout`, as (3, None, None), where the model itself fixes them, None for a
+    size that is free; (3072,) for a model of flat images."""
 
     def __post_init__(self) -> None:
         for field, known in (("outputs", OUTPUTS), ("layout", LAYOUTS), ("dtype", DTYPES)):
@@ -136,11 +136,13 @@ class BoxSpec:
         """Whether images (c, h, w), arranged in a layout, have the sizes that the model takes."""
         if self.takes is None:
             return True
-        came = _arranged(shape, layout or self.layout)
+        came = (math.prod(shape),) if len(self.takes) == 1 else _arranged(shape, layout or self.layout)
         return len(came) == len(self.takes) and all(a in (b, None) for a, b in zip(self.takes, came, strict=True))
 
     def _takes(self, shape: tuple[int, ...]) -> str:
         """What the model takes instead of images (c, h, w), and the layout in which it would take them."""
+        if self.takes is not None and len(self.takes) == 1:
+            return f"box {self.name} takes {self.takes[0]} numbers an image, these have {math.prod(shape)}"
         wanted = ", ".join("?" if size is None else str(size) for size in self.takes or ())
         fitting = [layout for layout in LAYOUTS if self._fits(shape, layout)]
         advice = f"; give layout={fitting[0]!r} (--layout {fitting[0]})" if fitting else ""
