@@ -649,7 +649,7 @@ def test_images_with_another_number_of_pixels_than_the_estimator_are_refused() -
     with pytest.raises(
         InvalidImages, match=r"shape \(1, 5, 5\); box LogisticRegression takes 24 numbers an image, these have 25"
     ):
-        box(torch.zeros(2, 1, 5, 5))
+        box.spec.check_images(torch.zeros(2, 1, 5, 5))
 
 
 # The doubles of other tests
