@@ -16,9 +16,26 @@ CertiboxError                 what came, what was wanted, what to do; `exit_stat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 NEAR = 0.7  # similarity from which a name passes for a slip of another: a letter too many, too few or another
+
+_KEYS = r"api[ _-]?key|access[ _-]?key|token|secret|signature|credentials?|session[ _-]?id|passw(?:or)?d|pwd"
+_VALUE = r"(?:(?<=['\"])[^'\"]*|[^\s'\",;&)}\]]+)"  # up to the end of the quotation, or of the word
+_MASKED = [  # what a text from outside never shows, and what stands there instead
+    (r"\x1b\[[0-?]*[ -/]*[@-~]", ""),  # colours of a terminal
+    (r"//[^/\s]*@", "//...@"),  # user and password of a URL
+    (r"(://[^\s?]*)\?\S*", r"\1?..."),
+    (r"\?[^\s?=]+=\S*", "?..."),  # of a URL without its host
+    (rf"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?)(?:[a-z]+\s+)?{_VALUE}", r"\1..."),
+    (r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}", r"\1..."),
+    (rf"(?i)((?:{_KEYS})['\"]?\s*[:=]\s*['\"]?){_VALUE}", r"\1..."),
+    (rf"(?i)((?:{_KEYS}) (?:provided|given|is|was):?\s+['\"]?){_VALUE}", r"\1..."),
+    (r"\b(?:sk|pk|rk|hf|gh[opsu]|glpat|xox[abprs])[-_][\w-]{16,}", "..."),  # as providers begin their keys
+    (r"\b(?:AKIA|AIza|eyJ)[\w.-]{12,}", "..."),
+]
+_READ = 2000  # characters of a text that are looked at
 
 
 class CertiboxError(Exception):
@@ -111,3 +128,22 @@ def did_you_mean(came: object, known: Iterable[str]) -> str:
     names = {name.casefold(): name for name in known}
     near = get_close_matches(str(came).casefold(), names, n=1, cutoff=NEAR)
     return f"; did you mean {names[near[0]]}?" if near else ""
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """A text from outside as it may be shown: on one line, without control characters and without secrets.
+
+    Masked are users, passwords and queries of URLs, and what follows the name of a key, a token or a password.
+
+    Args:
+        text: Text, or what `str` makes one of, such as an exception.
+        most: Number of characters after which it is cut.
+    """
+    try:
+        line = str(text)[:_READ]
+    except Exception:  # an exception of somebody else may not know how to say what it is
+        return "(no text)"
+    for pattern, instead in _MASKED:
+        line = re.sub(pattern, instead, line)
+    line = "".join(letter for letter in " ".join(line.split()) if letter.isprintable())
+    return line if len(line) <= most else line[: most - 3] + "..."

@@ -321,7 +321,7 @@ def test_unlimited_pilots_expect_the_exact_mean() -> None:
         CertificateRow(
             idx=i, label=None, predict=None, radius=0.0, correct=None, seconds=0.0, selected=0, p_lower=0.0,
             counts=(round(p * votes), votes - round(p * votes)), n0=1, n=votes, alpha=ALPHA, sigma=SIGMA, seed=0,
-            queries=votes + 1, image=str(i), model="known", version="0",
+            queries=votes + 1, image=f"{i:064x}", model="known", version="0",
         )
         for i, p in enumerate(ps)
     ]  # fmt: skip

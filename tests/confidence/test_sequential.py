@@ -19,7 +19,7 @@ from certibox import confidence
 from certibox.confidence import recorded, sequential
 from certibox.confidence.forecast import forecast
 from certibox.confidence.gaussian import Gaussian
-from certibox.confidence.looks import needed
+from certibox.confidence.looks import goes_on, needed
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import Decision, asked
 from certibox.errors import InvalidInput
@@ -368,3 +368,20 @@ def test_a_radius_that_the_cap_cannot_prove_takes_no_samples(kind: type[Rule]) -
 def test_a_radius_beyond_what_samples_can_prove_is_named() -> None:
     with pytest.raises(InvalidInput, match=r"10\.0 sigma"):
         confidence.threshold(2.5, 0.25)
+
+
+# ------------------------------------------------------------------------------------------------- going on, in short
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_goes_on_in_short_where_it_goes_on_look_by_look(rule: Rule) -> None:
+    n, thresholds = 2000, asked(rule, LAW)
+    sizes, rng, seen = rule.sizes(n, ALPHA, thresholds), np.random.default_rng(0), set()
+    for p in (0.0, 0.4, 0.7, 0.95, 1.0):
+        votes = np.cumsum(rng.random(n) < p)
+        looks = [(size, int(votes[size - 1])) for size in sizes[:-1]]
+        goes = [not rule.decide(looks[: k + 1], n, ALPHA, thresholds).stop for k in range(len(looks))]
+        for end in range(len(looks) + 1):
+            assert goes_on(rule, looks[:end], n, ALPHA, thresholds) == all(goes[:end])
+        seen |= set(goes)
+    assert seen == {True, False}

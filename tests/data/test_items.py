@@ -109,7 +109,7 @@ def test_other_formats_of_the_same_table_agree() -> None:
     table = datasets.Dataset.from_dict(columns, datasets.Features({"image": datasets.Image(), "label": names}))
     stream, splits = table.to_iterable_dataset(), datasets.DatasetDict(test=table)
     for source in (table, table.with_format("torch"), table.with_format("numpy"), stream, splits):
-        images = load_images(source, "test")
+        images = load_images(source, "test" if source is splits else "train")
         np.testing.assert_array_equal(images.images.numpy(), PIXELS)
         assert images.labels is not None
         assert images.labels.tolist() == LABELS
@@ -118,8 +118,9 @@ def test_other_formats_of_the_same_table_agree() -> None:
     assert load_images(renamed, image_column="img", label_column="fine", limit=2).class_names == images.class_names
     with pytest.raises(InvalidInput, match="DatasetDict has no split 'train'; available: test"):
         load_images(splits)
+    assert load_images(renamed).class_names == images.class_names  # the only columns of these types
     with pytest.raises(InvalidInput, match="no column 'image'; available: img, fine"):
-        load_images(renamed)
+        load_images(renamed, image_column="image")
 
 
 class Stream(IterableDataset[Any]):
@@ -137,7 +138,7 @@ def tilted(form: Callable[[np.ndarray], Any]) -> Pairs:
     return Pairs(lambda x: form(x) if x is PIXELS[4] or (x == PIXELS[4]).all() else picture(x))
 
 
-TAKEN = "wanted a name, a path, Images, an array or tensor, a pair .*, a list of images, a map-style data set"
+TAKEN = "wanted a name, a path, Images, an array or tensor, a pair .*, a list of images or of paths, a map-style data"
 REFUSED: list[tuple[Any, type[CertiboxError], str]] = [
     (None, InvalidInput, f"images are NoneType, {TAKEN}"),
     (3, InvalidInput, f"images are int, {TAKEN}"),
@@ -155,13 +156,15 @@ REFUSED: list[tuple[Any, type[CertiboxError], str]] = [
     ((PIXELS, [0.5] * 5), InvalidImages, "labels are float64, wanted integers"),
     ([], InvalidInput, "list holds no images"),
     (TensorDataset(torch.zeros(0, 1, 2, 2)), InvalidInput, "TensorDataset holds no images"),
-    (["a.png"], InvalidImages, "list item 0: holds str, wanted a Pillow image, an array or a tensor"),
+    (["a.png"], UnreadableFile, "a.png cannot be read: FileNotFoundError"),
+    ([PIXELS[0], "a.png"], InvalidImages, "list item 0: holds numpy.ndarray, wanted a path like the others"),
+    ([{}], InvalidImages, "list item 0: holds dict, wanted a Pillow image, an array or a tensor"),
     ([(PIXELS[0], 1, 2)], InvalidImages, "list item 0: holds a tuple of 3, wanted an image or a pair"),
     ([(PIXELS[0], 1), (PIXELS[1], None)], InvalidInput, "1 of 2 images have no label; label all of them or none"),
     (Pairs(labels=["ant"] * 5), InvalidImages, "Pairs item 0: label 'ant' is no integer; encode labels"),
     (Pairs(labels=[torch.rand(3)] * 5), InvalidImages, "Pairs item 0: label tensor.* is no integer"),
     (Pairs(labels=[-1] * 5), InvalidImages, "Pairs: smallest label is -1"),
-    (Broken(), UnreadableFile, "Broken item 0 cannot be read: OSError: disk is gone"),
+    (Broken(), UnreadableFile, r"5 of 5 images .*: Broken item 0, .* \(OSError: disk is gone\); check"),
     (tilted(lambda x: x[:, :4]), InvalidImages, "Pairs item 4: 7×4 pixels, 3 channels, but those before have 7×6, 3"),
     (tilted(lambda x: x.astype(float)), InvalidImages, r"Pairs item 4: pixels from .*, wanted \[0, 1\]: divide by 255"),
     (tilted(lambda x: x / 127.5 - 1), InvalidImages, r"Pairs item 4: .*\[0, 1\]: undo the normalisation"),

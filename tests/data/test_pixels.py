@@ -61,7 +61,7 @@ def test_every_border_refuses_the_same_in_the_same_words(images: Any, words: str
 def test_one_image_is_taken_only_where_it_is_asked_for() -> None:
     x = torch.zeros(SHAPE)
     assert as_images(x, single=True) is x
-    with pytest.raises(InvalidImages, match=r"shape \(1, 2, 3\); wanted a batch \(n, channels, height, width\)$"):
+    with pytest.raises(InvalidImages, match=r"shape \(1, 2, 3\); wanted a batch \(n, channels, height, width\): x\[None\] for one image$"):
         as_images(x)
     for wrong in (torch.zeros(2, 3), torch.zeros(1, 1, *SHAPE)):
         with pytest.raises(InvalidImages, match=r"wanted one image .*, or a batch of them$"):

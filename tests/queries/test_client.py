@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
@@ -28,10 +29,11 @@ from certibox.errors import (
     CertiboxError,
     InvalidImages,
     InvalidInput,
+    NotAnswered,
     NotDifferentiable,
 )
 from certibox.queries.client import QueryClient
-from certibox.queries.fingerprint import Fingerprint, canary_images
+from certibox.queries.fingerprint import Fingerprint, canary_images, moved
 from doubles import CountingBox, LinearBox
 
 SHAPE = (1, 2, 2)
@@ -193,10 +195,58 @@ def test_images_from_numpy_get_the_answers_of_the_same_tensor(dtype: str, tmp_pa
     assert client.queries == 7
 
 
-@pytest.mark.parametrize("wrong", [{"budget": -1}, {"batch_size": 0}, {"batch_size": -4}])
-def test_wrong_limits_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(InvalidInput, match=str(*wrong.values())):
-        QueryClient(counting(), **wrong)  # pyright: ignore[reportArgumentType]
+WRONG = [-1, -4.0, 1.5, float("nan"), float("inf"), "5", True, np.True_, [3], 2 + 0j]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize("field", ["budget", "batch_size"])
+def test_wrong_limits_are_refused(field: str, value: Any) -> None:
+    least = {"budget": 0, "batch_size": 1}[field]
+    with pytest.raises(InvalidInput) as caught:
+        QueryClient(counting(), **{field: value})
+    assert str(caught.value).startswith(f"{field} is {value!r}; wanted a whole number of at least {least}")
+
+
+@pytest.mark.parametrize("value", [6, 6.0, np.int32(6), np.float64(6), torch.tensor(6)], ids=repr)
+def test_whole_numbers_of_any_kind_are_limits(value: Any) -> None:
+    box = counting()
+    client = QueryClient(box, budget=value, batch_size=value)
+    client(images(6))
+    assert box.batch_sizes == [6]
+    assert (client.budget, client.left, type(client.budget)) == (6, 0, int)
+    with client.asking(value):
+        assert client.at_once == 6
+    with pytest.raises(InvalidInput, match="images at once is 0; wanted a whole number of at least 1"):
+        client.asking(0)
+
+
+@pytest.mark.parametrize("ledger", [5, b"ledger", ["a"]], ids=repr)
+def test_a_ledger_that_is_no_path_is_refused(ledger: Any) -> None:
+    with pytest.raises(InvalidInput, match="wanted the path of a file, or None to count in memory") as caught:
+        QueryClient(counting(), ledger=ledger)
+    assert str(caught.value).startswith(f"ledger is {ledger!r}; ")
+
+
+def test_a_box_whose_declaration_raises_is_refused() -> None:
+    class Shy:
+        @property
+        def spec(self) -> BoxSpec:
+            raise RuntimeError("not\nyet")
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(
+        InvalidInput, match="the box of type Shy raised RuntimeError when its spec was read: not yet; w"
+    ):
+        QueryClient(Shy())
+
+
+def test_a_white_box_pass_that_fails_is_a_failure_of_the_box_and_loses_no_query() -> None:
+    client = QueryClient(as_blackbox(torch.nn.Linear(3, 2), "logits"), budget=10)
+    with pytest.raises(BoxFailed, match=r"the box raised RuntimeError on a white-box pass of 6: mat1 .*; 0 answers"):
+        client.white(images(6))
+    assert (client.white_passes, client.lost, client.left) == (0, 0, 10)
 
 
 def test_a_bare_model_is_refused() -> None:
@@ -257,7 +307,7 @@ def test_a_budget_may_be_raised_while_it_is_spent(keeps: bool, tmp_path: Path) -
     assert caught.value.left == 0
     client.budget = None
     client(images(1))
-    with pytest.raises(InvalidInput, match="budget is -1; wanted a number of queries >= 0"):
+    with pytest.raises(InvalidInput, match="budget is -1; wanted a whole number of at least 0, or None"):
         client.budget = -1
 
 
@@ -289,25 +339,98 @@ def test_a_box_that_raises_keeps_earlier_batches(keeps: bool, tmp_path: Path) ->
     with pytest.raises(BoxFailed) as caught:
         client(images(11))
     assert caught.value.__cause__ is cause
-    assert re.search(r"ConnectionError on batch 2 \(3 images\): endpoint is away; 8 answers", str(caught.value))
+    assert re.search(
+        r"ConnectionError on batch 2 \(3 images\): endpoint is away; 3 queries count as lost", str(caught.value)
+    )
+    assert str(caught.value).endswith("; 8 answers so far are kept: run the same again to go on")
+    assert caught.value.exit_status == 4
     assert "\n" not in str(caught.value)
     clients = [client, reopened(client, budget=50)] if keeps else [client]
     for each in clients:
-        assert (each.queries, each.attempts, each.lost, each.left) == (8, 11, 0, 42)
+        assert (each.queries, each.attempts, each.lost, each.left) == (8, 11, 3, 39)
         assert each.spent == {"query": 8}
     assert client.delivered == 0
     assert len(client(images(3))) == 3  # and goes on
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)], ids=["ctrl-c", "exit"])
-def test_an_interrupted_batch_is_lost_and_counts_against_the_budget(error: BaseException, tmp_path: Path) -> None:
+class Mute(Exception):
+    """An exception that does not know what it says."""
+
+    def __str__(self) -> str:
+        raise ValueError("mute")
+
+
+class Alien(BaseException):
+    """No exception that anybody expects."""
+
+
+ERRORS = [
+    TimeoutError("billed, and never heard of"),
+    SystemExit(0),
+    GeneratorExit(),
+    MemoryError(),
+    RecursionError("too deep"),
+    Mute(),
+    Alien(),
+    CertiboxError("no"),
+    InvalidInput("no image of mine"),
+]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), *ERRORS], ids=lambda error: type(error).__name__)
+def test_a_batch_of_unknown_outcome_is_lost_and_counts_against_the_budget(error: BaseException, tmp_path: Path) -> None:
     box = ScriptedBox(counting(), at=1, act=raising(error))
     client = QueryClient(box, budget=20, ledger=tmp_path / "ledger", batch_size=4)
-    with pytest.raises(type(error)):
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else BoxFailed) as caught:
         client(images(12))
+    assert error in (caught.value, caught.value.__cause__)
     for each in (client, reopened(client, budget=20)):
         assert (each.queries, each.attempts, each.lost, each.left) == (4, 8, 4, 12)
         assert each.spent == {"query": 4}
+
+
+def test_a_box_that_bills_and_then_raises_never_bills_more_than_the_budget() -> None:
+    box = counting()
+    failing = ScriptedBox(box, at=-1, act=raising(TimeoutError()))
+    client = QueryClient(failing, budget=100, batch_size=16)
+    for call in range(40):
+        failing.at = call
+        with suppress(BoxFailed, BudgetExceeded):
+            client(images(16))
+    assert (box.images, client.lost, client.left) == (96, 96, 4)
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["memory", "ledger"])
+def test_a_batch_that_the_box_says_it_did_not_answer_is_given_back(keeps: bool, tmp_path: Path) -> None:
+    box = ScriptedBox(counting(), at=1, act=raising(NotAnswered("429\nslow down")))
+    client = QueryClient(box, budget=20, ledger=tmp_path / "ledger" if keeps else None, batch_size=4)
+    with pytest.raises(NotAnswered) as caught:
+        client(images(12))
+    assert str(caught.value) == (
+        "the box refused batch 1 (4 images) and bills nothing: 429 slow down; 4 answers so far are kept: "
+        "run the same again to go on"
+    )
+    for each in [client, reopened(client, budget=20)] if keeps else [client]:
+        assert (each.queries, each.attempts, each.lost, each.left) == (4, 8, 0, 16)
+    assert len(client(images(16))) == 16
+
+
+def test_what_an_adapter_refuses_before_its_model_is_asked_is_given_back_and_keeps_its_words() -> None:
+    estimator = LogisticRegression().fit(np.eye(4), range(4))
+    client = QueryClient(as_blackbox(estimator, "probabilities"), budget=20)
+    with pytest.raises(InvalidImages, match=r"^images \(1, 3, 3\) have 9 pixels; "):
+        client(torch.rand(2, 1, 3, 3))
+    assert (client.attempts, client.lost, client.left) == (2, 0, 20)
+
+
+def test_an_error_of_the_box_is_shown_without_its_secrets() -> None:
+    error = OSError("POST https://me:hunter2@host/v1?key=hunter2 \x1b[31mfailed\x1b[0m\nAuthorization: Bearer hunter22")
+    with pytest.raises(BoxFailed) as caught:
+        QueryClient(ScriptedBox(counting(), at=0, act=raising(error)))(images(1))
+    said = (
+        "OSError on batch 0 (1 image): POST https://...@host/v1?... failed Authorization: ...; 1 query counts as lost"
+    )
+    assert said in str(caught.value)
 
 
 def nan(answer: Tensor) -> Tensor:
@@ -331,13 +454,6 @@ def test_a_wrong_answer_is_paid_for(act: Callable[[Tensor], object], rule: str) 
     with pytest.raises(BadOutput, match=rule):
         client(images(6))
     assert (client.queries, client.attempts, client.left, client.delivered) == (6, 6, 4, 0)
-
-
-def test_a_refusal_by_the_box_itself_is_attempted_and_not_paid_for() -> None:
-    client = QueryClient(ScriptedBox(counting(), at=0, act=raising(CertiboxError("no"))), budget=10)
-    with pytest.raises(CertiboxError, match=r"^no$"):
-        client(images(6))
-    assert (client.queries, client.attempts, client.left) == (0, 6, 10)
 
 
 def test_k_is_constant_across_calls() -> None:
@@ -490,12 +606,12 @@ def test_a_call_that_broke_off_is_resumed_at_its_next_batch(tmp_path: Path) -> N
     with pytest.raises(BoxFailed), client.journal("train", 0):
         client(x)
     box = counting()
-    short = reopened(client, box, budget=11)
+    short = reopened(client, box, budget=14)
     with pytest.raises(BudgetExceeded) as caught, short.journal("train", 0):
         short(x)  # replays two batches, then cannot pay for the other two
     assert (caught.value.wanted, caught.value.left) == (6, 5)
     assert (box.calls, short.delivered) == (0, 0)
-    resumed = reopened(short, budget=12)
+    resumed = reopened(short, budget=15)
     with resumed.journal("train", 0):
         assert torch.equal(resumed(x), torch.cat([box.box(part) for part in x.split(3)]))
     assert box.batch_sizes == [3, 3]
@@ -628,6 +744,27 @@ def test_another_k_is_another_box() -> None:
     mark = Fingerprint.take(QueryClient(counting()), SHAPE)
     with pytest.raises(BoxChanged, match=r"\(8, 2\).*\(8, 3\)"):
         mark.check(QueryClient(LinearBox(WEIGHT[:2])))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "kind", "said"),
+    [
+        ([[0.0, 1.0], [2.0, 0.0]], [[0.001, 1.0], [2.0, 0.0]], "logits", None),
+        (
+            [[0, 10], [2, 0]],
+            [[0, 10], [2, 0.31]],
+            "logits",
+            "1 of 2 canaries moved, canary 1 by 0.31 (at most",
+        ),
+        ([0, 1, 2], [0, 2, 0], "labels", "2 of 3 canaries moved, canary 2 by 2 (at most 0 allowed)"),
+        ([0.0, 1.0], [0.0, np.nan], "values", "1 of 2 canaries moved, canary 1 by inf"),
+        ([[1.0]], [[1.0, 2.0]], "values", "it answers the canaries with shape (1, 2), where it gave (1, 1)"),
+        ([], [], "labels", None),
+    ],
+)
+def test_answers_that_moved_are_told(then: list, now: list, kind: str, said: str | None) -> None:
+    found = moved(np.array(then), np.array(now), kind)
+    assert found == said if said is None or found is None else found.startswith(said)
 
 
 def test_a_fingerprint_survives_json() -> None:

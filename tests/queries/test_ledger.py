@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -32,9 +33,15 @@ def rows(path: Path, query: str) -> list[tuple]:
     return found
 
 
-def test_the_file_is_in_wal_mode(path: Path) -> None:
-    Ledger(path)
-    assert rows(path, "PRAGMA journal_mode") == [("wal",)]
+def test_every_booking_stands_in_the_file_itself(path: Path, tmp_path: Path) -> None:
+    """Nothing that lies beside it is needed, so nothing beside it can be lost."""
+    ledger = Ledger(path)
+    ledger.settle(ledger.send("train", 3), 3)
+    ledger.send("train", 5)
+    shutil.copy(path, tmp_path / "alone.sqlite")
+    assert Ledger(tmp_path / "alone.sqlite").totals() == (3, 8, 5)
+    ledger.close()
+    assert [file.name for file in tmp_path.glob("ledger*")] == ["ledger.sqlite"]
 
 
 def test_rows_say_phase_time_attempted_and_answered(path: Path) -> None:

@@ -390,4 +390,5 @@ def test_an_open_client_leaves_nothing_behind_when_the_process_ends(tmp_path: Pa
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "ledger.sqlite"), str(TESTS)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ran.stderr == ""
+    assert [file.name for file in tmp_path.iterdir()] == ["ledger.sqlite"]
     assert QueryClient(LinearBox(WEIGHT), 9, tmp_path / "ledger.sqlite").left == 7

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from certibox.blackbox import BoxSpec, as_blackbox
-from certibox.errors import BadOutput, BudgetExceeded, CertiboxError, InvalidInput
+from certibox.errors import BadOutput, BoxFailed, BudgetExceeded, CertiboxError, InvalidInput, NotAnswered
 from certibox.queries.client import QueryClient
 from certibox.queries.meter import Meter, Tally
 from doubles import CountingBox, LinearBox
@@ -90,6 +90,40 @@ def test_threads_together_spend_the_budget_and_not_one_query_more(ledger: Path |
     assert (client.left, client.lost, client.spent) == (0, 0, {"query": 100})
     if ledger:
         assert QueryClient(box, 100, ledger).left == 0
+
+
+@pytest.mark.parametrize("concurrency", [1, THREADS])
+def test_threads_whose_box_raises_after_it_billed_do_not_overspend_together(
+    ledger: Path | None, concurrency: int
+) -> None:
+    class Failing(CountingBox):
+        def __call__(self, x: Tensor) -> Tensor:
+            answer = super().__call__(x)
+            if x[0, 0, 0, 0] > 0.5:
+                raise TimeoutError
+            if len(x) == 1:
+                raise NotAnswered
+            return answer
+
+    box = Failing(LinearBox(WEIGHT))
+    box.spec = replace(box.spec, concurrency=concurrency)
+    client = QueryClient(box, budget=100, ledger=ledger)
+
+    def spend() -> int:
+        answered = 0
+        for seed in range(20):
+            with suppress(BudgetExceeded, BoxFailed, NotAnswered):
+                answered += len(client(images(1 + seed % 3, seed)))
+        return answered
+
+    answered = at_once([spend] * THREADS)
+    assert sum(answered) == client.queries
+    assert client.attempts == box.images
+    assert 98 <= client.queries + client.lost <= 100
+    assert client.left == 100 - client.queries - client.lost
+    if ledger:
+        again = QueryClient(box, 100, ledger)
+        assert (again.queries, again.attempts, again.lost) == (client.queries, client.attempts, client.lost)
 
 
 def test_a_slow_box_is_not_oversold_while_its_answers_are_awaited() -> None:
@@ -406,7 +440,7 @@ def test_the_number_of_images_at_a_time_may_change_between_two_batches() -> None
     client.batch_size = 4
     client(images(5))
     assert box.batch_sizes == [2, 2, 1, 4, 1]
-    with pytest.raises(InvalidInput, match="batch_size is 0; wanted at least 1"):
+    with pytest.raises(InvalidInput, match="batch_size is 0; wanted a whole number of at least 1"):
         client.batch_size = 0
 
     class Growing(CountingBox):

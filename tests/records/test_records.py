@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from certibox import confidence
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.records.certificates import CertificateRow, append_row, read_rows
+from certibox.records.certificates import CertificateRow, add_row, append_row, is_rows, read_rows
 from certibox.records.tsv import TSV_HEADER, PublishedRow, read_tsv, write_tsv
 from certibox.storage.files import (
     read_json,
@@ -57,6 +57,9 @@ SECOND = replace(ROW, idx=4, second_class=True)
 ROWS = [ROW, ABSTENTION, UNLABELLED, SEQUENTIAL, SECOND]
 
 
+ODD_RADII = [[], [0.5, 0.25], [0.25, 0.25], [-0.1], [float("nan")], [0.1, float("inf")], ["0.1"], [True], 0.25, "0.25"]
+
+
 def written(path: Path, rows: list[CertificateRow] = ROWS) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -80,10 +83,26 @@ def written(path: Path, rows: list[CertificateRow] = ROWS) -> Path:
         {"p_lower": 1.5},
         {"sigma": 0.0},
         {"sigma": float("nan")},
+        {"idx": -1, "image": "ab" * 32},
+        {"label": -1, "correct": False},
+        {"label": 3, "correct": False},  # of three classes
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"seconds": -1.0},
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+        {"alpha": float("nan")},
+        {"n0": 0, "queries": 100},
+        {"queries": 100},
+        {"image": "ab" * 31},
+        {"image": "AB" * 32},
+        {"image": "ab" * 32 + "\n"},
+        {"model": ""},
+        {"version": ""},
     ],
 )
 def test_contradicting_fields_are_refused(change):
-    with pytest.raises(InvalidInput, match="row of image 0"):
+    with pytest.raises(InvalidInput, match=f"row of image {change.get('idx', 0)}: "):
         replace(ROW, **change)
 
 
@@ -104,6 +123,11 @@ def test_contradicting_fields_are_refused(change):
         {"rule": {"name": "e-process", "alpha": 0.001, "cap": 99}},
         {"rule": {"name": "e-process", "cap": 1000}},
         {"rule": {"name": "e-process", "cap": 1000, "alpha": 1.5}},
+        {"rule": {"name": "e-process", "cap": 2**53 + 1, "alpha": 0.001}},
+        {"rule": {"cap": 1000, "alpha": 0.001}},  # a rule without a name
+        {"rule": {"name": "", "cap": 1000, "alpha": 0.001}},
+        {"rule": {"name": 3, "cap": 1000, "alpha": 0.001}},
+        *({"rule": {"name": "e-process", "radii": radii, "cap": 1000, "alpha": 0.001}} for radii in ODD_RADII),
         {"radius": 0.33},  # not the radius of p_lower
         {"second_class": True},
     ],
@@ -124,7 +148,7 @@ def test_the_cap_is_what_might_have_been_drawn():
 
 
 def test_rows_of_fixed_n_are_written_as_they_were_before_there_were_rules(tmp_path):
-    later = {"second_class", "rule", "looks"}
+    later = {"second_class", "rule", "looks", "file"}
     for row in (ROW, ABSTENTION, UNLABELLED):
         (line,) = written(tmp_path / "rows.jsonl", [row]).read_text().splitlines()
         assert json.loads(line).keys() == asdict(row).keys() - later
@@ -147,7 +171,7 @@ def test_each_row_is_on_disk_as_soon_as_it_is_appended(tmp_path):
 def test_a_row_that_json_cannot_hold_leaves_the_file_untouched():
     file = io.StringIO()
     with pytest.raises(ValueError, match="JSON compliant"):
-        append_row(file, replace(ROW, seconds=float("nan")))
+        append_row(file, replace(SEQUENTIAL, rule={**(SEQUENTIAL.rule or {}), "of its own": float("nan")}))
     assert file.getvalue() == ""
 
 
@@ -200,6 +224,18 @@ def corrupted(**change: object) -> str:
         corrupted(counts=100),
         corrupted(second_class=1),
         corrupted(rule="e-process"),
+        corrupted(seed=7.0),
+        corrupted(seed="7"),
+        corrupted(image=7),
+        corrupted(file=7),
+        corrupted(seconds=10**400),
+        corrupted(idx=2**53 + 1),
+        corrupted(counts=[3, 97, 10**400]),
+        corrupted(seconds=0).replace('"seconds": 0', '"seconds": 1e999'),
+        corrupted(seconds=0).replace('"seconds": 0', '"seconds": NaN'),
+        corrupted(seconds=0).replace('"seconds": 0', f'"seconds": {"9" * 5000}'),
+        corrupted().replace('"idx": 0', '"idx": 0, "idx": 0'),
+        corrupted().replace('"digits-svc"', "[" * 100_000 + "]" * 100_000),
         corrupted(looks=[[100, 97]]),  # of no rule
         corrupted(rule=SEQUENTIAL.rule, looks=[100, 97]),
         corrupted(rule=SEQUENTIAL.rule, looks=[[100, 97, 0]], radius=SEQUENTIAL.radius),
@@ -212,6 +248,59 @@ def test_a_corrupt_line_before_the_last_is_an_error_that_names_it(tmp_path, line
     path.write_text(f"{first}\n{line}\n{second}\n")
     with pytest.raises(UnreadableFile, match=r"rows\.jsonl, line 2: "):
         read_rows(path)
+
+
+def test_a_row_is_added_whole_and_names_its_file_where_it_is_not(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for row in ROWS:
+        add_row(path, row)
+    assert path.read_bytes() == written(tmp_path / "same.jsonl").read_bytes()
+    with pytest.raises(OSError, match="No such file") as error:
+        add_row(tmp_path / "none" / "rows.jsonl", ROW)
+    assert error.value.filename == str(tmp_path / "none" / "rows.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"idx": 0, "lab', b'{"label": 1, "idx": 0}'])
+def test_what_may_be_rows_is_told_by_its_first_bytes(tmp_path, content):
+    assert is_rows(content)
+
+
+@pytest.mark.parametrize("content", [b"notes", b"{}", b'{"label": 1}', b"[1]", TSV_HEADER.encode(), b"\x00" * 9])
+def test_a_file_of_another_kind_is_refused_before_it_is_read(tmp_path, content):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(UnreadableFile, match=r"rows\.jsonl(, line 1: .* begins no row| is a TSV)"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"\xff", "σ".encode("utf-16"), b"{" + b" " * (1 << 24) + b"}"])
+def test_a_line_of_other_bytes_is_an_error_of_one_short_line(tmp_path, content):
+    path = written(tmp_path / "rows.jsonl", [ABSTENTION])
+    path.write_bytes(path.read_bytes() + content + b"\n")
+    with pytest.raises(UnreadableFile, match=r"rows\.jsonl, line 2: ") as error:
+        read_rows(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300 + len(str(path))
+
+
+def test_a_long_value_is_cut_in_the_message(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(corrupted(idx="0" * 10_000) + "\n")
+    with pytest.raises(UnreadableFile, match=r"line 1: idx is '0+…") as error:
+        read_rows(path)
+    assert len(str(error.value)) < 300 + len(str(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = written(tmp_path / "rows.jsonl")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_rows(path) == ROWS
+
+
+def test_the_name_of_a_file_is_kept_where_there_is_one(tmp_path):
+    named = replace(ROW, file="cats/σ 1.png")
+    path = written(tmp_path / "rows.jsonl", [named, ABSTENTION])
+    assert read_rows(path) == [named, ABSTENTION]
+    assert [json.loads(line).get("file") for line in path.read_text().splitlines()] == ["cats/σ 1.png", None]
 
 
 def test_an_image_certified_twice_is_an_error(tmp_path):
@@ -245,6 +334,25 @@ def test_the_tsv_never_rounds_a_radius_up(tmp_path_factory, radius):
     assert radius - 1.000001e-6 <= read.radius <= radius
 
 
+def test_the_largest_values_of_a_row_are_written_in_full(tmp_path):
+    write_tsv([replace(ROW, radius=1e300, seconds=2.0**53)], tmp_path / "rows.tsv")
+    (read,) = read_tsv(tmp_path / "rows.tsv")
+    assert (read.radius, read.seconds) == (1e300, pytest.approx(2.0**53))
+
+
+def test_a_tsv_of_windows_reads_as_the_same(tmp_path):
+    content = f"{TSV_HEADER}\n0\t3\t3\t0.378\t1\t15.4\n".encode()
+    (tmp_path / "rows.tsv").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    assert read_tsv(tmp_path / "rows.tsv") == [PublishedRow(0, 3, 3, 0.378, True, 15.4)]
+
+
+def test_another_file_is_no_place_for_a_tsv(tmp_path):
+    (tmp_path / "rows.tsv").write_text("mine")
+    with pytest.raises(InvalidInput, match="did not write"):
+        write_tsv([ROW], tmp_path / "rows.tsv")
+    assert (tmp_path / "rows.tsv").read_text() == "mine"
+
+
 def test_the_tsv_reads_back(tmp_path):
     path = tmp_path / "rows.tsv"
     published = [PublishedRow(0, 3, 3, 0.378, True, 15.4), PublishedRow(20, 7, None, 0.0, False, 90061.5)]
@@ -267,6 +375,18 @@ def test_every_published_way_to_write_a_time_is_read(tmp_path, time, seconds):
         "1\t7\tx\t0.1\t1\t1.0",
         "1\t7\t7\t0.1\t2\t1.0",
         "1\t7\t-1\t0.1\t0\t1.0",  # a radius on an abstention
+        "1\t7\t7\tnan\t1\t1.0",
+        "1\t7\t7\tinf\t1\t1.0",
+        "1\t7\t7\t-0.1\t1\t1.0",
+        "1\t7\t7\twide\t1\t1.0",
+        "1\t7\t7\t0.1\t1\tnan",
+        "1\t7\t7\t0.1\t1\t-1.0",
+        "1\t7\t7\t0.1\t1\tnoon",
+        "-7\t7\t7\t0.1\t1\t1.0",
+        "1\t-1\t-1\t0.0\t1\t1.0",
+        "1\t7\t-2\t0.0\t0\t1.0",
+        "1_0\t7\t7\t0.1\t1\t1.0",
+        f"{10**400}\t7\t7\t0.1\t1\t1.0",
         "",
         "0\t1\t1\t.1\t1\t1",  # image 0 again
     ],

@@ -71,6 +71,7 @@ def as_blackbox(
     output_name: str | None = None,
     output_key: str | int | None = None,
     concurrency: int | None = None,
+    takes_nan: bool | None = None,
 ) -> BlackBox:
     """A model as a black box that takes float pixels (n, c, h, w), on [0, 1] where they are clean.
 
@@ -109,6 +110,7 @@ def as_blackbox(
         output_key: Key or position of the answers in what a model returns, where that is a dictionary, a tuple or an
             object with attributes.
         concurrency: Most calls that may be under way at once, for a model that takes calls from several threads.
+        takes_nan: Whether the model takes pixels that are NaN or infinite, which are refused by default.
 
     Returns:
         A black box.
@@ -138,6 +140,7 @@ def as_blackbox(
         "output_name": output_name,
         "output_key": output_key,
         "concurrency": concurrency,
+        "takes_nan": takes_nan,
     }
     declared = {field: value for field, value in given.items() if value is not None}
     if _is_blackbox(model):

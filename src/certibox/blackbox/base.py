@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -14,16 +13,17 @@ import numpy as np
 from torch import Tensor
 
 from certibox.data.pixels import as_images
-from certibox.errors import InvalidImages, InvalidInput, NotDifferentiable, one_of
+from certibox.errors import InvalidImages, InvalidInput, NotDifferentiable, one_line, one_of
 
 OUTPUTS = ("logits", "probabilities", "labels", "values")
 LAYOUTS = ("NCHW", "NHWC", "flat", "flat-NHWC")
 DTYPES = ("float32", "float64", "float16", "uint8")
 
 _EIGHT_BITS = 200  # a range as wide as this is that of 8-bit pixels
-_LATER = {"layout": "NCHW", "dtype": None}
+_LATER = {"layout": "NCHW", "dtype": None, "takes_nan": False}
 _KINDS = {  # field -> types that it may have, in words too
     "clip": ((bool, np.bool_), "True or False"),
+    "takes_nan": ((bool, np.bool_), "True or False"),
     "name": (str, "a text"),
     "identity": ((str, type(None)), "a text, such as a digest or a version"),
     "image_shape": ((tuple, list, type(None)), "(channels, height, width)"),
@@ -77,6 +77,8 @@ class BoxSpec:
     takes: tuple[int | None, ...] | None = None
     """Sizes of one image in the order of `layout`, as (3, None, None), where the model itself fixes them, None for a
     size that is free; (3072,) for a model of flat images."""
+    takes_nan: bool = False
+    """Whether pixels may be NaN or infinite; else such images are refused, and not paid for."""
 
     def __post_init__(self) -> None:
         for field, known in (("outputs", OUTPUTS), ("layout", LAYOUTS), ("dtype", DTYPES)):
@@ -157,7 +159,7 @@ class BoxSpec:
     @property
     def summary(self) -> str:
         """The declaration in a few words, without what a URL as name may hold of passwords and keys."""
-        parts = [f"{_without_secrets(self.name)}: {self.outputs}"]
+        parts = [f"{one_line(self.name)}: {self.outputs}"]
         if self.num_classes is not None:
             parts.append(f"{self.num_classes} classes")
         if self.image_shape is not None:
@@ -306,12 +308,6 @@ def is_told_apart(box: BlackBox) -> bool:
     """
     vouched = getattr(box, "vouched", box.spec.name != BoxSpec.name)
     return box.spec.identity is not None or bool(vouched)
-
-
-def _without_secrets(name: object) -> str:
-    """A name on one line. Of a URL, without user, password and what follows a question mark."""
-    line = " ".join(str(name).split())
-    return re.sub(r"\?.*", "?...", re.sub(r"//[^/@]*@", "//...@", line)) if "://" in line else line
 
 
 def _arranged(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:

@@ -12,8 +12,8 @@ from certibox.confidence import recorded
 from certibox.confidence.binomial import lower_confidence_bound, top_two_bounds
 from certibox.confidence.gaussian import Gaussian, NoiseLaw, smallest_n
 from certibox.confidence.looks import smallest_unanimous
-from certibox.confidence.sequential import Rule
-from certibox.confidence.stopping import RuleTable, StoppingRule, asked
+from certibox.confidence.sequential import RULES, Rule
+from certibox.confidence.stopping import Decision, RuleTable, StoppingRule, asked
 from certibox.errors import InvalidInput
 from certibox.records.certificates import check_votes, plain_fields
 
@@ -90,6 +90,30 @@ class Certificate:
                 was when the certificate was made, and certibox takes its bound as it is.
         """
         self._check_counts()
+        self._check_path(rules)
+        again = self.at_alpha(self.alpha, rules)
+        self._check_bounds((again.p_lower, again.radius), again.label)
+        return again
+
+    def require_true(self, rules: RuleTable | None = None) -> None:
+        """Raise `InvalidInput` unless this certificate follows from its votes, as far as its rule is known here.
+
+        Args:
+            rules: Builders of stopping rules of your own, by the names in their `as_dict`; of a rule that neither they
+                nor certibox build, the bound is taken as stated.
+        """
+        if self.rule is not None and self.rule["name"] not in {**RULES, **(rules or {})}:
+            return
+        ended = self._check_path(rules)
+        if self.rule is not None and ended is not None and self.rule["alpha"] == self.alpha:
+            p_lower = ended.p_lower  # what `_bounds` would compute again
+            radius = reach(self.law, recorded.rule_from_dict(self.rule, rules), p_lower)
+        else:
+            p_lower, radius = self._bounds(self.alpha, rules)
+        self._check_bounds((p_lower, radius), self.selected if radius > 0 else None)
+
+    def _check_path(self, rules: RuleTable | None) -> Decision | None:
+        """What the rule says at the last look, with `InvalidInput` unless it ends the votes there and not before."""
         if self.rule is not None:
             last, end = (self.looks or ())[-1:], (self.n, self.counts[self.selected])
             if self.second_class or last != (end,):
@@ -97,15 +121,19 @@ class Certificate:
                 raise InvalidInput(
                     f"the last look is {list(last)}, {came}; a rule bounds the top class alone: discard it"
                 )
-            if not recorded.replay(self.rule, self.looks or (), self.law, rules).stop:
+            ended = recorded.replay(self.rule, self.looks or (), self.law, rules)
+            if not ended.stop:
                 raise InvalidInput(f"its looks end at {self.n} samples, where the rule goes on; discard it")
-        again = self.at_alpha(self.alpha, rules)
-        pairs = ((again.radius, self.radius), (again.p_lower, self.p_lower))  # SciPy may round otherwise elsewhere
-        if again.label != self.label or not all(math.isclose(*pair, rel_tol=1e-9) for pair in pairs):
+            return ended
+        return None
+
+    def _check_bounds(self, follow: tuple[float, float], label: int | None) -> None:
+        """Raise `InvalidInput` unless what follows from the votes, (p_lower, radius) and the class, is stated."""
+        pairs = zip(follow, (self.p_lower, self.radius), strict=True)  # SciPy may round otherwise elsewhere
+        if label != self.label or not all(math.isclose(*pair, rel_tol=1e-9) for pair in pairs):
             came = f"class {self.label} within {self.radius} (p_lower {self.p_lower})"
-            follows = f"class {again.label} within {again.radius} ({again.p_lower})"
+            follows = f"class {label} within {follow[1]} ({follow[0]})"
             raise InvalidInput(f"{came} is stated, but {follows} follows from the votes; discard it")
-        return again
 
     def as_dict(self) -> dict[str, object]:
         """The fields as plain values, ready for JSON; `from_dict` is the inverse."""
@@ -115,7 +143,8 @@ class Certificate:
     def from_dict(cls, values: Mapping[str, object]) -> Certificate:
         """The certificate that `as_dict` gave, before or after it was JSON.
 
-        The fields must fit each other; whether the radius follows from the votes is what `replay` tells.
+        The fields must fit each other, and the radius must follow from the votes; of a stopping rule of your own, the
+        bound is taken as stated, and `replay` checks it.
 
         Args:
             values: Fields of a certificate by their names.
@@ -128,7 +157,7 @@ class Certificate:
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"this is no certificate: {error}; wanted what Certificate.as_dict gave") from error
         check_votes(made, made.label, "the certificate")
-        made._check_counts()
+        made.require_true()
         return made
 
     def _check_counts(self) -> None:

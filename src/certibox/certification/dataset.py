@@ -17,12 +17,12 @@ from certibox import __version__
 from certibox.certification.certificate import Certificate
 from certibox.certification.sampling import Sampling, sampling_of
 from certibox.certification.smoothing import SmoothedClassifier, image_digest
-from certibox.certification.stored import row_of, shared_settings
+from certibox.certification.stored import read, row_of, shared_settings
 from certibox.certification.votes import VoteFile
 from certibox.confidence.stopping import StoppingRule
 from certibox.data import Images
 from certibox.errors import InvalidInput
-from certibox.records.certificates import CertificateRow, append_row, read_rows
+from certibox.records.certificates import CertificateRow, add_row, is_rows
 from certibox.storage.files import exclusive, truncate_partial_line
 from certibox.storage.settings import require_same
 
@@ -106,7 +106,7 @@ def certify_dataset(
     ask = partial(smoothed.certify, sampling=wanted, seed=seed, batch_size=batch_size)
     path, owner = Path(out) if out is not None else None, smoothed.owner
     booked = owner.default_phase("certify") if isinstance(owner, Booking) else nullcontext()
-    with exclusive(path) if path else nullcontext(), booked:
+    with exclusive(path, is_rows) if path else nullcontext(), booked:
         return _certify(ask, images, settings, smoothed.num_classes, path, shard, progress)
 
 
@@ -135,8 +135,7 @@ def _certify(
         label = int(images.labels[i]) if images.labels is not None else None
         rows[i] = row_of(certificate, i, label, time.perf_counter() - started, settings["model"], __version__)
         if path:
-            with path.open("a", encoding="utf-8") as file:
-                append_row(file, rows[i])
+            add_row(path, rows[i])
     if votes:
         votes.discard()
     if progress:
@@ -151,7 +150,7 @@ def _resume(path: Path | None, settings: dict[str, Any], images: Images, num_cla
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return {}
-    rows = {row.idx: row for row in read_rows(path)}
+    rows = {row.idx: row for row in read(path)}
     for row in rows.values():
         require_same(shared_settings(row), settings, str(path))
         require_same({"num_classes": len(row.counts)}, {"num_classes": num_classes}, str(path))

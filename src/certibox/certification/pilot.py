@@ -14,7 +14,7 @@ from certibox.confidence.recorded import record
 from certibox.confidence.sequential import Rule
 from certibox.confidence.stopping import asked
 from certibox.errors import InvalidInput
-from certibox.records.certificates import CertificateRow
+from certibox.records.certificates import CertificateRow, require_votes
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of what a pilot leaves open about an image: the middles of five equal parts
 
@@ -37,6 +37,7 @@ def expected_samples(rows: Sequence[CertificateRow], rule: Rule, n: int) -> tupl
     Raises:
         InvalidInput: There are fewer than two rows, or several sigmas or alphas.
     """
+    require_votes(rows)
     if len(rows) < 2 or len({(row.sigma, row.alpha) for row in rows}) > 1:
         raise InvalidInput(f"the pilot has {len(rows)} rows; wanted at least 2, of one sigma and one alpha")
     sigma, alpha = rows[0].sigma, rows[0].alpha

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from certibox.errors import InvalidInput
-from certibox.records.certificates import CertificateRow
+from certibox.records.certificates import CertificateRow, require_votes
 from certibox.report import certified_accuracy
 
 
@@ -73,6 +73,7 @@ def undecided(rows: Sequence[CertificateRow], radii: Sequence[float]) -> list[fl
         rows: Rows of any certification.
         radii: Radii asked, in pixels on [0, 1].
     """
+    require_votes(rows)
     return [r for r in radii if any(row.decided is not None and r not in row.decided for row in rows)]
 
 
@@ -86,6 +87,7 @@ def _require_decided(rows: Sequence[CertificateRow], sigma: float, radii: Sequen
 def _images(rows_by_sigma: Mapping[float, Sequence[CertificateRow]], sigma: float) -> frozenset[str]:
     """Which images the rows under `sigma` are of, after checking that this is their sigma."""
     rows = rows_by_sigma.get(sigma, ())
+    require_votes(rows)
     if not rows or any(row.sigma != sigma for row in rows):
         came = (
             f"of sigma = {', '.join(f'{other}' for other in sorted({row.sigma for row in rows}))}" if rows else "none"

@@ -8,13 +8,14 @@ from typing import ClassVar, Literal
 from rich.table import Table
 
 from certibox.certification.pilot import unseen
+from certibox.certification.stored import read
 from certibox.commands.fields import Needs, option
 from certibox.commands.options import ALPHA, EstimatorOptions, RuleOptions
 from certibox.commands.printing import OUT
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided
 from certibox.planning import Cost, most_corrections, plan, skips_dead, stepped, wants_dimension
-from certibox.records.certificates import read_rows
+from certibox.records.places import rows_in
 from certibox.training.methods import METHODS
 from certibox.training.schedules import one_cycle
 
@@ -91,7 +92,7 @@ def cost_of(options: QueryCost) -> Cost:
     """
     _check(options)
     n0, n = options.sample_sizes()
-    pilot = None if options.pilot is None else read_rows(options.pilot)
+    pilot = None if options.pilot is None else read(rows_in(options.pilot))
     sigma = pilot[0].sigma if pilot else options.sigma
     return plan(
         method=options.method,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from certibox.commands.fields import option
 from certibox.commands.printing import OUT
 from certibox.data import load_images
-from certibox.defense.autoencoders import reconstruction_mse, save_autoencoder
+from certibox.defense.autoencoders import FILE, reconstruction_mse, save_autoencoder
 from certibox.defense.released import import_authors
+from certibox.storage.files import require_place
+from certibox.storage.tensors import is_tensors
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class ImportAuthors:
 
 def run_import_authors(options: ImportAuthors) -> None:
     """`certibox import-authors`."""
+    require_place(Path(options.out) / FILE, is_tensors)  # before the work
     autoencoder, facts = import_authors(options.encoder, options.decoder)
     OUT.print(f"{autoencoder.spec['name']}: images {autoencoder.image_shape}, embedding of {autoencoder.d_z}")
     if options.data is not None:

@@ -6,6 +6,7 @@ fields a class may have a table `NEEDS`: which of them are read only together wi
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,6 +26,7 @@ from certibox.training.schedules import Schedule, one_cycle, paper_finetune, pap
 GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
 FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
 ALPHA = 0.001
+ARRAYS, ONE_FILE = (".npz", ".npy"), (".npz", ".npy", ".parquet", ".arrow")  # data without columns; without splits
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,51 @@ class DataOptions:
     """The images."""
 
     NEEDS: ClassVar = (
-        Needs("split", lambda o: not o.data.endswith(".npz"), "on {data}, which is taken whole", "another file"),
+        Needs(
+            "split",
+            lambda o: not o.data.endswith(ONE_FILE) or ":" in o.split,
+            "on {data}, which is taken whole",
+            "another file, or a share such as train:0.8",
+        ),
+        Needs(
+            "image_column label_column configuration",
+            lambda o: o.data != "digits" and not o.data.endswith(ARRAYS),
+            "on {data}, which has no columns",
+            "a table",
+        ),
     )
 
-    data: str = option("digits, a Hugging Face name or folder, an image folder, or an .npz file")
-    split: str = option("which split of the data", "train")
-    limit: int | None = option("use only the first N images", None)
+    data: str = option(
+        "digits, a Hugging Face name or folder, an image folder, or one .npz, .npy, .parquet or .arrow file"
+    )
+    split: str = option(
+        "which split of the data; NAME:SHARE, as train:0.8 and test:0.2, divides data without splits", "train"
+    )
+    limit: int | None = option(
+        "use only the first N images; of class folders, the first of each class, then the second", None
+    )
+    image_column: str | None = option("column of the images in a table, by default image", None)
+    label_column: str | None = option("column of the labels in a table or in metadata.csv, by default label", None)
+    configuration: str | None = option("configuration of a Hugging Face data set that has several", None)
+    channels: int | None = option("bring all images to 1 channel, grey, or to 3, RGB", None)
+    skip_unreadable: bool = option("leave out images that cannot be read, and count them", False)
 
     def images(self) -> Images:
-        """The images, checked."""
-        return load_images(self.data, self.split, limit=self.limit)
+        """The images, checked; which label is which class is said on standard error where folders or columns say so."""
+        whole = self.data.endswith(ONE_FILE) and ":" not in self.split
+        images = load_images(
+            self.data,
+            "train" if whole else self.split,  # a file by its name is what it is, whatever split a command is used to
+            limit=self.limit,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            configuration=self.configuration,
+            channels=self.channels,
+            skip_unreadable=self.skip_unreadable,
+        )
+        if images.files is not None and images.legend is not None:
+            print(images.legend, file=sys.stderr)
+        return images
 
 
 _LABELS = "with --outputs labels and --estimator guided: labels have no slope to measure or to correct"

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from certibox import certification, report
+from certibox.certification.stored import believed, read
 from certibox.commands.fields import option
 from certibox.commands.printing import OUT
+from certibox.commands.runs import named, tsv_places
+from certibox.confidence.binomial import check_alpha
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.records.certificates import CertificateRow, read_rows
-from certibox.records.tsv import write_tsv
+from certibox.records.checks import Outcome
+from certibox.records.places import rows_in
+from certibox.records.tsv import is_published, read_tsv, write_tsv
+from certibox.report.numbers import checked_radii
+from certibox.report.tables import plain
+
+Rows = TypeVar("Rows", bound=Sequence[Outcome])
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Merge:
     example: certibox merge runs/mine/certified/certificates.*-of-4.jsonl --out runs/mine/certificates.jsonl
     """
 
-    files: list[str] = option("certificate files of the shards", positional=True)
+    files: list[str] = option("certificate files of the shards, or folders of one certificates.jsonl", positional=True)
     out: str = option("the merged file", "certificates.jsonl")
 
 
@@ -37,7 +47,9 @@ class Report:
                  --radii "[0, 0.25, 0.5]" --out runs/report
     """
 
-    files: list[str] = option("certificate files, each as NAME=FILE or FILE", positional=True)
+    files: list[str] = option(
+        "certificate files, TSVs or folders of a certificates.jsonl, each as NAME=FILE or FILE", positional=True
+    )
     radii: list[float] | None = option(
         "l2 radii of the table, as [0, 0.25, ...]; by default those that sequential certificates decided, else 0, "
         "0.25, 0.5 and 0.75",
@@ -57,12 +69,20 @@ def run_merge(options: Merge) -> None:
     Args:
         options: Options of the command.
     """
-    for file in options.files:
-        _rows(file)
-    rows = certification.merge(options.files, options.out)
-    OUT.print(f"saved {options.out}: {len(rows)} certificates")
-    if gaps := rows[-1].idx + 1 - len(rows):
-        OUT.print(f"{gaps} image{'s' if gaps > 1 else ''} below {rows[-1].idx} without one: is a shard missing?")
+    parts = [rows_in(file) for file in options.files]
+    for part in parts:
+        _require_some(part, read_rows(part))
+    rows = certification.merge(parts, options.out)
+    OUT.print(f"saved {plain(options.out)}: {len(rows)} certificates", markup=False)
+    for note in filter(None, (_gaps(rows), _believed(rows))):
+        OUT.print(note, markup=False)
+
+
+def _gaps(rows: Sequence[CertificateRow]) -> str | None:
+    """A line on images that have no row, below the last that has one."""
+    gaps = rows[-1].idx + 1 - len(rows)
+    images = f"{gaps} image{'s' if gaps > 1 else ''} below {rows[-1].idx}"
+    return f"{images} without one: is a shard missing?" if gaps else None
 
 
 def run_report(options: Report) -> None:
@@ -71,33 +91,75 @@ def run_report(options: Report) -> None:
     Args:
         options: Options of the command.
     """
-    out, runs, tables = Path(options.out), [], []
-    for entry in options.files:
-        name, _, file = entry.rpartition("=")
-        rows = _rows(file, options.alpha)
-        tables.append(rows)
-        runs.append(report.Run(name or Path(file).parent.name or Path(file).stem, rows, {}))
-    validation = [_rows(file, options.alpha) for file in options.validation or ()]
-    radii = list(options.radii) if options.radii is not None else _decided(tables)
+    asked, out = _asked(options), Path(options.out)
+    places = named(options.files)
+    tsvs = tsv_places(out, places)
+    report.require_report_place(out)
+    validating = [rows_in(file) for file in options.validation or ()]
+    for file in [*places.values(), *validating] if validating or options.alpha is not None else ():
+        _require_votes(file)
+    runs = [report.Run(name, _rows(file, options.alpha)) for name, file in places.items()]
+    validation = [list(_certificates(_rows(file, options.alpha))) for file in validating]
+    tables = [list(_certificates(run.rows)) for run in runs]
+    radii = asked or _decided(tables)
     notes = _envelope(validation, tables, radii) if validation else []
     for run, rows in zip(runs, tables, strict=True):
-        notes += filter(None, (_undecided(run.name, rows, radii), _ended_early(run.name, rows)))
+        warnings = (_undecided(run.name, rows, radii), _ended_early(run.name, rows), _believed(rows, run.name))
+        notes += filter(None, warnings)
     facts = _shared_facts([row for rows in tables for row in rows])
     page = report.write_report(out, runs, radii, title=options.title, facts=facts, notes=notes)
-    for run in runs:
-        if all(row.label is not None for row in run.rows):
-            write_tsv(run.rows, out / f"{run.name.replace('/', '_')}.tsv")
+    for run, rows in zip(runs, tables, strict=True):
+        if rows and all(row.label is not None for row in rows):
+            write_tsv(rows, tsvs[run.name])
     OUT.print(report.render_table(runs, radii))
     for note in notes:
-        OUT.print(note)
-    OUT.print(f"saved {page}")
+        OUT.print(plain(note), markup=False)
+    OUT.print(f"saved {plain(str(page))}", markup=False)
 
 
-def _rows(file: str, alpha: float | None = None) -> list[CertificateRow]:
-    rows = read_rows(file)
+def _asked(options: Report) -> list[float] | None:
+    """The radii that were asked for, in order and each once; options that no report can follow are refused."""
+    if options.alpha is not None:
+        check_alpha(options.alpha)
+    if options.radii is None:
+        return None
+    if not options.radii:
+        raise InvalidInput("radii are []; wanted at least one, such as --radii [0, 0.25]")
+    return sorted(set(checked_radii(options.radii).tolist()))
+
+
+def _rows(file: Path, alpha: float | None) -> Sequence[Outcome]:
+    """The rows of a file, certificates or published, each of which holds."""
+    if is_published(file):
+        return _require_some(file, read_tsv(file))
+    rows = _require_some(file, read(file))
+    try:
+        return rows if alpha is None else certification.at_alpha(rows, alpha)
+    except InvalidInput as error:
+        raise InvalidInput(f"{file} at alpha = {alpha}: {error}") from error
+
+
+def _require_votes(file: Path) -> None:
+    if is_published(file):
+        wanted = "--alpha and --validation want the JSON lines that certibox certify wrote"
+        raise InvalidInput(f"{file} is a TSV, which has neither votes nor sigma; {wanted}")
+
+
+def _require_some(file: Path, rows: Rows) -> Rows:
     if not rows:
         raise UnreadableFile(f"{file} holds no certificate; wanted a file that certibox certify wrote")
-    return rows if alpha is None else certification.at_alpha(rows, alpha)
+    return rows
+
+
+def _certificates(rows: Iterable[Outcome]) -> Iterator[CertificateRow]:
+    """Those of the rows that have votes: all of a file, or none."""
+    return (row for row in rows if isinstance(row, CertificateRow))
+
+
+def _believed(rows: Iterable[CertificateRow], name: str = "merged rows") -> str | None:
+    """A line on bounds that nothing here can check."""
+    rules = ", ".join(repr(rule) for rule in believed(rows))
+    return f"{name}: rule {rules} is not certibox's own: its bound is taken as stated" if rules else None
 
 
 def _decided(runs: list[list[CertificateRow]]) -> list[float]:

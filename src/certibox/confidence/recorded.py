@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from certibox.confidence.binomial import check_alpha
 from certibox.confidence.gaussian import NoiseLaw
-from certibox.confidence.sequential import RULES
+from certibox.confidence.looks import goes_on
+from certibox.confidence.sequential import RULES, Rule
 from certibox.confidence.stopping import AnyLevelRule, Decision, Looks, RuleTable, StoppingRule, asked, decided, due
 from certibox.errors import InvalidInput
 
@@ -57,6 +59,8 @@ def check_rule(rule: StoppingRule) -> None:
 def rule_from_dict(kept: Mapping[str, Any], rules: RuleTable | None = None) -> StoppingRule:
     """The rule that `as_dict` (or `record`) wrote.
 
+    One of certibox's is built once: the rows of a file all have it.
+
     Args:
         kept: Settings of the rule with its "name".
         rules: Builders of rules of your own by their names; certibox's names are known.
@@ -64,6 +68,26 @@ def rule_from_dict(kept: Mapping[str, Any], rules: RuleTable | None = None) -> S
     Raises:
         InvalidInput: for an unknown name, setting or value.
     """
+    text = _text_of_ours(kept)
+    return _ours(text) if text else _built(kept, rules)
+
+
+@lru_cache(maxsize=256)
+def _ours(text: str) -> StoppingRule:
+    return _built(json.loads(text), None)
+
+
+def _text_of_ours(kept: Mapping[str, Any]) -> str | None:
+    """The settings of one of certibox's rules as JSON; None for those of a stranger."""
+    if not isinstance(name := kept.get("name"), str) or name not in RULES:
+        return None
+    try:
+        return json.dumps(dict(kept))
+    except (TypeError, ValueError):
+        return None
+
+
+def _built(kept: Mapping[str, Any], rules: RuleTable | None) -> StoppingRule:
     settings: dict[str, Any] = {key: value for key, value in kept.items() if key not in ("name", *RESERVED)}
     name, table = kept.get("name"), {**(rules or {}), **RULES}
     if not isinstance(name, str) or name not in table:
@@ -95,7 +119,9 @@ def replay(kept: Mapping[str, Any], looks: Looks, law: NoiseLaw, rules: RuleTabl
     rule, n, alpha = _rebuilt(kept, rules)
     thresholds = asked(rule, law)
     _check_looks(looks, due(rule, n, alpha, thresholds))
-    for k in range(1, len(looks)):
+    # What goes on by the short way goes on; whatever else is a matter of each look's own decision.
+    quick = isinstance(rule, Rule) and goes_on(rule, looks[:-1], n, alpha, thresholds)
+    for k in range(1, 1 if quick else len(looks)):
         if decided(rule, looks[:k], n, alpha, thresholds).stop:
             raise InvalidInput(f"the rule stops at look {k}; the record has {len(looks)} looks: it was not made by it")
     return decided(rule, looks, n, alpha, thresholds)
@@ -142,6 +168,17 @@ def _settings(rule: StoppingRule) -> dict[str, Any]:
 
 def _rebuilt(kept: Mapping[str, Any], rules: RuleTable | None) -> tuple[StoppingRule, int, float]:
     """A recorded rule, the maximum n that it was used with and the alpha that it ran under."""
+    text = _text_of_ours(kept)
+    return _ours_rebuilt(text) if text else _checked(kept, rules)
+
+
+@lru_cache(maxsize=256)
+def _ours_rebuilt(text: str) -> tuple[StoppingRule, int, float]:
+    return _checked(json.loads(text), None)
+
+
+def _checked(kept: Mapping[str, Any], rules: RuleTable | None) -> tuple[StoppingRule, int, float]:
+    """A recorded rule that is recorded again as it is, with its maximum n and its alpha."""
     rule, n, alpha = rule_from_dict(kept, rules), kept.get("cap"), kept.get("alpha")
     check_rule(rule)
     if not isinstance(n, int):

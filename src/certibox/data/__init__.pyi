@@ -1,10 +1,10 @@
+from .arrays import images_from_arrays as images_from_arrays
 from .augmentation import AUGMENTATIONS as AUGMENTATIONS
 from .augmentation import augment as augment
 from .images import Images as Images
 from .images import Index as Index
 from .images import View as View
 from .images import held_out as held_out
-from .images import images_from_arrays as images_from_arrays
 from .images import mean_over as mean_over
 from .items import MapStyle as MapStyle
 from .restricted_imagenet import load_restricted_imagenet as load_restricted_imagenet

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,40 +15,126 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from certibox.data.images import one_line, stored_pixels
+from certibox.data.arrays import one_line, stored_pixels, with_channels
+from certibox.data.asked import aloud
 from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile
+
+MOST_BYTES = 8 * 2**30  # of pixels or of arrays, where the size of the memory is unknown, and in any one archive
+_NAMED = 3  # failures that a message names
+_REASON = 100  # characters of the reason of the first
+_HOPELESS = 20  # failures after which nothing more is tried
 
 
 class Pile:
-    """Images of one shape, packed as they come: the pixels are never kept twice."""
+    """Images of one shape, packed as they come: the pixels are never kept twice.
 
-    def __init__(self) -> None:
+    channels: 1 or 3, to which images are brought; None as they come. skip: whether images that cannot be read are left
+    out, which `finish` counts aloud. root: folder that messages about several images leave out of their names.
+    """
+
+    def __init__(self, channels: int | None = None, skip: bool = False, root: str = "") -> None:
         self.buffer = bytearray()
         self.shape: tuple[int, ...] = ()
+        self.channels, self.skip, self.most = channels, skip, _memory()
+        self.root, self.tried = root, 0
+        self.failed: list[tuple[str, UnreadableFile]] = []
 
     def add(self, pixels: np.ndarray, where: str) -> None:  # uint8 (c, h, w)
+        pixels = with_channels(pixels, self.channels)
         self.shape = self.shape or pixels.shape
         if pixels.shape != self.shape:
-            (c, h, w), (c0, h0, w0) = pixels.shape, self.shape
-            raise InvalidImages(
-                f"{where}: {w}×{h} pixels, {c} channels, but those before have {w0}×{h0}, {c0}; bring all to one size"
-            )
+            raise InvalidImages(f"{where}: {_differing(pixels.shape, self.shape)}")
+        if len(self.buffer) + pixels.nbytes > self.most:
+            raise InvalidInput(f"{where}: the images so far fill {gib(self.most)}; take fewer of them with limit")
         self.buffer += pixels.tobytes()
+
+    def attempt(self, read: Callable[[], np.ndarray], where: str) -> bool:
+        """Add what `read` gives; False if it cannot be read."""
+        self.tried += 1
+        try:
+            pixels = read()
+        except UnreadableFile as error:
+            self.failed.append((where, error))
+            if not self.skip and len(self.failed) == _HOPELESS:
+                raise self._unreadable() from error
+            return False
+        self.add(pixels, where)
+        return True
+
+    def finish(self, name: str) -> None:
+        """Raise `UnreadableFile` for images that could not be read, or say how many were left out."""
+        if self.failed and not (self.skip and self.buffer):
+            raise self._unreadable()
+        if self.failed:
+            aloud(
+                f"{name}: {len(self.failed)} of {self.tried} images cannot be read and were left out: {self._names()}"
+            )
+
+    def _names(self) -> str:
+        names = ", ".join(where.removeprefix(f"{self.root}{os.sep}") for where, _ in self.failed[:_NAMED])
+        return names + (", …" if len(self.failed) > _NAMED else "")
+
+    def _unreadable(self) -> UnreadableFile:
+        skip = "" if self.skip else ", or leave such images out with skip_unreadable (--skip-unreadable)"
+        if len(self.failed) == 1:
+            return UnreadableFile(f"{self.failed[0][1]}{skip}")
+        inside = f" of {self.root}" if self.root else ""
+        came = f"{len(self.failed)} of {self.tried} images{inside} cannot be read: {self._names()}"
+        cause = self.failed[0][1].__cause__
+        reason = f" ({one_line(cause)[:_REASON]})" if isinstance(cause, Exception) else ""
+        return UnreadableFile(f"{came}{reason}; check or replace them{skip}")
 
     def tensor(self) -> Tensor:  # (n, c, h, w)
         return torch.frombuffer(self.buffer, dtype=torch.uint8).reshape(-1, *self.shape)
 
 
+def _differing(came: tuple[int, ...], before: tuple[int, ...]) -> str:
+    (c, h, w), (c0, h0, w0) = came, before
+    remedy = "bring all to one size" if (h, w) != (h0, w0) else "ask for channels=1 or 3 (--channels)"
+    return f"{w}×{h} pixels, {c} channels, but those before have {w0}×{h0}, {c0}; {remedy}"
+
+
+def _memory() -> int:
+    """Bytes that images may fill: three quarters of the memory, if its size is known."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
+    except (AttributeError, ValueError, OSError):  # no such call on this system
+        return MOST_BYTES
+
+
+def gib(size: int) -> str:
+    """A size in bytes, in words."""
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def require_regular(path: Path) -> Path:
+    """`path`, if it is a file that can be read to its end: to open a pipe or a device may never return."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe, socket or device"
+        raise UnreadableFile(f"{path} is {kind}; wanted a regular file")
+    return path
+
+
 def read_image(file: Path | io.BytesIO, where: str) -> Image.Image:
     """One encoded image, upright: grey (mode L) if it is stored so, RGB otherwise."""
-    with reading(where), Image.open(file) as image:
-        return upright(image, where)
+    if isinstance(file, Path):
+        require_regular(file)
+    with reading(where), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow says of large images and of odd headers
+        with Image.open(file) as image:
+            w, h = image.size
+            if Image.MAX_IMAGE_PIXELS and w * h > Image.MAX_IMAGE_PIXELS:
+                most = f"{Image.MAX_IMAGE_PIXELS:,}"
+                raise UnreadableFile(f"{where} unpacks to {w}×{h} pixels; wanted at most {most}: shrink it")
+            return upright(image, where)
 
 
 def upright(image: Image.Image, where: str) -> Image.Image:
     """The image as its camera held it, in mode L if it is grey, in RGB otherwise."""
     if image.mode[0] in "IF":  # wide integers or floats, which a conversion would clip without a word
-        raise InvalidImages(f"{where}: {image.size[0]}×{image.size[1]}, mode {image.mode}; wanted 8 bits a channel")
+        raise InvalidImages(
+            f"{where}: {image.size[0]}×{image.size[1]}, mode {image.mode}; wanted 8 bits a channel: rescale"
+        )
     turned = ImageOps.exif_transpose(image)
     return turned.convert("L" if turned.mode in ("L", "1") else "RGB")
 
@@ -75,9 +163,3 @@ def reading(what: str | Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise UnreadableFile(f"{what} cannot be read: {one_line(error)}; check or replace it") from error
-
-
-def pick(splits: Any, split: str, name: str) -> Any:
-    if split not in splits:
-        raise InvalidInput(f"{name} has no split {split!r}; available: {', '.join(map(str, splits))}")
-    return splits[split]

@@ -1,4 +1,4 @@
-"""Images as uint8 tensors, checked once, and made from numpy arrays or tensors."""
+"""Images as uint8 tensors, checked once; images held out, means over images."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from certibox import seeds
 from certibox.errors import InvalidImages, InvalidInput
 
 Index = slice | Tensor | Sequence[int]
-_AT_ONCE = 64  # images; 38 MB of floats at 224×224×3
+_NAMED = 12  # classes that a line about them names
 
 
 class View(Protocol):
@@ -61,6 +59,9 @@ class Images:
     view: View | None = None
     """Function whose result `floats` gives instead of the pixels themselves, in float precision."""
 
+    files: tuple[str, ...] | None = None
+    """Names of the image files relative to the source, one for each image; None where they come from none."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8:
             came = getattr(self.images, "dtype", type(self.images).__name__)
@@ -70,6 +71,8 @@ class Images:
             raise InvalidImages(
                 f"{self.name}: images have shape {shape}, wanted (n, c, h, w) with every size at least 1"
             )
+        if self.files is not None and len(self.files) != len(self):
+            raise InvalidImages(f"{self.name}: {len(self.files)} file names, wanted one for each of {len(self)} images")
         if self.labels is not None:
             self._check_labels(self.labels)
 
@@ -116,6 +119,25 @@ class Images:
             sha.update(self.view.digest.encode())
         return sha.hexdigest()
 
+    @cached_property
+    def digests(self) -> Tensor:
+        """Names of the single images, int64 (n,): the first 8 bytes of SHA-256 over shape and pixels, view or not."""
+        shape, pixels = repr(self.shape).encode(), self.images.cpu().contiguous().numpy()
+        shas = (hashlib.sha256(shape + image.tobytes()).digest() for image in pixels)
+        return torch.tensor([int.from_bytes(sha[:8], "little", signed=True) for sha in shas])
+
+    @property
+    def legend(self) -> str | None:
+        """Which label is which class, in one line; None where classes have no names."""
+        if self.class_names is None:
+            return None
+        last = len(self.class_names) - 1
+        if all(name == str(label) for label, name in enumerate(self.class_names)):
+            return f"labels: 0 to {last}, as the classes are named"
+        plain = ["".join(c if c.isprintable() else "?" for c in name) for name in self.class_names]
+        named = [f"{label} {name}" for label, name in enumerate(plain)]
+        return f"labels: {', '.join(named if last < _NAMED else [*named[: _NAMED - 1], '…', named[-1]])}"
+
     def floats(self, index: Index | None = None) -> Tensor:
         """The images as a model takes them: pixel / 255, then through the view if there is one.
 
@@ -144,7 +166,9 @@ class Images:
             index: Positions of the wanted images: a slice, integers or booleans.
         """
         at = _as_index(index)
-        return replace(self, images=self.images[at], labels=None if self.labels is None else self.labels[at])
+        labels = None if self.labels is None else self.labels[at]
+        files = self.files and tuple(self.files[i] for i in torch.arange(len(self))[at].tolist())
+        return replace(self, images=self.images[at], labels=labels, files=files)
 
     def split(self, share: float, seed: int) -> tuple[Images, Images]:
         """Divide the images at random into two parts that have no image in common and together are everything.
@@ -203,87 +227,3 @@ def mean_over(images: Images, measure: Callable[[Tensor, Tensor], Tensor], batch
     """
     parts = torch.arange(len(images)).split(batch)
     return sum(float(measure(images.floats(index), index).sum()) for index in parts) / len(images)
-
-
-# ---------------------------------------------------------------------------------------------------------- arrays
-
-
-def images_from_arrays(
-    images: ArrayLike | Tensor, labels: ArrayLike | Tensor | None = None, name: str = "arrays"
-) -> Images:
-    """Images from numpy arrays or tensors; the pixels are copied.
-
-    Args:
-        images: Pixels (n, h, w), (n, c, h, w) or (n, h, w, c) with c in {1, 3}: integers in 0..255, or floats in
-            [0, 1], which are rounded to 8 bits.
-        labels: Integers (n,), at least 0; None for images without labels.
-        name: Origin of the images, for records and messages.
-
-    Raises:
-        InvalidImages: Another shape, type or range; the message says which image is the first outside.
-    """
-    stored = torch.from_numpy(stored_pixels(images, name))
-    return Images(stored, None if labels is None else integer_labels(labels, name), name)
-
-
-def stored_pixels(images: ArrayLike | Tensor, name: str) -> np.ndarray:
-    """The pixels of `images_from_arrays` in 8 bits, in memory of their own: uint8 (n, c, h, w), contiguous."""
-    pixels = _to_channels_first(_as_numpy(images, name), name)
-    limit = 1 if pixels.dtype.kind == "f" else 255
-    stored = np.empty(pixels.shape, np.uint8)
-    for start in range(0, len(pixels), _AT_ONCE):  # in parts, so that no second array of their size is made
-        part = pixels[start : start + _AT_ONCE]
-        if part.dtype != np.uint8 and not ((part >= 0) & (part <= limit)).all():  # False for NaN
-            raise _outside(pixels, limit, name)
-        np.copyto(stored[start : start + _AT_ONCE], np.rint(part * 255) if limit == 1 else part, casting="unsafe")
-    return stored
-
-
-def _as_numpy(values: ArrayLike | Tensor, name: str) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        # numpy has no bfloat16; float32 holds every half-precision value.
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise InvalidImages(f"{name}: not one rectangular array ({one_line(error)}); bring all to one size") from error
-
-
-def _to_channels_first(array: np.ndarray, name: str) -> np.ndarray:  # any accepted layout -> (n, c, h, w)
-    wanted = "(n, h, w), (n, c, h, w) or (n, h, w, c) with c in {1, 3} and n at least 1"
-    if array.dtype.kind not in "uif":
-        raise InvalidImages(f"{name}: images are {array.dtype}, wanted uint8, integers in 0..255 or floats in [0, 1]")
-    if array.ndim == 3 and array.size:
-        return array[:, None]
-    if array.ndim != 4 or not array.size or not {array.shape[1], array.shape[3]} & {1, 3}:
-        raise InvalidImages(f"{name}: images have shape {array.shape}, wanted {wanted}; reshape them")
-    if {array.shape[1], array.shape[3]} <= {1, 3}:
-        raise InvalidImages(f"{name}: shape {array.shape} may be (n, c, h, w) or (n, h, w, c); build Images directly")
-    return array if array.shape[1] in (1, 3) else np.moveaxis(array, 3, 1)
-
-
-def _outside(pixels: np.ndarray, limit: int, name: str) -> InvalidImages:
-    """What to say of pixels that are not all on [0, limit]."""
-    inside = (pixels >= 0) & (pixels <= limit)
-    first = int(np.argmin(inside.reshape(len(pixels), -1).all(axis=1)))
-    low, high = np.fmin.reduce(pixels, axis=None), np.fmax.reduce(pixels, axis=None)  # of those that are not NaN
-    if not np.isfinite(pixels).all():
-        remedy = "remove NaN and infinities"
-    elif limit == 255:
-        remedy = "rescale to 8 bits"
-    else:
-        remedy = "divide by 255" if low >= 0 and high <= 255 else "undo the normalisation"
-    where = f"; image {first} is the first outside" if len(pixels) > 1 else ""
-    return InvalidImages(f"{name}: pixels from {low:g} to {high:g}, wanted [0, {limit}]{where}: {remedy}")
-
-
-def integer_labels(labels: ArrayLike | Tensor, name: str) -> Tensor:
-    array = _as_numpy(labels, name)
-    if array.dtype.kind not in "ui":
-        raise InvalidImages(f"{name}: labels are {array.dtype}, wanted integers 0, 1, …; encode them first")
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

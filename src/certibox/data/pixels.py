@@ -30,7 +30,7 @@ def as_images(x: object, *, array_type: DTypeLike | None = None, single: bool = 
         raise InvalidImages(f"images are {x.dtype}; wanted floats on [0, 1]{advice}")
     if x.ndim != 4 and not (single and x.ndim == 3):
         wanted = "one image (channels, height, width), or a batch of them" if single else ""
-        wanted = wanted or "a batch (n, channels, height, width)"
+        wanted = wanted or f"a batch (n, channels, height, width){': x[None] for one image' if x.ndim == 3 else ''}"
         raise InvalidImages(f"images have shape {tuple(x.shape)}; wanted {wanted}")
     return x if isinstance(x, Tensor) else _as_tensor(x if array_type is None else x.astype(array_type, copy=False))
 

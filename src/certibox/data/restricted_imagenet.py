@@ -25,10 +25,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from certibox.data.decoding import Pile, pick, pixels_of, read_image, reading
+from certibox.data.asked import Asked, pick, share_of
+from certibox.data.decoding import Pile, pixels_of, read_image, reading
+from certibox.data.digits import evenly
+from certibox.data.folders import image_suffixes, scan
 from certibox.data.images import Images
-from certibox.data.rows import cell_image, check_columns, folder_rows, hub_rows, left_encoded
-from certibox.data.sources import evenly, holds_dataset, image_files, local_path, subfolders
+from certibox.data.labels import require_column
+from certibox.data.rows import Table, cell_image, folder_rows, hub_rows, left_encoded
+from certibox.data.sources import local_path
 from certibox.errors import InvalidInput
 
 Selection = Literal["paper", "all"]
@@ -140,6 +144,8 @@ def load_restricted_imagenet(
         raise InvalidInput(f"selection is {selection!r}, wanted 'paper' or 'all'")
     if size < 1 or (limit is not None and limit < 1):
         raise InvalidInput(f"size is {size}, limit {limit}; wanted both at least 1, or limit None for all images")
+    if share_of(split) is not None:
+        raise InvalidInput(f"split is {split!r}; wanted the name of a split, as ImageNet has splits of its own")
     found = _find(source, split, selection, limit, image_column, label_column)
     pile, labels = Pile(), []
     for image, label in found:
@@ -153,13 +159,13 @@ def _find(source: str | Path, split: str, selection: Selection, limit: int | Non
     known = _folder_names(selection)
     path = local_path(source)
     if path is None:
-        return _from_rows(hub_rows(str(source), split), f"{source}:{split}", selection, limit, *columns)
+        return _from_rows(hub_rows(str(source), Asked(split)), f"{source}:{split}", selection, limit, *columns)
     with reading(path):
         folders = _class_folders(path, split, known)
     if folders:
         return _from_folders(folders, limit, known)
-    if holds_dataset(path):
-        return _from_rows(folder_rows(path, split), f"{path}:{split}", selection, limit, *columns)
+    if scan(path).is_dataset:
+        return _from_rows(folder_rows(path, Asked(split)), f"{path}:{split}", selection, limit, *columns)
     raise _nothing(path)
 
 
@@ -220,6 +226,15 @@ def _known(root: Path, known: dict[str, int]) -> list[Path]:
     return [folder for folder in subfolders(root) if folder.name in known]
 
 
+def subfolders(root: Path) -> list[Path]:
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def image_files(folder: Path) -> list[Path]:
+    suffixes = image_suffixes()
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith("."))
+
+
 def _from_folders(folders: list[Path], limit: int | None, known: dict[str, int]) -> Found:
     with reading(folders[0].parent):
         files = [(file, known[folder.name]) for folder in folders for file in image_files(folder)]
@@ -232,8 +247,10 @@ def _from_folders(folders: list[Path], limit: int | None, known: dict[str, int])
 # ------------------------------------------------------------------------------------------- Hugging Face datasets
 
 
-def _from_rows(rows: Any, name: str, selection: Selection, limit: int | None, image: str, label: str) -> Found:
-    check_columns(rows, name, image, label)
+def _from_rows(table: Table, name: str, selection: Selection, limit: int | None, image: str, label: str) -> Found:
+    rows = table.rows
+    for column in (image, label):
+        require_column(rows.features or {}, column, name)
     names = getattr(rows.features[label], "names", None)
     with reading(name):
         column = [value for batch in rows.select_columns([label]).iter(1000) for value in batch[label]]
@@ -249,7 +266,7 @@ def _from_rows(rows: Any, name: str, selection: Selection, limit: int | None, im
             numbered = enumerate(islice(rows, max(chosen) + 1))
         for i, row in numbered:
             if i in chosen:
-                yield cell_image(row[image], f"{name} row {i}"), chosen[i]
+                yield cell_image(row[image], f"{name} row {i}", table.roots), chosen[i]
 
 
 def _labels_of(names: list[str] | None, column: list[Any], name: str, selection: Selection) -> dict[Any, int]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import io
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
+from torch import Tensor
 
-from certibox.data.decoding import Pile, pick, pixels_of, pixels_of_item, read_image, reading
-from certibox.data.images import Images, one_line
-from certibox.errors import InvalidImages, InvalidInput
+from certibox.data.arrays import one_line
+from certibox.data.asked import Asked, aloud, pick
+from certibox.data.decoding import Pile, pixels_of, pixels_of_item, read_image, reading
+from certibox.data.images import Images
+from certibox.data.labels import encode, image_column, label_column
+from certibox.errors import CertiboxError, InvalidImages, InvalidInput, did_you_mean
+
+_TELLING = 10  # rows of one class from which they seem to be sorted
 
 
 def _import_datasets(source: str) -> ModuleType:
@@ -25,42 +32,109 @@ def _import_datasets(source: str) -> ModuleType:
     return datasets
 
 
-def hub_rows(name: str, split: str) -> Any:
+@dataclass(frozen=True)
+class Table:
+    """One split of a data set of rows."""
+
+    rows: Any
+    """A `datasets.Dataset` or `IterableDataset`."""
+
+    name: str
+    """What messages call it."""
+
+    splits: tuple[Any, ...] = ()
+    """The rows of all splits, whose labels number the classes together."""
+
+    roots: tuple[Path, ...] | None = None
+    """Folders that the paths in cells may not leave; None where the rows are the caller's own."""
+
+    has_splits: bool = True
+    """Whether there are names to choose a split by."""
+
+
+def _configured(datasets: ModuleType, path: str, asked: Asked, **options: Any) -> Any:
+    """`datasets.load_dataset` of one configuration."""
+    named = () if asked.configuration is None else (asked.configuration,)
+    try:
+        return datasets.load_dataset(path, *named, **options)
+    except ValueError as error:
+        names = _configurations(datasets, path)
+        if len(names) > 1 or asked.configuration is not None:
+            came = "none is named" if asked.configuration is None else f"{asked.configuration!r} is none of them"
+            known = ", ".join(names) or "none"
+            near = did_you_mean(asked.configuration, names) or "; name one with configuration (--configuration)"
+            raise InvalidInput(f"{path} has the configurations {known}, but {came}{near}") from error
+        raise
+
+
+def _configurations(datasets: ModuleType, path: str) -> list[str]:
+    try:
+        return list(map(str, datasets.get_dataset_config_names(path)))
+    except Exception:  # on the way to another error
+        return []
+
+
+def hub_rows(name: str, asked: Asked) -> Table:
+    """One split of a data set of the Hugging Face Hub."""
     datasets = _import_datasets(f"{name} (no local path; a Hub name)")
     try:
-        splits = datasets.load_dataset(name)
+        splits = _configured(datasets, name, asked)
+    except CertiboxError:
+        raise
     except Exception as error:  # network, access, builder: no common base
         raise InvalidInput(
             f"{name!r} is neither a local path nor readable from the Hugging Face Hub: {one_line(error)}"
         ) from error
-    return pick(splits, split, name)
+    config = datasets.config
+    caches = (config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
+    rows = pick(splits, asked.split, name)
+    return Table(rows, f"{name}:{asked.split}", tuple(splits.values()), tuple(map(Path, caches)))
 
 
-def folder_rows(folder: Path, split: str) -> Any:
+def folder_rows(folder: Path, asked: Asked) -> Table:
+    """One split of a folder of parquet or arrow files."""
     datasets = _import_datasets(str(folder))
+    stored = (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
     with reading(folder):
-        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        if stored:
+            asked.refuse(str(folder), "configuration")
             loaded = datasets.load_from_disk(str(folder))
         else:
             # Streaming reads the files in place: no copy in the cache, no network.
-            loaded = datasets.load_dataset(str(folder), streaming=True)
-    splits = loaded if isinstance(loaded, dict) else {str(loaded.split or split): loaded}
-    return pick(splits, split, str(folder))
+            loaded = _configured(datasets, str(folder), asked, streaming=True)
+    name = f"{folder.resolve().name}:{asked.split}"
+    if not isinstance(loaded, dict):
+        return Table(loaded, name, (loaded,), (folder,), _is_split(loaded, asked))
+    return Table(pick(loaded, asked.split, str(folder)), name, tuple(loaded.values()), (folder,))
 
 
-def given_rows(source: Any, split: str) -> Any | None:
+def file_rows(path: Path, asked: Asked) -> Table:
+    """The rows of one parquet or arrow file."""
+    asked.refuse(str(path), "configuration")
+    datasets = _import_datasets(str(path))
+    kind = path.suffix.lower().removeprefix(".")
+    with reading(path):
+        rows = datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train", streaming=True)
+    return Table(rows, path.name, (rows,), (path.parent,), has_splits=False)
+
+
+def given_rows(source: Any, asked: Asked) -> Table | None:
     """The rows of a Hugging Face dataset, or of one split of a dictionary of them; None for another object."""
     if not type(source).__module__.startswith("datasets."):
         return None
-    rows = pick(source, split, type(source).__name__) if isinstance(source, dict) else source
-    return rows.with_format(None)  # so that cells are what the columns hold, not tensors of another library
+    kind = type(source).__name__
+    asked.refuse(kind, "configuration")
+    splits = tuple(source.values()) if isinstance(source, dict) else (source,)
+    rows = pick(source, asked.split, kind) if isinstance(source, dict) else source
+    has_splits = isinstance(source, dict) or _is_split(rows, asked)
+    # without a format, so that cells are what the columns hold, not tensors of another library
+    plain = tuple(split.with_format(None) for split in splits)
+    return Table(rows.with_format(None), f"{kind}:{rows.split or asked.split}", plain, has_splits=has_splits)
 
 
-def check_columns(rows: Any, name: str, *columns: str) -> None:
-    features = rows.features or {}
-    for column in columns:
-        if column not in features:
-            raise InvalidInput(f"{name} has no column {column!r}; available: {', '.join(features)}")
+def _is_split(rows: Any, asked: Asked) -> bool:
+    """Whether rows that are one split are the one that is asked for, as far as they know."""
+    return rows.split is not None and str(rows.split) == asked.split
 
 
 def left_encoded(rows: Any, image_column: str) -> Any:
@@ -69,31 +143,55 @@ def left_encoded(rows: Any, image_column: str) -> Any:
     return rows.cast_column(image_column, type(feature)(decode=False)) if hasattr(feature, "decode") else rows
 
 
-def from_rows(rows: Any, name: str, limit: int | None, image_column: str, label_column: str) -> Images:
-    """Images from a datasets.Dataset or IterableDataset."""
-    features = rows.features or {}
-    has_labels = label_column in features
-    check_columns(rows, name, image_column, *([label_column] if label_column != "label" else []))
-    pile, labels = Pile(), []
+def from_rows(table: Table, asked: Asked) -> Images:
+    """Images of the rows, before a share is drawn from them."""
+    columns, name = dict(table.rows.features or {}), table.name
+    image = image_column(columns, asked.image_column, name)
+    others = {name: kind for name, kind in columns.items() if name != image and type(kind).__name__ != "Image"}
+    label = label_column(others, asked.label_column, name)
+    pile, values, files = Pile(asked.channels, asked.skip_unreadable), [], []
     with reading(name):
-        for i, row in enumerate(islice(left_encoded(rows, image_column), limit)):
+        for i, row in enumerate(islice(left_encoded(table.rows, image), asked.at_most)):
             where = f"{name} row {i}"
-            pile.add(_cell_pixels(row[image_column], where), where)
-            labels.append(row[label_column] if has_labels else -1)
-    if not labels:
+            if pile.attempt(lambda cell=row[image], at=where: _cell_pixels(cell, at, table.roots), where):
+                values.append(row[label] if label else -1)
+                files.append(_file_name(row[image], table.roots))
+    pile.finish(name)
+    if not values:
         raise InvalidInput(f"{name} holds no rows; choose another split")
-    strange = [label for label in labels if not isinstance(label, int)]
-    if strange:
-        raise InvalidInput(f"{name}: column {label_column!r} holds {strange[0]!r}; wanted an integer for every image")
-    if set(labels) == {-1}:  # no labels here; also the datasets convention for a split whose labels are withheld
-        return Images(pile.tensor(), None, name)
-    names = getattr(features[label_column], "names", None)
-    return Images(pile.tensor(), torch.tensor(labels), name, tuple(names) if names else None)
+    every = _every(table, label) if label and isinstance(values[0], str) else ()
+    labels, names = encode(values, every, f"{name}: column {label!r}")
+    if labels is not None and hasattr(columns.get(label or ""), "names"):
+        names = tuple(columns[label or ""].names)
+    _tell_of_one_class(labels, asked, name)
+    named = tuple(files) if all(files) else None
+    return Images(pile.tensor(), labels, name, names if labels is not None else None, files=named)
 
 
-def _cell_pixels(cell: Any, where: str) -> np.ndarray:
+def _every(table: Table, label: str) -> list[Any]:
+    """All values of a column, in all splits."""
+    with reading(table.name):
+        having = [rows for rows in table.splits if label in (rows.features or {})]
+        return [value for rows in having for part in rows.select_columns([label]).iter(1000) for value in part[label]]
+
+
+def _tell_of_one_class(labels: Tensor | None, asked: Asked, name: str) -> None:
+    """Say that the first rows are of one class, as where rows are sorted by class."""
+    if asked.at_most and labels is not None and len(labels) >= _TELLING and len(set(labels.tolist())) == 1:
+        aloud(f"{name}: the first {len(labels)} rows are all of class {int(labels[0])}; rows may be sorted by class")
+
+
+def _file_name(cell: Any, roots: tuple[Path, ...] | None) -> str | None:
+    path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+    if not path or not isinstance(path, str):
+        return None
+    inside = next((root for root in roots or () if Path(path).is_relative_to(root)), None)
+    return Path(path).relative_to(inside).as_posix() if inside else path
+
+
+def _cell_pixels(cell: Any, where: str, roots: tuple[Path, ...] | None) -> np.ndarray:
     """One cell of an image column -> uint8 (c, h, w): an encoded image, its path, or nested lists of pixels."""
-    file = cell_file(cell)
+    file = cell_file(cell, where, roots)
     if file is not None:
         return pixels_of(read_image(file, where))
     if not isinstance(cell, list | np.ndarray):
@@ -101,18 +199,32 @@ def _cell_pixels(cell: Any, where: str) -> np.ndarray:
     return pixels_of_item(np.asarray(cell), where)
 
 
-def cell_file(cell: Any) -> Path | io.BytesIO | None:
+def cell_file(cell: Any, where: str, roots: tuple[Path, ...] | None) -> Path | io.BytesIO | None:
     """The encoded image in a cell, to be opened: its bytes or its path; None for a cell of another kind."""
     if isinstance(cell, dict) and {"bytes", "path"} & cell.keys():
         data, path = cell.get("bytes"), cell.get("path")
-        cell = data if data is not None else path and Path(path)
+        cell = data if data is not None else path
     if isinstance(cell, bytes):
         return io.BytesIO(cell)
-    return cell if isinstance(cell, Path) else None
+    return _allowed(Path(cell), where, roots) if isinstance(cell, str | Path) else None
 
 
-def cell_image(cell: Any, where: str) -> Image.Image:
-    file = cell_file(cell)
+def _allowed(path: Path, where: str, roots: tuple[Path, ...] | None) -> Path:
+    """A path in a cell, if it does not leave the folders of the data by `..` or by links: data are not to be trusted
+    with the choice of the files that a box is shown."""
+    if roots is None:
+        return path
+    for root in roots:
+        whole = (root / path).resolve()
+        if whole.is_relative_to(root.resolve()) and (whole.exists() or len(roots) == 1):
+            return whole
+    raise InvalidInput(
+        f"{where}: {str(path)!r:.120} lies outside {roots[0]}, and holds no image itself; put the file into the folder"
+    )
+
+
+def cell_image(cell: Any, where: str, roots: tuple[Path, ...] | None) -> Image.Image:
+    file = cell_file(cell, where, roots)
     if file is None:
         raise InvalidImages(
             f"{where}: holds {type(cell).__name__}, wanted an encoded image; choose another image column"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
+from certibox.queries.border import whole
 from certibox.queries.concurrency import PerCaller
 from certibox.queries.journal import Journal
 from certibox.queries.meter import Tally
@@ -56,7 +57,7 @@ class Booked:
         Args:
             n: Number of images; the box's `max_batch` holds all the same.
         """
-        return self._booking.set(replace(self._booking.get(), at_once=n))
+        return self._booking.set(replace(self._booking.get(), at_once=whole("images at once", n, 1)))
 
     @contextmanager
     def counting(self) -> Iterator[Tally]:

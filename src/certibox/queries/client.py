@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from certibox.blackbox import BlackBox, BoxSpec, as_images, check_outputs, differentiable
-from certibox.errors import BadOutput, BoxFailed, CertiboxError, InvalidImages, InvalidInput
+from certibox.errors import CertiboxError, InvalidImages, InvalidInput
 from certibox.queries.booking import Booked, Booking
+from certibox.queries.border import ask, billed, in_our_words, require_box, require_pixels, whole
 from certibox.queries.concurrency import PerCaller, turns_of
 from certibox.queries.copying import require_picklable
 from certibox.queries.journal import Journal, inputs_digest
@@ -54,8 +55,9 @@ class QueryClient(Booked):
     def __init__(
         self, box: BlackBox, budget: int | None = None, ledger: str | Path | None = None, batch_size: int | None = None
     ) -> None:
-        if not isinstance(getattr(box, "spec", None), BoxSpec):
-            raise InvalidInput(f"QueryClient got a {type(box).__name__}; wanted a box from certibox.as_blackbox(...)")
+        if ledger is not None and not isinstance(ledger, str | Path):
+            raise InvalidInput(f"ledger is {ledger!r}; wanted the path of a file, or None to count in memory")
+        require_box(box)
         self.box, self._turns = box, turns_of(box)
         self.budget = budget
         self._batch_size, self._chosen = box.spec.batch_size, False
@@ -100,9 +102,7 @@ class QueryClient(Booked):
 
     @budget.setter
     def budget(self, wanted: int | None) -> None:
-        if wanted is not None and wanted < 0:
-            raise InvalidInput(f"budget is {wanted}; wanted a number of queries >= 0, or None for no limit")
-        self._budget = wanted
+        self._budget = None if wanted is None else whole("budget", wanted, 0, ", or None for no limit")
 
     @property
     def batch_size(self) -> int:
@@ -115,8 +115,7 @@ class QueryClient(Booked):
 
     @batch_size.setter
     def batch_size(self, wanted: int) -> None:
-        if wanted < 1:
-            raise InvalidInput(f"batch_size is {wanted}; wanted at least 1")
+        wanted = whole("batch_size", wanted, 1)
         self._batch_size, self._chosen = min(wanted, self.spec.max_batch or wanted), True
 
     @property
@@ -144,7 +143,7 @@ class QueryClient(Booked):
 
     @property
     def lost(self) -> int:
-        """Queries sent whose answers never came, since the work was interrupted: they may have been paid for."""
+        """Queries sent and never answered, for the box raised or the work was interrupted: they may be billed."""
         return self._meter.lost
 
     @property
@@ -159,7 +158,7 @@ class QueryClient(Booked):
 
     @property
     def left(self) -> int | None:
-        """Queries that the budget still allows; None without a budget. Lost ones may have been paid for, and count."""
+        """Queries that the budget still allows; None without a budget. Lost ones may have been billed, and count."""
         if (budget := self.budget) is None:
             return None
         return max(0, budget - (self.ledger.committed() if self.ledger else self._meter.committed()))
@@ -206,15 +205,17 @@ class QueryClient(Booked):
 
         Raises:
             BudgetExceeded: The budget cannot pay the next query. The rest of the call was not sent.
-            InvalidImages: The images do not fit the box; an integer array wants to be divided by 255.
+            InvalidImages: The images do not fit the box, hold NaN or infinity, or want to be divided by 255.
             InvalidInput: The client is closed, or this process is a fork that must not spend its budget.
-            BoxFailed: The box raised.
+            BoxFailed: The box raised, whatever it raised but a keyboard interrupt; its batch counts as lost.
+            NotAnswered: The box said so, and its batch was given back.
             BadOutput: An answer broke a rule.
         """
         x = as_images(x)
         self.spec.check_images(x)
-        if len(x) == 0:
-            raise InvalidImages(f"a query has shape {tuple(x.shape)}; wanted at least one image")
+        if x.numel() == 0:
+            raise InvalidImages(f"a query has shape {tuple(x.shape)}; wanted at least one image of at least one pixel")
+        require_pixels(x, self.spec)
         booking = self._booking.get()
         if booking.journal and not booking.journal.is_of_this_process:
             booking = replace(booking, journal=None)
@@ -234,9 +235,14 @@ class QueryClient(Booked):
 
         Raises:
             NotDifferentiable: The box gives no gradients.
+            BoxFailed: The box raised.
         """
         with self._turns.lock:
-            outputs = differentiable(self.box)(x)
+            try:
+                outputs = differentiable(self.box)(x)
+            except BaseException as error:
+                ours = in_our_words(error, f"a white-box pass of {len(x)}", 0, self.queries)
+                raise ours from (error if ours is not error else error.__cause__)
         self._meter.pass_white(len(x))
         return outputs
 
@@ -306,8 +312,13 @@ class QueryClient(Booked):
         n = len(batch)
         with self._turns.lock:
             row = self._book(phase, n, wanted)
-            answer = self._ask(batch, row, phase).contiguous()  # as the journal will return it: sums round by layout
-            self._settle(row, phase, n, n, entry(answer.cpu().numpy()) if entry else None)
+            try:
+                answer = self._ask(batch).contiguous()  # as the journal will return it: sums round by layout
+                stored = entry(answer.cpu().numpy()) if entry else None
+            except BaseException as error:
+                self._settle(row, phase, n, billed(error, n))
+                raise
+            self._settle(row, phase, n, n, stored)
         return answer
 
     def _book(self, phase: str, n: int, wanted: int) -> int:
@@ -321,27 +332,15 @@ class QueryClient(Booked):
             self._meter.cancel(n)
             raise
 
-    def _ask(self, batch: Tensor, row: int, phase: str) -> Tensor:
-        """The box's checked answer to a batch that is booked in `row`; without one, the row is settled here."""
+    def _ask(self, batch: Tensor) -> Tensor:
+        """The box's checked answer to a batch that is booked."""
         n = len(batch)
-        number = self._meter.attempt(n)
-        name = f"batch {number} ({n} image{'s' if n != 1 else ''})"
+        name = f"batch {self._meter.attempt(n)} ({n} image{'s' if n != 1 else ''})"
         try:
-            return self._checked(self.box(batch), n, name)
-        except BadOutput:
-            self._settle(row, phase, n, n)  # a wrong answer is paid for all the same
-            raise
-        except CertiboxError:
-            self._settle(row, phase, n, 0)
-            raise
-        except Exception as error:
-            self._settle(row, phase, n, 0)
-            what = f"{type(error).__name__} on {name}: {' '.join(str(error).split())[:300]}"
-            raise BoxFailed(f"the box raised {what}; {self.queries} answers so far are kept") from error
-        except BaseException:
-            self._meter.lose(n)  # interrupted: the row stays unsettled, and counts as when the ledger is reopened
-            self._close_when_idle()
-            raise
+            return self._checked(ask(self.box, batch), n, name)
+        except BaseException as error:
+            ours = in_our_words(error, name, n, self.queries)
+            raise ours from (error if ours is not error else error.__cause__)
 
     def _checked(self, answer: Tensor, n: int, name: str) -> Tensor:
         """The answer, of the same shape as all others, those of threads that asked at the same time included."""
@@ -351,15 +350,20 @@ class QueryClient(Booked):
             check_outputs(answer, n, self.spec, known, name)
         return answer
 
-    def _settle(self, row: int, phase: str, n: int, answered: int, entry: Entry | None = None) -> None:
-        if self.ledger:
-            try:
+    def _settle(self, row: int, phase: str, n: int, answered: int | None, entry: Entry | None = None) -> None:
+        """End a batch; without a number of answers it is lost, and its row stays as a killed process leaves it."""
+        try:
+            if self.ledger and answered is not None:
                 self.ledger.settle(row, answered, entry)
-            except BaseException:
-                self._meter.lose(n)  # as its row says
-                raise
-        self._meter.settle(phase, n, answered)
-        self._close_when_idle()
+        except BaseException:
+            answered = None  # as its row says
+            raise
+        finally:
+            if answered is None:
+                self._meter.lose(n)
+            else:
+                self._meter.settle(phase, n, answered)
+            self._close_when_idle()
 
 
 def _copied(box: BlackBox, budget: int | None, batch_size: int | None, ledger: tuple[Path, str] | None) -> QueryClient:

@@ -1,13 +1,15 @@
-"""What was spent, by whom, when; and the answers paid for since the last checkpoint. SQLite in WAL mode, no pickle.
+"""What was spent, by whom, when; and the answers paid for since the last checkpoint. An SQLite file, no pickle.
 
 A row is written before its batch is sent and settled when the answer is in, so a process killed at any moment leaves
-at most one unsettled row: its queries may have been paid for and count against the budget. An answer is journalled in
-the same transaction that settles it, so nothing paid for is lost.
+at most one unsettled row, and so does a box that raises: its queries may have been billed and count against the budget.
+An answer is journalled in the same transaction that settles it, so nothing paid for is lost.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,20 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from certibox.errors import BudgetExceeded, CertiboxError, InvalidInput, UnreadableFile
+from certibox.queries import ledger_file
 from certibox.queries.concurrency import Forkable
+from certibox.queries.ledger_file import NoLedger
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS spend (
-    id INTEGER PRIMARY KEY, phase TEXT NOT NULL, sent_at TEXT NOT NULL,
-    attempted INTEGER NOT NULL, answered INTEGER);
-CREATE TABLE IF NOT EXISTS committed (queries INTEGER NOT NULL);
-INSERT INTO committed SELECT 0 WHERE NOT EXISTS (SELECT * FROM committed);
-CREATE TABLE IF NOT EXISTS journal (
-    scope TEXT NOT NULL, position INTEGER NOT NULL, inputs TEXT NOT NULL,
-    dtype TEXT NOT NULL, shape TEXT NOT NULL, answers BLOB NOT NULL, PRIMARY KEY (scope, position));
-CREATE TABLE IF NOT EXISTS identity (name TEXT NOT NULL);
-INSERT INTO identity SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT * FROM identity);
-"""
+SYNC_EVERY = 0.05  # seconds after which a transaction waits for the disk again
+SYNC_SHARE = 0.05  # most of the time that is spent so: a disk that others keep busy takes 20 ms, else 1 ms
+_AS_BEFORE = "wanted the ledger that was open here before"
 
 
 class Ledger(Forkable):
@@ -39,19 +34,22 @@ class Ledger(Forkable):
     tens of microseconds, and a connection a thread would have to be found and closed whenever a thread ends. No
     connection crosses a fork, which SQLite does not survive: it is closed before, and each process opens its own.
 
+    The death of a process loses nothing. For the death of a whole machine a transaction must wait for the disk, and it
+    does where the last wait was 50 ms ago, or longer where the disk is slow: always with a box that takes its time.
+
     Args:
         path: File of the ledger, made where there is none.
         identity: Name that the file must hold, for a ledger that must already be there; see `identity`.
 
     Raises:
-        UnreadableFile: The file is no ledger, or not the one that `identity` names.
+        UnreadableFile: The file is no ledger, is damaged, or is not the one that `identity` names.
     """
 
     def __init__(self, path: str | Path, identity: str | None = None) -> None:
         super().__init__()
         self.path = Path(path)
         self.file = self.path.absolute()  # another working directory must not make it another ledger
-        self._closed = False
+        self._closed, self._sync_at = False, float("-inf")
         self._connection, self.identity = self._connect(identity)
 
     def __repr__(self) -> str:
@@ -61,29 +59,26 @@ class Ledger(Forkable):
             return f"Ledger({self.path}, {'closed' if self._closed else 'unreadable'})"
         return f"Ledger({self.path}, {answered:,} answered, {lost:,} lost)"
 
-    def _connect(self, identity: str | None) -> tuple[sqlite3.Connection, str]:
+    def _connect(self, identity: str | None, check: bool = True) -> tuple[sqlite3.Connection, str]:
         """A connection, and the name of the file. With `identity` the file must be there, and be that one."""
         db: sqlite3.Connection | None = None
+        advice = "wanted a certibox ledger or a new path" if identity is None else _AS_BEFORE
         try:
             if identity is None:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
+                ledger_file.make(self.file)
             elif not self.file.exists():
-                raise OSError("it is gone")
-            db = sqlite3.connect(self.file, isolation_level=None, timeout=60, check_same_thread=False)
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.executescript(SCHEMA)
-            (name,) = db.execute("SELECT name FROM identity").fetchone()
-            if identity is None:
-                _totals(db)  # a damaged file, or another program's, shows here
-            elif identity != name:
-                raise OSError("it is another ledger")
-        except (OSError, sqlite3.Error) as error:
+                raise NoLedger("it is gone", _AS_BEFORE)
+            ledger_file.recognise(self.file)
+            db = ledger_file.connect(self.file)
+            if check:
+                ledger_file.check(db)
+            if (name := ledger_file.identity(db)) != (identity or name):
+                raise NoLedger("it is another ledger", _AS_BEFORE)
+        except (NoLedger, OSError, ValueError, sqlite3.Error) as error:
             if db is not None:
                 db.close()
-            what = f"the ledger {self.path} cannot be opened ({error})"
-            wanted = "a certibox ledger or a new path" if identity is None else "the ledger that was open here before"
-            raise UnreadableFile(f"{what}; wanted {wanted}") from error
+            advice = error.advice if isinstance(error, NoLedger) else advice
+            raise UnreadableFile(f"the ledger {self.path} cannot be opened ({error}); {advice}") from error
         return db, name
 
     @contextmanager
@@ -95,19 +90,30 @@ class Ledger(Forkable):
         with self.lock:
             if self._closed:
                 raise InvalidInput(f"the ledger {self.path} is closed; open it again to go on")
-            if self._connection is None:
-                self._connection, _ = self._connect(self.identity)
+            if self._connection is None:  # closed for a fork
+                self._connection, _ = self._connect(self.identity, check=False)
             try:
                 if not write:
                     yield self._connection
                     return
-                with self._connection as db:
+                with self._synced(self._connection), self._connection as db:
                     db.execute("BEGIN IMMEDIATE")
                     yield db
             except sqlite3.Error as error:
                 raise CertiboxError(
                     f"the ledger {self.path} failed ({error}); wanted a writable disk and no long locks"
                 ) from error
+
+    @contextmanager
+    def _synced(self, db: sqlite3.Connection) -> Iterator[None]:
+        """Let the transaction inside wait for the disk, where it is time to."""
+        began = time.monotonic()
+        due = began >= self._sync_at
+        db.execute(f"PRAGMA synchronous={'NORMAL' if due else 'OFF'}")
+        yield
+        if due:
+            ended = time.monotonic()
+            self._sync_at = ended + max(SYNC_EVERY, (ended - began) / SYNC_SHARE)
 
     def send(self, phase: str, n: int, wanted: int | None = None, budget: int | None = None) -> int:
         """Book queries that are about to be sent; returns the row to settle.
@@ -149,8 +155,8 @@ class Ledger(Forkable):
             db.execute("UPDATE spend SET answered = ? WHERE id = ?", (answered, row))
             if entry:
                 scope, position, inputs, answers = entry
-                shape = ",".join(map(str, answers.shape))
-                values = (scope, position, inputs, answers.dtype.str, shape, answers.tobytes())
+                stored = (answers.dtype.str, ",".join(map(str, answers.shape)), answers.tobytes())
+                values = (scope, position, f"{inputs}/{_checksum(*stored)}", *stored)
                 db.execute("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def committed(self) -> int:
@@ -159,7 +165,7 @@ class Ledger(Forkable):
             return _committed(db)
 
     def recall(self, scope: str, position: int, inputs: str) -> np.ndarray | None:
-        """The journalled answers at a position, if they answer these inputs.
+        """The journalled answers at a position, if they answer these inputs and are what was written.
 
         Args:
             scope: Name of the piece of work that owns the journal.
@@ -170,9 +176,9 @@ class Ledger(Forkable):
             found = db.execute(
                 "SELECT inputs, dtype, shape, answers FROM journal WHERE scope = ? AND position = ?", (scope, position)
             ).fetchone()
-        if found is None or found[0] != inputs:
+        if found is None or found[0] not in (inputs, f"{inputs}/{_checksum(*found[1:])}"):  # 0.1.0 kept no checksum
             return None
-        shape = tuple(int(size) for size in found[2].split(","))
+        shape = tuple(int(size) for size in found[2].split(",") if size)
         return np.frombuffer(found[3], dtype=found[1]).reshape(shape).copy()
 
     def forget(self, scope: str, before: int) -> None:
@@ -186,7 +192,7 @@ class Ledger(Forkable):
             db.execute("DELETE FROM journal WHERE scope = ? AND position < ?", (scope, before))
 
     def totals(self) -> tuple[int, int, int]:
-        """(answered, attempted, lost): lost queries were sent by a process that died before the answer was noted."""
+        """(answered, attempted, lost): lost queries were sent, and no answer to them was noted."""
         with self._using() as db:
             return _totals(db)
 
@@ -208,12 +214,21 @@ class Ledger(Forkable):
 
     def _disconnect(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            ledger_file.disconnect(self._connection)
             self._connection = None
 
     def __del__(self) -> None:
-        if hasattr(self, "_connection"):  # it was opened
-            self._disconnect()
+        if (connection := getattr(self, "_connection", None)) is None:
+            return
+        try:  # with methods alone: when a process ends, functions may be gone by now
+            connection.execute("PRAGMA journal_mode=DELETE")
+        except Exception:
+            self._connection = None  # the file is not what it was: there is nothing to tidy
+        connection.close()
+
+
+def _checksum(dtype: str, shape: str, answers: bytes) -> str:
+    return f"{zlib.crc32(answers, zlib.crc32(f'{dtype} {shape}'.encode())):08x}"
 
 
 def _committed(db: sqlite3.Connection) -> int:

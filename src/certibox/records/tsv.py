@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal
+from decimal import ROUND_FLOOR, Context, Decimal
 from typing import final
 
 from certibox.errors import InvalidInput, UnreadableFile
-from certibox.records.certificates import Outcome, check_outcome, collect
+from certibox.records.certificates import collect
+from certibox.records.checks import Outcome, check_outcome, shown
 from certibox.storage.files import PathLike, read_bytes, write_text_atomic
+from certibox.storage.places import head
 
 TSV_HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 _TSV_ABSTAIN = -1
 _TSV_RADIUS_STEP = Decimal("1e-6")
-_CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_INTEGER = re.compile(r"-?[0-9]{1,15}")  # floats hold all of them exactly
+_MARK = b"\xef\xbb\xbf"  # with which some programs begin a text in UTF-8
+_CLOCK = re.compile(r"(?:([0-9]{1,9}) days?, )?([0-9]{1,15}):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
 
 
 @final
@@ -56,7 +60,28 @@ def write_tsv(rows: Iterable[Outcome], path: PathLike) -> None:
     Raises:
         InvalidInput: for a row without a label, which the format cannot express.
     """
-    write_text_atomic(path, "\n".join([TSV_HEADER, *(_tsv_line(row) for row in rows)]) + "\n")
+    write_text_atomic(path, "\n".join([TSV_HEADER, *(_tsv_line(row) for row in rows)]) + "\n", is_tsv)
+
+
+def is_tsv(content: bytes) -> bool:
+    """Whether a file that begins so has the header of the field's TSV.
+
+    Args:
+        content: First bytes of the file.
+    """
+    return content.removeprefix(_MARK).startswith(TSV_HEADER.encode())
+
+
+def is_published(path: PathLike) -> bool:
+    """Whether a file is a TSV rather than JSON lines: its first line is a header with idx, be it another one than ours.
+
+    Args:
+        path: File of rows of either kind.
+
+    Raises:
+        UnreadableFile: The file cannot be read.
+    """
+    return head(path).removeprefix(_MARK).startswith(b"idx\t")
 
 
 def _tsv_line(row: Outcome) -> str:
@@ -66,7 +91,7 @@ def _tsv_line(row: Outcome) -> str:
         )
     predict = _TSV_ABSTAIN if row.predict is None else row.predict
     # Rounded down: printing may shrink a certificate, never grow it.
-    radius = Decimal(repr(float(row.radius))).quantize(_TSV_RADIUS_STEP, ROUND_FLOOR)
+    radius = Decimal(repr(float(row.radius))).quantize(_TSV_RADIUS_STEP, ROUND_FLOOR, Context(prec=400))
     minutes, microseconds = divmod(round(row.seconds * 1e6), 60_000_000)
     clock = f"{minutes // 60}:{minutes % 60:02d}:{microseconds // 1_000_000:02d}.{microseconds % 1_000_000:06d}"
     return f"{row.idx}\t{row.label}\t{predict}\t{radius}\t{int(row.correct)}\t{clock}"
@@ -81,35 +106,53 @@ def read_tsv(path: PathLike) -> list[PublishedRow]:
     Raises:
         UnreadableFile: when the file is missing, has another header, holds a corrupt line or an image twice.
     """
-    header, *lines = read_bytes(path).splitlines() or [b""]
-    if header != TSV_HEADER.encode():
+    begin = head(path).removeprefix(_MARK).splitlines() or [b""]
+    if begin[0] != TSV_HEADER.encode():
         raise UnreadableFile(
-            f"{path}, line 1: wanted the header {TSV_HEADER!r}, got {header[:80]!r}; is it a certify TSV?"
+            f"{path}, line 1: wanted the header {TSV_HEADER!r}, got {begin[0][:80]!r}; is it a certify TSV?"
         )
+    _, *lines = read_bytes(path).splitlines()
     return collect(path, lines, _parse_tsv_row, first_line=2)
 
 
 def _parse_tsv_row(line: bytes) -> PublishedRow:
-    cells = line.decode().split("\t")
+    try:
+        cells = line.decode().split("\t")
+    except UnicodeDecodeError as error:
+        raise ValueError("no UTF-8") from error
     if len(cells) != 6:
         raise ValueError(f"{len(cells)} columns, wanted 6")
     idx, label, predict, radius, correct, time = cells
     if correct not in ("0", "1"):
-        raise ValueError(f"correct is {correct!r}, wanted 0 or 1")
+        raise ValueError(f"correct is {shown(correct)}, wanted 0 or 1")
+    voted = _whole("predict", predict)
     return PublishedRow(
-        idx=int(idx),
-        label=int(label),
-        predict=None if int(predict) == _TSV_ABSTAIN else int(predict),
-        radius=float(radius),
+        idx=_whole("idx", idx),
+        label=_whole("label", label),
+        predict=None if voted == _TSV_ABSTAIN else voted,
+        radius=_number("radius", radius),
         correct=correct == "1",
         seconds=_seconds(time),
     )
+
+
+def _whole(name: str, text: str) -> int:
+    if _INTEGER.fullmatch(text) is None:
+        raise ValueError(f"{name} is {shown(text)}, wanted an integer")
+    return int(text)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {shown(text)}, wanted a number") from error
 
 
 def _seconds(time: str) -> float:
     """Seconds of "15.4", "0:00:15.4" or "1 day, 0:00:15.4"."""
     clock = _CLOCK.fullmatch(time)
     if clock is None:
-        return float(time)
+        return _number("time", time)
     days, hours, minutes, seconds = clock.groups()
     return int(days or 0) * 86_400 + int(hours) * 3_600 + int(minutes) * 60 + float(seconds)

@@ -21,7 +21,7 @@ from certibox.report.numbers import (
     paired_difference,
     summary_table,
 )
-from certibox.report.page import write_report
+from certibox.report.page import require_report_place, write_report
 from certibox.report.pictures import plot_ca_curves, plot_images
 from certibox.report.tables import UNKNOWN, markdown, markdown_table, render_table
 
@@ -39,6 +39,7 @@ __all__ = [
     "plot_ca_curves",
     "plot_images",
     "render_table",
+    "require_report_place",
     "summary_table",
     "write_report",
 ]

@@ -144,7 +144,10 @@ def checked_radii(radii: ArrayLike) -> np.ndarray:
     Args:
         radii: Radii, in pixels on [0, 1].
     """
-    asked = np.asarray(radii, dtype=float)
+    try:
+        asked = np.asarray(radii, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        asked = np.array(np.nan)
     if asked.ndim != 1 or not np.all(np.isfinite(asked) & (asked >= 0)):
         raise InvalidInput(f"radii are {radii!r}, wanted a list of finite numbers >= 0, such as [0, 0.25, 0.5]")
     return asked

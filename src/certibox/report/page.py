@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from certibox import confidence as bounds
 from certibox.errors import InvalidInput
 from certibox.report.numbers import Run, checked_radii, joined, measure_of
-from certibox.report.pictures import plot_ca_curves
-from certibox.report.tables import cells, count_cell
-from certibox.storage.files import PathLike, write_text_atomic
+from certibox.report.pictures import is_png, plot_ca_curves
+from certibox.report.tables import cells, count_cell, plain
+from certibox.storage.files import PathLike, require_place, write_text_atomic
 
 _MEANING = (
     "A certificate is about the smoothed classifier, whose predict votes over Gaussian-noisy copies of an image, and "
@@ -46,6 +46,12 @@ img { max-width: 100%; background: #fff; border-radius: 4px; }
 """
 # The policy lets the page load nothing at all, whatever a name in it may say.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# What every page begins with, and by which it is told from the pages of others.
+_HEAD = (
+    '<!doctype html>\n<html lang="en"><head>'
+    f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+)
+PAGE, CURVE = "report.html", "ca_curve.png"
 
 
 def write_report(
@@ -75,32 +81,56 @@ def write_report(
         InvalidInput: for no runs, a run without rows or two runs of one name.
     """
     directory = Path(directory)
-    curve = plot_ca_curves(runs, directory / "ca_curve.png")
+    require_report_place(directory)
+    curve = plot_ca_curves(runs, directory / CURVE)
     name = measure_of(runs).name.capitalize()
     sections = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{_text(title)}</h1>",
         _facts_html(facts or {}),
         f"<h2>{name}</h2>" + _table_html(cells(runs, radii)) + _small(_INTERVALS),
         _image_html(f"{name} against radius", curve),
         f"<h2>What a certificate means</h2><p>{_MEANING}</p>",
         _phases_html(runs),
         _pairs_html(runs, radii),
-        *(f"<h2>{html.escape(caption)}</h2>" + _image_html(caption, png) for caption, png in (pictures or {}).items()),
+        *(f"<h2>{_text(caption)}</h2>" + _image_html(caption, png) for caption, png in (pictures or {}).items()),
         _notes_html(notes),
     ]
-    page = directory / "report.html"
-    write_text_atomic(page, _page_html(title, sections))
+    page = directory / PAGE
+    write_text_atomic(page, _page_html(title, sections), is_page)
     return page
+
+
+def require_report_place(directory: PathLike) -> None:
+    """Raise `InvalidInput` where `write_report` could not write, or something else lies: ask before the work.
+
+    Args:
+        directory: Folder of the page and its picture.
+    """
+    require_place(Path(directory) / PAGE, is_page)
+    require_place(Path(directory) / CURVE, is_png)
+
+
+def is_page(content: bytes) -> bool:
+    """Whether a file that begins so is a page of `write_report`.
+
+    Args:
+        content: First bytes of the file.
+    """
+    return content.startswith(_HEAD.encode())
 
 
 def _page_html(title: str, sections: Sequence[str]) -> str:
     head = (
-        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"<title>{_text(title)}</title><style>{_STYLE}</style>"
     )
     body = "\n".join(section for section in sections if section)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    return f"{_HEAD}{head}</head>\n<body>\n{body}\n</body></html>\n"
+
+
+def _text(text: str) -> str:
+    """Any text as a page shows it: nothing in it is markup or invisible."""
+    return html.escape(plain(text))
 
 
 def _small(text: str) -> str:
@@ -109,23 +139,23 @@ def _small(text: str) -> str:
 
 def _table_html(rows: Sequence[Sequence[str]]) -> str:
     header, *body = rows
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in header)]
-    lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body]
+    lines = ["".join(f"<th>{_text(cell)}</th>" for cell in header)]
+    lines += ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in body]
     return "<div><table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table></div>"
 
 
 def _image_html(caption: str, png: bytes) -> str:
     source = base64.b64encode(png).decode()
-    return f'<p><img alt="{html.escape(caption)}" src="data:image/png;base64,{source}"></p>'
+    return f'<p><img alt="{_text(caption)}" src="data:image/png;base64,{source}"></p>'
 
 
 def _facts_html(facts: Mapping[str, str]) -> str:
-    pairs = (f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items())
+    pairs = (f"<dt>{_text(name)}</dt><dd>{_text(str(value))}</dd>" for name, value in facts.items())
     return f"<dl>{''.join(pairs)}</dl>" if facts else ""
 
 
 def _notes_html(notes: Sequence[str]) -> str:
-    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return f"<h2>Notes</h2><ul>{items}</ul>" if notes else ""
 
 
@@ -148,7 +178,7 @@ def _pairs_html(runs: Sequence[Run], radii: ArrayLike) -> str:
         try:
             rows_a, rows_b = joined(a.rows, b.rows)
         except InvalidInput as error:
-            apart.append(_small(html.escape(f"{pair}: not compared: {error}")))
+            apart.append(_small(_text(f"{pair}: not compared: {error}")))
             continue
         reach_a, reach_b = measure.reach(rows_a), measure.reach(rows_b)
         body.append([pair, *(_points(*bounds.paired_bootstrap(reach_a >= r, reach_b >= r)) for r in asked)])

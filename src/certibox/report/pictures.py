@@ -10,6 +10,7 @@ import numpy as np
 
 from certibox.errors import InvalidImages
 from certibox.report.numbers import Run, intervals, measure_of, shares
+from certibox.report.tables import plain
 from certibox.storage.files import PathLike, write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def plot_ca_curves(
     legend = axes.legend(axes.get_lines(), [str(number) for number in range(len(runs))], frameon=False)
     for text, run in zip(legend.get_texts(), runs, strict=True):
         text.set_parse_math(False)  # a name is a name: neither "$" nor a leading "_" may change what is drawn
-        text.set_text(run.name)
+        text.set_text(plain(run.name))
     return _png(figure, path)
 
 
@@ -124,5 +125,14 @@ def _png(figure: Figure, path: PathLike | None) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # no version inside: same rows, same bytes
     if path is not None:
-        write_bytes_atomic(path, buffer.getvalue())
+        write_bytes_atomic(path, buffer.getvalue(), is_png)
     return buffer.getvalue()
+
+
+def is_png(content: bytes) -> bool:
+    """Whether a file that begins so is a PNG.
+
+    Args:
+        content: First bytes of the file.
+    """
+    return content.startswith(b"\x89PNG\r\n\x1a\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -12,6 +13,16 @@ from rich.text import Text
 from certibox.report.numbers import Run, measure_of, summary_table
 
 UNKNOWN = "–"
+
+
+def plain(text: str) -> str:
+    """A text with what no page or terminal shows as it is spelt out: control characters, escape codes, broken UTF-8.
+
+    Args:
+        text: Text that may come from outside, such as the name of a run.
+    """
+    shown = (c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" for c in text)
+    return "".join(c if held else c.encode("unicode_escape").decode() for c, held in zip(text, shown, strict=True))
 
 
 def cells(runs: Sequence[Run], radii: ArrayLike) -> list[list[str]]:
@@ -47,7 +58,7 @@ def _summary_cells(summary: dict[str, Any], sampled: bool, trained: bool) -> lis
     ]
     radius = summary["average_certified_radius"]
     return [
-        summary["name"],
+        plain(summary["name"]),
         f"{summary['images']:,}",
         *shares,
         f"{100 * summary['abstention_rate']:.1f}",
@@ -95,7 +106,7 @@ def render_table(runs: Sequence[Run], radii: ArrayLike) -> Table:
         counts = [_samples_cell(summary)] if sampled else []
         counts += [count_cell(summary["training_queries"])] if trained else []
         counts += [count_cell(summary["certification_queries"])]
-        table.add_row(*(Text(cell) for cell in [summary["name"], *shares, *counts]))  # Text: a name is no markup
+        table.add_row(*(Text(plain(cell)) for cell in [summary["name"], *shares, *counts]))  # Text: a name is no markup
     return table
 
 

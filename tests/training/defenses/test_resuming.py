@@ -44,7 +44,7 @@ def moments(method: str, total: int) -> list[int]:
 
 
 @pytest.mark.parametrize("method", list(RUNS))
-def test_a_failure_of_the_box_at_any_call_costs_nothing(method: str, tmp_path: Path) -> None:
+def test_a_failure_of_the_box_at_any_call_costs_the_batch_in_flight(method: str, tmp_path: Path) -> None:
     plain = resumable(method, tmp_path / "plain")
     for at in moments(method, calls(plain)):
         out = tmp_path / str(at)
@@ -53,12 +53,13 @@ def test_a_failure_of_the_box_at_any_call_costs_nothing(method: str, tmp_path: P
         resumed = resumable(method, out)
         assert weights(resumed) == weights(plain)
         same_run(out, tmp_path / "plain")
-        assert (resumed.client.queries, resumed.client.lost) == (plain.client.queries, 0), at
+        assert resumed.client.queries == plain.client.queries, at
+        assert resumed.client.attempts - resumed.client.queries == resumed.client.lost <= 7, at
         assert resumed.client.spent == plain.client.spent
         assert resumed.num_classes == plain.num_classes
 
 
-def test_many_failures_cost_nothing(tmp_path: Path) -> None:
+def test_many_failures_cost_a_batch_each(tmp_path: Path) -> None:
     plain = resumable("ZO-AE-DS", tmp_path / "plain")
     dice, failures = random.Random(1), 0
     while True:
@@ -70,7 +71,8 @@ def test_many_failures_cost_nothing(tmp_path: Path) -> None:
     assert failures >= 3
     assert weights(resumed) == weights(plain)
     same_run(tmp_path / "out", tmp_path / "plain")
-    assert (resumed.client.queries, resumed.client.lost) == (plain.client.queries, 0)
+    assert resumed.client.queries == plain.client.queries
+    assert failures <= resumed.client.attempts - resumed.client.queries == resumed.client.lost <= 7 * failures
 
 
 @pytest.mark.parametrize("seed", range(4))

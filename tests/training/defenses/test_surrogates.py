@@ -203,7 +203,7 @@ LEARNING = {
 
 
 @pytest.mark.parametrize("name", list(LEARNING))
-def test_a_failure_while_a_surrogate_learns_costs_nothing(name: str, tmp_path: Path) -> None:
+def test_a_failure_while_a_surrogate_learns_costs_the_batch_in_flight(name: str, tmp_path: Path) -> None:
     learning = {"estimator": LEARNING[name], "reconstruction_weight": 0.0}
     plain = resumable("ZO-DS", tmp_path / "plain", **learning)
     total = calls(plain)
@@ -214,7 +214,8 @@ def test_a_failure_while_a_surrogate_learns_costs_nothing(name: str, tmp_path: P
         resumed = resumable("ZO-DS", out, **learning)
         assert weights(resumed) == weights(plain)
         same_run(out, tmp_path / "plain")  # the surrogate, its optimizer and memory among the tensors
-        assert (resumed.client.queries, resumed.client.lost) == (plain.client.queries, 0)
+        assert resumed.client.queries == plain.client.queries
+        assert 0 < resumed.client.attempts - resumed.client.queries == resumed.client.lost <= 7
         assert json.dumps(resumed.facts) == json.dumps(plain.facts)
     kept = read_tensors(tmp_path / "plain" / "checkpoint.safetensors")[0]
     assert {"memory.network", "memory.optimizer", "memory.memory"} <= {".".join(key.split(".")[:2]) for key in kept}

@@ -1,0 +1,84 @@
+"""Data that are one file: arrays of numpy, whose size is looked at before they are read, a picture, a table."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from certibox.data.arrays import images_from_arrays
+from certibox.data.asked import Asked
+from certibox.data.decoding import MOST_BYTES, gib, reading, require_regular
+from certibox.data.folders import DATASET_SUFFIXES, image_suffixes, read_files
+from certibox.data.images import Images
+from certibox.data.rows import file_rows, from_rows
+from certibox.errors import InvalidInput, UnreadableFile
+
+_IMAGES, _LABELS = ("images", "x", "arr_0"), ("labels", "y", "arr_1")  # names of arrays in an .npz
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def read_file(path: Path, asked: Asked) -> Images:
+    """The images of one file, before a share is drawn from them."""
+    require_regular(path)
+    suffix = path.suffix.lower()
+    if suffix in DATASET_SUFFIXES:
+        return from_rows(file_rows(path, asked), asked)
+    reader = _READERS.get(suffix) or (_picture if suffix in image_suffixes() else None)
+    if reader is None:
+        wanted = "an .npz, .npy, .parquet or .arrow file, a picture, or a folder"
+        raise UnreadableFile(f"{path}: not a known kind of file; wanted {wanted}")
+    asked.refuse(str(path), "image_column", "label_column", "configuration")
+    return reader(path, asked)
+
+
+def _picture(path: Path, asked: Asked) -> Images:
+    return read_files([path], path.name, Asked(channels=asked.channels))
+
+
+def _npy(path: Path, asked: Asked) -> Images:
+    # numpy leaves a file that it opened itself open if it is damaged
+    with reading(path), path.open("rb") as file:
+        _require_small(file, str(path))
+        file.seek(0)
+        images = np.load(file, allow_pickle=False)
+    return images_from_arrays(images, None, path.name)
+
+
+def _npz(path: Path, asked: Asked) -> Images:
+    with reading(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        found = [next((name for name in wanted if name in names), None) for wanted in (_IMAGES, _LABELS)]
+        for name in found:
+            if name is not None:
+                with archive.open(_member(archive, name)) as member:
+                    _require_small(member, f"{path}: {name}")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            images, labels = (None if name is None else arrays[name] for name in found)
+    if images is None:
+        raise InvalidInput(f"{path}: holds {', '.join(names) or 'nothing'}, wanted an array 'images' or 'x'")
+    return images_from_arrays(images, labels, path.name)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> str:
+    return f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
+
+
+def _require_small(file: IO[bytes], where: str) -> None:
+    """Raise for an array that would fill the memory; nothing but its header is read."""
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise UnreadableFile(f"{where} has a header of version {version}; wanted a plain array of numbers")
+    shape, _, dtype = _HEADERS[version](file)
+    size = math.prod(shape) * dtype.itemsize
+    if size > MOST_BYTES:
+        raise InvalidInput(f"{where} unpacks to {gib(size)}; wanted at most {gib(MOST_BYTES)}: divide it")
+
+
+_READERS: Mapping[str, Callable[[Path, Asked], Images]] = {".npz": _npz, ".npy": _npy}
+FILE_SUFFIXES: Collection[str] = frozenset(_READERS) | DATASET_SUFFIXES

@@ -1,0 +1,259 @@
+"""The file of a ledger: made whole, told from other programs' files, and checked before anybody believes it.
+
+A ledger says who made it in the header of its file (`APPLICATION`, `VERSION`); those of 0.1.0 say nothing there and are
+known by their tables. What it counts it holds twice, as a total in `committed` and as rows of `spend` that are never
+deleted, and it opens only where the two agree: what a damage took away must not be there to spend again.
+
+SQLite keeps a rollback journal, and no write-ahead log: every booking stands in the file itself as soon as it is made,
+so that no file beside it can be lost with bookings in it, and it works on network file systems. A killed process leaves
+at most a journal of the one transaction that it was in, which the next process rolls back.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import uuid
+from contextlib import closing, suppress
+from pathlib import Path
+
+APPLICATION = int.from_bytes(b"CxLg")
+VERSION = 1
+WAIT = 60.0  # seconds for another process to finish its transaction
+
+SCHEMA = """
+CREATE TABLE spend (
+    id INTEGER PRIMARY KEY, phase TEXT NOT NULL, sent_at TEXT NOT NULL,
+    attempted INTEGER NOT NULL, answered INTEGER);
+CREATE TABLE committed (queries INTEGER NOT NULL);
+INSERT INTO committed VALUES (0);
+CREATE TABLE journal (
+    scope TEXT NOT NULL, position INTEGER NOT NULL, inputs TEXT NOT NULL,
+    dtype TEXT NOT NULL, shape TEXT NOT NULL, answers BLOB NOT NULL, PRIMARY KEY (scope, position));
+"""
+_IDENTITY = """
+CREATE TABLE IF NOT EXISTS identity (name TEXT NOT NULL);
+INSERT INTO identity SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT * FROM identity);
+"""
+_MARKS = f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION};"
+_COLUMNS = {
+    "spend": ["id", "phase", "sent_at", "attempted", "answered"],
+    "committed": ["queries"],
+    "journal": ["scope", "position", "inputs", "dtype", "shape", "answers"],
+    "identity": ["name"],
+}
+_COUNTED = "SUM(CASE WHEN answered IS NULL THEN attempted ELSE answered END)"  # unanswered ones may have been billed
+_IMPOSSIBLE = """
+typeof(attempted) != 'integer' OR attempted < 0
+OR answered IS NOT NULL AND (typeof(answered) != 'integer' OR answered < 0 OR answered > attempted)
+"""
+_NEW = "wanted a certibox ledger or a new path"
+
+
+class NoLedger(Exception):
+    """Why a file cannot serve as a ledger, and what to do.
+
+    Args:
+        reason: What is wrong with it.
+        advice: What to do, an attribute too.
+    """
+
+    def __init__(self, reason: str, advice: str = _NEW) -> None:
+        super().__init__(reason)
+        self.advice = advice
+
+
+def make(file: Path) -> None:
+    """Make a ledger where there is no file. It appears whole, so that no crash leaves an empty one.
+
+    Args:
+        file: Absolute path of the ledger.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(file):
+        return
+    new = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        with closing(sqlite3.connect(new, isolation_level=None)) as db:
+            db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; {SCHEMA}{_IDENTITY}{_MARKS}")
+        _name(new, file)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _name(new: Path, file: Path) -> None:
+    """Give a file its name, unless another process was first."""
+    try:
+        os.link(new, file)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not os.path.lexists(file):
+            new.rename(file)
+
+
+def recognise(file: Path) -> None:
+    """Refuse a file that is no ledger, before anything is written to it.
+
+    Args:
+        file: Absolute path of the ledger.
+
+    Raises:
+        NoLedger: The file is something else, is empty, or was made by a later version.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise NoLedger("it is no regular file")
+    if status.st_size == 0:
+        raise NoLedger("it is empty, which a ledger never is: what it held is lost", _restore(None))
+    application, version, tables = _header(file)
+    if application == APPLICATION:
+        if version > VERSION:
+            raise NoLedger(f"its version is {version}", f"wanted at most {VERSION}: use the certibox that made it")
+        return
+    of_old = (application, version) == (0, 0) and {"spend", "journal"} <= set(tables) <= set(_COLUMNS)
+    if not of_old or any(columns != _COLUMNS[table] for table, columns in tables.items()):
+        raise NoLedger("it is another program's SQLite file")
+
+
+def _header(file: Path) -> tuple[int, int, dict[str, list[str]]]:
+    """Application, version, and the columns of each table, read without a trace where SQLite can."""
+    ways = ["mode=ro", "mode=rw"]  # the last one only rolls back what a killed process was writing
+    if not file.with_name(f"{file.name}-wal").exists():
+        ways.insert(0, "immutable=1")
+    for way in ways:
+        try:
+            with closing(sqlite3.connect(f"{file.as_uri()}?{way}", uri=True, timeout=WAIT)) as db:
+                (application,), (version,) = (
+                    db.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+                )
+                return application, version, _tables(db)
+        except sqlite3.Error as error:
+            if way == ways[-1]:
+                raise _no_ledger(error) or error from error
+    raise AssertionError("the last way returns or raises")
+
+
+def _tables(db: sqlite3.Connection) -> dict[str, list[str]]:
+    names = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    columns = "SELECT name FROM pragma_table_info(?) ORDER BY cid"
+    return {name: [column for (column,) in db.execute(columns, (name,))] for name in names}
+
+
+def connect(file: Path) -> sqlite3.Connection:
+    """A connection to a ledger that is there, for any thread.
+
+    Args:
+        file: Absolute path of the ledger.
+
+    Raises:
+        NoLedger: The file is damaged.
+    """
+    db = sqlite3.connect(
+        f"{file.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False
+    )
+    try:
+        db.execute("PRAGMA journal_mode=PERSIST")  # leaves the log that 0.1.0 kept, with all that is in it
+        db.execute(f"PRAGMA journal_size_limit={2**20}")
+    except sqlite3.Error as error:
+        db.close()
+        raise _no_ledger(error) or error from error
+    return db
+
+
+def check(db: sqlite3.Connection) -> None:
+    """Refuse a ledger that is damaged, and bring one of 0.1.0 up to date.
+
+    Args:
+        db: Connection to a file that was recognised.
+
+    Raises:
+        NoLedger: A part is missing, or what is counted twice does not agree.
+    """
+    try:
+        db.execute("BEGIN IMMEDIATE")  # nobody writes meanwhile
+        reason = _damage(db)
+        if reason is None and db.execute("PRAGMA application_id").fetchone() != (APPLICATION,):
+            for statement in f"{_IDENTITY}{_MARKS}".split(";"):
+                db.execute(statement)
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise _no_ledger(error, _most(db)) or error from error
+    if reason is not None:
+        raise NoLedger(reason, _restore(_most(db)))
+
+
+def _no_ledger(error: sqlite3.Error, shown: int | None = None) -> NoLedger | None:
+    """What an error of SQLite says of a file; None where the file may be whole, and only cannot be used now."""
+    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT):
+        return NoLedger(f"it is damaged: {error}", _restore(shown))
+    return None
+
+
+def _damage(db: sqlite3.Connection) -> str | None:
+    """What is wrong with a ledger; None for a whole one."""
+    (said,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if said != "ok":
+        return "it is damaged: " + " ".join(said.split())
+    tables = _tables(db)
+    optional = {"identity"} if db.execute("PRAGMA application_id").fetchone() == (0,) else set()
+    for table, columns in _COLUMNS.items():
+        if table not in tables and table not in optional:
+            return f"its table {table} is missing"
+        if tables.get(table, columns) != columns:
+            return f"its table {table} has the columns {', '.join(tables[table])}"
+    totals = db.execute("SELECT queries, typeof(queries) FROM committed").fetchall()
+    if [kind for _, kind in totals] != ["integer"]:
+        return f"its table committed holds {len(totals)} rows, not one whole number"
+    rows, last, counted = db.execute(f"SELECT COUNT(*), MAX(id), {_COUNTED} FROM spend").fetchone()
+    if rows != (last or 0):
+        return f"its table spend holds {rows} rows of {last}"
+    if db.execute(f"SELECT COUNT(*) FROM spend WHERE {_IMPOSSIBLE}").fetchone() != (0,):
+        return "its table spend holds impossible numbers"
+    if totals[0][0] != (counted or 0):
+        return f"its table committed says {totals[0][0]} queries, and spend {counted or 0}"
+    return None
+
+
+def _most(db: sqlite3.Connection) -> int | None:
+    """The most queries that a damaged ledger still shows; None where it shows none."""
+    found = []
+    for query in (f"SELECT {_COUNTED} FROM spend", "SELECT MAX(queries) FROM committed"):
+        with suppress(sqlite3.Error):
+            (number,) = db.execute(query).fetchone()
+            if isinstance(number, int):
+                found.append(number)
+    return max(found, default=None)
+
+
+def _restore(shown: int | None) -> str:
+    """What to do about a ledger that has lost something."""
+    spent = "what was spent" if shown is None else f"what was spent: it still shows {shown:,} queries"
+    return f"restore it from a copy, or begin a new ledger elsewhere and lower the budget by {spent}"
+
+
+def identity(db: sqlite3.Connection) -> str:
+    """The name that a ledger was given when it was made.
+
+    Args:
+        db: Connection to the ledger.
+
+    Raises:
+        NoLedger: It has none.
+    """
+    found = db.execute("SELECT name FROM identity").fetchone()
+    if found is None:
+        raise NoLedger("its table identity is empty", _restore(_most(db)))
+    return found[0]
+
+
+def disconnect(db: sqlite3.Connection) -> None:
+    """Close a connection and, where nobody else is writing, remove the empty journal beside the file.
+
+    Args:
+        db: Connection to the ledger.
+    """
+    with suppress(sqlite3.Error):
+        db.execute("PRAGMA journal_mode=DELETE")
+    db.close()
