@@ -24,7 +24,8 @@ from certibox.training.settings import TrainingSettings
 from places import ROOT
 
 ROOMS = {  # room -> modules whose names are public beside those of the room
-    "blackbox": "base code function identity numbers onnx outputs sklearn switches torch_module",
+    "blackbox": "base code function identity model_files numbers onnx onnx_file outputs sklearn switches tflite "
+    "torch_module",
     "certification": "certificate dataset noise pilot sampling sigma smoothing stored votes",
     "confidence": "binomial bootstrap forecast gaussian looks recorded sequential stopping",
     "data": "augmentation pixels",

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -23,21 +19,14 @@ from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from certibox.blackbox import OUTPUTS, BoxSpec, as_blackbox, as_images, check_outputs, differentiable
-from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable, UnreadableFile
+from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable
 from doubles import CountingBox, LinearBox, QuadraticBox
-
-SHAPE = (2, 3, 4)
-PIXELS, CLASSES = 24, 5
+from file_makers import CLASSES, PIXELS, SHAPE, linear_map, linear_onnx
 
 
 @pytest.fixture
 def x() -> Tensor:
     return torch.rand(7, *SHAPE, generator=torch.Generator().manual_seed(0))
-
-
-def linear_map(classes: int = CLASSES) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(classes, PIXELS, generator=generator), torch.randn(classes, generator=generator)
 
 
 def answers(logits: Any, outputs: str) -> Any:
@@ -88,42 +77,6 @@ def linear_estimator(outputs: str) -> Any:
     model = LinearRegression().fit(np.eye(PIXELS), np.zeros((PIXELS, CLASSES)))
     model.coef_, model.intercept_ = weight, bias
     return model
-
-
-def linear_onnx(
-    path: Path,
-    outputs: tuple[str, ...] = ("logits",),
-    batch: int | str = "n",
-    shape: tuple[int | str, ...] = SHAPE,
-    dtype: int = TensorProto.FLOAT,
-) -> Path:
-    """Writes the linear map as an ONNX file whose outputs are named by their kinds."""
-    weight, bias = linear_map()
-    initializers = [
-        helper.make_tensor("weight", TensorProto.FLOAT, [PIXELS, CLASSES], weight.T.flatten().tolist()),
-        helper.make_tensor("bias", TensorProto.FLOAT, [CLASSES], bias.tolist()),
-    ]
-    nodes = [
-        helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["floats"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-        helper.make_node("ArgMax", ["logits"], ["labels"], axis=1, keepdims=0),
-        helper.make_node("Identity", ["logits"], ["values"]),
-    ]
-    infos = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, [batch])
-        if name == "labels"
-        else helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, CLASSES])
-        for name in outputs
-    ]
-    image = helper.make_tensor_value_info("x", dtype, [batch, *shape])
-    graph = helper.make_graph(nodes, "linear", [image], infos, initializers)
-    # Opset and IR of 2021, which every supported onnxruntime reads.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return path
 
 
 MODELS: dict[str, Callable[[str, Path], Any]] = {
@@ -405,7 +358,7 @@ def test_a_black_box_comes_back_as_it_is_and_takes_no_second_declaration() -> No
         (np.eye(2), {"outputs": "logits"}, r"model is a ndarray; give a torch module"),
         ({"key": "secret"}, {"outputs": "logits"}, "model is a dict; give a torch module"),
         (len, {"outputs": "logits", "output_key": ["a"]}, r"output_key is \['a'\]; give a key, a position"),
-        ("model.pt", {"outputs": "logits"}, "model is 'model.pt'; give .* the path of an .onnx file"),
+        ("model.pt", {"outputs": "logits"}, "model is 'model.pt', a PyTorch file, .* write a Python file"),
     ],
 )
 def test_what_cannot_be_a_black_box_is_refused(model: Any, arguments: dict[str, Any], message: str) -> None:
@@ -693,118 +646,10 @@ def test_an_estimator_that_cannot_give_the_outputs_says_which_it_can(
 
 def test_images_with_another_number_of_pixels_than_the_estimator_are_refused() -> None:
     box = as_blackbox(linear_classifier(), "logits")
-    with pytest.raises(InvalidImages, match=r"images \(1, 5, 5\) have 25 pixels; box LogisticRegression takes 24"):
-        box(torch.zeros(2, 1, 5, 5))
-
-
-# ONNX
-
-
-def test_a_file_declares_what_it_fixes(tmp_path: Path) -> None:
-    dynamic = linear_onnx(tmp_path / "dynamic.onnx", shape=(2, "h", "w"))
-    identity = hashlib.sha256(dynamic.read_bytes()).hexdigest()
-    wanted = BoxSpec("logits", num_classes=CLASSES, clip=True, name="dynamic.onnx", identity=identity)
-    assert as_blackbox(str(dynamic), "logits").spec == wanted
-    fixed = linear_onnx(tmp_path / "fixed.onnx", batch=4)
-    spec = as_blackbox(fixed, "logits").spec
-    assert (spec.image_shape, spec.num_classes, spec.max_batch, spec.batch_size) == (SHAPE, CLASSES, 4, 4)
-    assert as_blackbox(fixed, "logits", max_batch=2).spec.max_batch == 2
-    for field, value in {"image_shape": (2, 4, 3), "num_classes": 4}.items():
-        with pytest.raises(InvalidInput, match=f"{field} is .*; .*fixed.onnx fixes it to"):
-            as_blackbox(fixed, "logits", **{field: value})
-
-
-def test_a_fixed_batch_is_padded_up_to_and_refused_beyond_its_size(x: Tensor, tmp_path: Path) -> None:
-    box = as_blackbox(linear_onnx(tmp_path / "m.onnx", batch=4), "logits")
-    full = box(x[:4])
-    for n in (1, 2, 3):
-        assert torch.equal(box(x[:n]), full[:n])
-    with pytest.raises(InvalidImages, match=r"5 images in one call; box m.onnx takes 4"):
-        box(x[:5])
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(TensorProto.DOUBLE, 1e-5), (TensorProto.FLOAT16, 2e-2), (TensorProto.UINT8, 1e-3)]
-)
-def test_the_input_type_of_a_file_is_honoured(dtype: int, tolerance: float, x: Tensor, tmp_path: Path) -> None:
-    levels = 256 if dtype == TensorProto.UINT8 else None
-    box = as_blackbox(linear_onnx(tmp_path / "m.onnx", dtype=dtype), "logits", clip=False, levels=levels)
-    weight, bias = linear_map()
-    pixels = (3 * x - 1).clamp(0, 1).mul(255).round() if dtype == TensorProto.UINT8 else 3 * x - 1
-    expected = pixels.flatten(1) @ weight.T + bias
-    torch.testing.assert_close(box(3 * x - 1), expected, atol=tolerance, rtol=tolerance)
-
-
-def test_a_uint8_input_is_256_levels_on_0_to_255(tmp_path: Path) -> None:
-    path = linear_onnx(tmp_path / "m.onnx", dtype=TensorProto.UINT8)
-    spec = as_blackbox(path, "logits").spec
-    assert (spec.input_range, spec.levels, spec.clip) == ((0, 255), 256, True)
-    assert as_blackbox(path, "logits", levels=16).spec.levels == 16
-    with pytest.raises(InvalidInput, match=r"input_range is \(-1, 1\); .* fixes it to \(0.0, 255.0\)"):
-        as_blackbox(path, "logits", input_range=(-1, 1))
-    with pytest.raises(InvalidInput, match=r"mean or std was given, but .* uint8"):
-        as_blackbox(path, "logits", mean=(1.0, 1.0))
-
-
-def test_the_output_that_fits_the_kind_is_chosen_and_doubt_is_refused(x: Tensor, tmp_path: Path) -> None:
-    path = linear_onnx(tmp_path / "m.onnx", ("labels", "probabilities"))
-    scores = as_blackbox(path, "probabilities")(x)
-    assert torch.equal(as_blackbox(path, "labels", num_classes=CLASSES)(x), scores.argmax(1))
-
-    doubtful = linear_onnx(tmp_path / "d.onnx", ("logits", "probabilities"))
-    with pytest.raises(InvalidInput, match="the outputs logits, probabilities, 2 of which fit probabilities"):
-        as_blackbox(doubtful, "probabilities")
-    named = as_blackbox(doubtful, "probabilities", output_name="probabilities")
-    assert torch.equal(named(x), scores)
-    with pytest.raises(InvalidInput, match=r"output_name is 'y'; .*d.onnx has logits, probabilities"):
-        as_blackbox(doubtful, "logits", output_name="y")
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFile, match=r"no file .*missing.onnx"):
-        as_blackbox(tmp_path / "missing.onnx", "logits")
-    whole = linear_onnx(tmp_path / "m.onnx").read_bytes()
-    for name, content in {"cut.onnx": whole[: len(whole) // 2], "text.onnx": b"not a model", "empty.onnx": b""}.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UnreadableFile, match=f"{name} is no ONNX model") as error:
-            as_blackbox(tmp_path / name, "logits")
-        assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "shape", "message"),
-    [
-        (
-            TensorProto.FLOAT,
-            [None, PIXELS],
-            r"input x of .* is tensor\(float\) \[None, 24\]; give one of float or uint8",
-        ),
-        (TensorProto.INT64, [None, *SHAPE], r"tensor\(int64\)"),
-    ],
-)
-def test_an_input_that_holds_no_images_is_refused(
-    dtype: int, shape: list[int | None], message: str, tmp_path: Path
-) -> None:
-    image = helper.make_tensor_value_info("x", dtype, shape)
-    answer = helper.make_tensor_value_info("y", dtype, shape)
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [image], [answer])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
-    with pytest.raises(InvalidInput, match=message):
-        as_blackbox(tmp_path / "m.onnx", "values")
-
-
-def test_a_file_with_two_inputs_is_refused(tmp_path: Path) -> None:
-    a, b, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *SHAPE]) for name in "aby")
-    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "g", [a, b], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
-    with pytest.raises(InvalidInput, match="has the inputs a, b; give a model with one"):
-        as_blackbox(tmp_path / "m.onnx", "values")
-
-
-def test_without_onnxruntime_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InvalidInput, match=r"pip install 'certibox\[onnx\]'"):
-        as_blackbox(linear_onnx(tmp_path / "m.onnx"), "logits")
+    with pytest.raises(
+        InvalidImages, match=r"shape \(1, 5, 5\); box LogisticRegression takes 24 numbers an image, these have 25"
+    ):
+        box.spec.check_images(torch.zeros(2, 1, 5, 5))
 
 
 # The doubles of other tests

@@ -12,21 +12,26 @@ from torch import nn
 
 from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, differentiable, is_told_apart
 from certibox.blackbox.function import FunctionBox
+from certibox.blackbox.model_files import advice_on
 from certibox.blackbox.onnx import OnnxBox
 from certibox.blackbox.outputs import check_outputs
 from certibox.blackbox.sklearn import SklearnBox
+from certibox.blackbox.tflite import TfliteBox
 from certibox.blackbox.torch_module import TorchBox
 from certibox.data.pixels import as_images
 from certibox.errors import InvalidInput
 
 __all__ = [
+    "MODEL_FILES",
     "OUTPUTS",
     "BlackBox",
     "BoxSpec",
     "FunctionBox",
     "OnnxBox",
     "SklearnBox",
+    "TfliteBox",
     "TorchBox",
+    "advice_on",
     "as_blackbox",
     "as_images",
     "check_outputs",
@@ -34,9 +39,11 @@ __all__ = [
     "is_told_apart",
 ]
 
+_FILES = {".onnx": OnnxBox, ".tflite": TfliteBox}  # by the end of the name
+MODEL_FILES = tuple(_FILES)
 _ONLY = {  # what only some adapters take, and whose that is
-    "input_name": ((OnnxBox,), "files of models"),
-    "output_name": ((OnnxBox,), "files of models"),
+    "input_name": ((OnnxBox, TfliteBox), "files of models"),
+    "output_name": ((OnnxBox, TfliteBox), "files of models"),
     "output_key": ((TorchBox, FunctionBox), "torch modules and functions"),
 }
 _ESTIMATOR_METHODS = ("predict_proba", "decision_function", "predict")
@@ -77,7 +84,7 @@ def as_blackbox(
     Args:
         model: Torch module, also compiled, scripted, quantised or exported; function on numpy float32 (n, c, h, w);
             fitted scikit-learn estimator, or an object with `predict_proba` or `decision_function`; path of an ONNX
-            file; or a black box, which comes back as it is.
+            or TensorFlow Lite file; or a black box, which comes back as it is.
         outputs: Kind of the answers: "logits", "probabilities", "labels" or "values".
         num_classes: Number of classes K; required for labels of a model that does not say.
         input_range: Range (lo, hi) that the model expects of pixels.
@@ -169,8 +176,8 @@ def _adapter(model: object) -> Callable[..., BlackBox]:
         raise InvalidInput(f"model is the class {model.__name__}; give an instance of it")
     if isinstance(model, nn.Module) or type(model).__module__.startswith("torch.export"):
         return TorchBox
-    if isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx":
-        return OnnxBox
+    if isinstance(model, str | Path):
+        return _file_adapter(Path(model))
     if isinstance(model, torch.jit.ScriptFunction):
         raise InvalidInput(
             "model is a scripted function of tensors; give a function of arrays such as "
@@ -187,8 +194,21 @@ def _adapter(model: object) -> Callable[..., BlackBox]:
             f"model is a {type(model).__name__}, whose predict may take and answer anything; give a function such as "
             "lambda images: model.predict(images)"
         )
+    raise _no_model(model)
+
+
+def _file_adapter(path: Path) -> Callable[..., BlackBox]:
+    """The adapter for a model file, by the end of its name. Raises InvalidInput where there is none."""
+    adapter = _FILES.get(path.suffix.lower())
+    if adapter is not None:
+        return adapter
+    advice = advice_on(path)
+    raise _no_model(str(path)) if advice is None else InvalidInput(advice)
+
+
+def _no_model(model: object) -> InvalidInput:
     shown = repr(model)[:80] if isinstance(model, str | int | float) else f"a {type(model).__name__}"
-    raise InvalidInput(
+    return InvalidInput(
         f"model is {shown}; give a torch module, a function on numpy float32 (n, c, h, w), a fitted scikit-learn "
-        "estimator, or the path of an .onnx file"
+        f"estimator, or the path of a file that ends in {' or '.join(MODEL_FILES)}"
     )

@@ -74,6 +74,9 @@ class BoxSpec:
     dtype: str | None = None
     """Type of the numbers that the model takes: "float32", "float64", "float16", or "uint8", which is
     `input_range=(0, 255)` with `levels=256`; None for the adapter's own."""
+    takes: tuple[int | None, ...] | None = None
+    """Sizes of one image in the order of `layout`, as (3, None, None), where the model itself fixes them, None for a
+    size that is free; (3072,) for a model of flat images."""
     takes_nan: bool = False
     """Whether pixels may be NaN or infinite; else such images are refused, and not paid for."""
 
@@ -128,6 +131,24 @@ class BoxSpec:
         _set(self, "image_shape", tuple(map(int, self.image_shape)))
         if self._channels not in (None, self.image_shape[0]):
             raise InvalidInput(f"mean or std has {self._channels} channels, image_shape is {self.image_shape}")
+        if not self._fits(self.image_shape):
+            raise InvalidInput(f"image_shape is {self.image_shape}; {self._takes(self.image_shape)}")
+
+    def _fits(self, shape: tuple[int, ...], layout: str | None = None) -> bool:
+        """Whether images (c, h, w), arranged in a layout, have the sizes that the model takes."""
+        if self.takes is None:
+            return True
+        came = (math.prod(shape),) if len(self.takes) == 1 else _arranged(shape, layout or self.layout)
+        return len(came) == len(self.takes) and all(a in (b, None) for a, b in zip(self.takes, came, strict=True))
+
+    def _takes(self, shape: tuple[int, ...]) -> str:
+        """What the model takes instead of images (c, h, w), and the layout in which it would take them."""
+        if self.takes is not None and len(self.takes) == 1:
+            return f"box {self.name} takes {self.takes[0]} numbers an image, these have {math.prod(shape)}"
+        wanted = ", ".join("?" if size is None else str(size) for size in self.takes or ())
+        fitting = [layout for layout in LAYOUTS if self._fits(shape, layout)]
+        advice = f"; give layout={fitting[0]!r} (--layout {fitting[0]})" if fitting else ""
+        return f"box {self.name} takes ({wanted}) in layout {self.layout}{advice}"
 
     @property
     def _channels(self) -> int | None:
@@ -155,6 +176,8 @@ class BoxSpec:
             InvalidImages: The images are integers or have another shape.
         """
         shape = tuple(as_images(x).shape)
+        if not self._fits(shape[1:]):
+            raise InvalidImages(f"images have shape {shape[1:]}; {self._takes(shape[1:])}")
         if self.image_shape is not None and shape[1:] != self.image_shape:
             raise InvalidImages(f"images have shape {shape[1:]}; box {self.name} takes {self.image_shape}")
         if self._channels not in (None, shape[1]):
@@ -221,9 +244,9 @@ class BoxSpec:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """The declaration as plain JSON values, without batch sizes and concurrency: those cannot change an answer."""
+        """The declaration as plain JSON values, without what cannot change an answer: batch sizes, say."""
         fields = asdict(self)
-        del fields["batch_size"], fields["max_batch"], fields["concurrency"]
+        del fields["batch_size"], fields["max_batch"], fields["concurrency"], fields["takes"]
         # Later fields at their defaults are left out: they must not rename what was measured before they were there.
         fields = {key: value for key, value in fields.items() if key not in _LATER or value != _LATER[key]}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
@@ -285,6 +308,12 @@ def is_told_apart(box: BlackBox) -> bool:
     """
     vouched = getattr(box, "vouched", box.spec.name != BoxSpec.name)
     return box.spec.identity is not None or bool(vouched)
+
+
+def _arranged(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """The sizes of an image (c, h, w) in a layout."""
+    sizes = (*shape[1:], shape[0]) if layout.endswith("NHWC") else shape
+    return (math.prod(sizes),) if layout.startswith("flat") else sizes
 
 
 def _is_int(value: object) -> bool:

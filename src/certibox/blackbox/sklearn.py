@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from certibox.blackbox.base import BoxSpec
 from certibox.blackbox.identity import digest_of, joined
 from certibox.blackbox.outputs import to_outputs
 from certibox.blackbox.switches import Switch
-from certibox.errors import InvalidImages, InvalidInput
+from certibox.errors import InvalidInput
 
 _METHODS = {"logits": "decision_function", "probabilities": "predict_proba", "labels": "predict", "values": "predict"}
 _BLAS_THREADS = Switch()
@@ -66,6 +65,8 @@ class SklearnBox:
         self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
         declared.setdefault("name", name)
         declared["identity"] = joined(declared.get("identity"), digest_of(estimator))
+        features = getattr(estimator, "n_features_in_", None)
+        declared["takes"] = None if features is None else (int(features),)
         self.spec = BoxSpec(outputs, **declared)
         self._columns = _columns(estimator)
         self.estimator = estimator
@@ -83,11 +84,6 @@ class SklearnBox:
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
         """See `BlackBox.__call__`."""
         images = self.spec.prepare(x.detach())
-        features = math.prod(images.shape[1:])
-        wanted = getattr(self.estimator, "n_features_in_", features)
-        if features != wanted:
-            shape = tuple(x.shape[1:])
-            raise InvalidImages(f"images {shape} have {features} pixels; box {self.spec.name} takes {wanted}")
         flat = self._table(self.spec.arrange(images.cpu().resolve_neg()).flatten(1))
         # NumPy's threads wait busily for work, as torch's do: taking turns on the same cores cost a factor of four.
         with _BLAS_THREADS.changed(self._one_thread):
