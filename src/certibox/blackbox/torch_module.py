@@ -35,6 +35,9 @@ class TorchBox:
             default, `batch_size` what was fastest for its device.
     """
 
+    answers_alone = True
+    """Whether an image is answered alone, whatever else is in the batch."""
+
     def __init__(self, module: nn.Module, outputs: str, output_key: str | None = None, **declared: Any) -> None:
         self._output_key = output_key
         reference = _reference(module)

@@ -91,7 +91,7 @@ def shared_settings(row: CertificateRow) -> dict[str, Any]:
     Args:
         row: Row of the file.
     """
-    shared = {key: getattr(row, key) for key in ("n0", "alpha", "sigma", "seed", "model", "second_class")}
+    shared = {key: getattr(row, key) for key in ("n0", "alpha", "sigma", "seed", "model", "second_class", "stream")}
     return shared | {"n": row.cap, "rule": row.rule}
 
 

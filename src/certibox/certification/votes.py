@@ -29,6 +29,11 @@ class VoteFile:
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 self._take(line)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an interrupted run left votes under these settings."""
+        return bool(self._streams)
+
     def of(self, image: str) -> VoteFile:
         """The journal of one image: what an interrupted run left of it, else empty.
 
