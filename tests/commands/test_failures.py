@@ -51,10 +51,9 @@ def test_merge_and_report_name_the_file_and_write_nothing(
     (place / "corrupt.jsonl").write_text(good.replace('"n0": 10', '"n0": "ten"').replace('"n0": "ten"', '"n0": 10', 1))
     (place / "torn.jsonl").write_text(good[:40])
     (place / "folder").mkdir()
-    (place / "certificates.jsonl").write_text("what an earlier merge left\n")
+    (place / "certificates.jsonl").write_text(good)  # what an earlier merge left
     refused(line, *words)
-    assert (place / "certificates.jsonl").read_text() == "what an earlier merge left\n"
-    assert (place / "good.jsonl").read_text() == good
+    assert (place / "certificates.jsonl").read_text() == (place / "good.jsonl").read_text() == good
     assert not list((place / "folder").iterdir())
     assert not (place / "report" / "report.html").exists()
 

@@ -57,6 +57,9 @@ SECOND = replace(ROW, idx=4, second_class=True)
 ROWS = [ROW, ABSTENTION, UNLABELLED, SEQUENTIAL, SECOND]
 
 
+ODD_RADII = [[], [0.5, 0.25], [0.25, 0.25], [-0.1], [float("nan")], [0.1, float("inf")], ["0.1"], [True], 0.25, "0.25"]
+
+
 def written(path: Path, rows: list[CertificateRow] = ROWS) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -80,10 +83,26 @@ def written(path: Path, rows: list[CertificateRow] = ROWS) -> Path:
         {"p_lower": 1.5},
         {"sigma": 0.0},
         {"sigma": float("nan")},
+        {"idx": -1, "image": "ab" * 32},
+        {"label": -1, "correct": False},
+        {"label": 3, "correct": False},  # of three classes
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"seconds": -1.0},
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+        {"alpha": float("nan")},
+        {"n0": 0, "queries": 100},
+        {"queries": 100},
+        {"image": "ab" * 31},
+        {"image": "AB" * 32},
+        {"image": "ab" * 32 + "\n"},
+        {"model": ""},
+        {"version": ""},
     ],
 )
 def test_contradicting_fields_are_refused(change):
-    with pytest.raises(InvalidInput, match="row of image 0"):
+    with pytest.raises(InvalidInput, match=f"row of image {change.get('idx', 0)}: "):
         replace(ROW, **change)
 
 
@@ -104,6 +123,11 @@ def test_contradicting_fields_are_refused(change):
         {"rule": {"name": "e-process", "alpha": 0.001, "cap": 99}},
         {"rule": {"name": "e-process", "cap": 1000}},
         {"rule": {"name": "e-process", "cap": 1000, "alpha": 1.5}},
+        {"rule": {"name": "e-process", "cap": 2**53 + 1, "alpha": 0.001}},
+        {"rule": {"cap": 1000, "alpha": 0.001}},  # a rule without a name
+        {"rule": {"name": "", "cap": 1000, "alpha": 0.001}},
+        {"rule": {"name": 3, "cap": 1000, "alpha": 0.001}},
+        *({"rule": {"name": "e-process", "radii": radii, "cap": 1000, "alpha": 0.001}} for radii in ODD_RADII),
         {"radius": 0.33},  # not the radius of p_lower
         {"second_class": True},
     ],
@@ -124,7 +148,7 @@ def test_the_cap_is_what_might_have_been_drawn():
 
 
 def test_rows_of_fixed_n_are_written_as_they_were_before_there_were_rules(tmp_path):
-    later = {"second_class", "rule", "looks"}
+    later = {"second_class", "rule", "looks", "stream", "file"}
     for row in (ROW, ABSTENTION, UNLABELLED):
         (line,) = written(tmp_path / "rows.jsonl", [row]).read_text().splitlines()
         assert json.loads(line).keys() == asdict(row).keys() - later
@@ -147,7 +171,7 @@ def test_each_row_is_on_disk_as_soon_as_it_is_appended(tmp_path):
 def test_a_row_that_json_cannot_hold_leaves_the_file_untouched():
     file = io.StringIO()
     with pytest.raises(ValueError, match="JSON compliant"):
-        append_row(file, replace(ROW, seconds=float("nan")))
+        append_row(file, replace(SEQUENTIAL, rule={**(SEQUENTIAL.rule or {}), "of its own": float("nan")}))
     assert file.getvalue() == ""
 
 
@@ -200,6 +224,18 @@ def corrupted(**change: object) -> str:
         corrupted(counts=100),
         corrupted(second_class=1),
         corrupted(rule="e-process"),
+        corrupted(seed=7.0),
+        corrupted(seed="7"),
+        corrupted(image=7),
+        corrupted(file=7),
+        corrupted(seconds=10**400),
+        corrupted(idx=2**53 + 1),
+        corrupted(counts=[3, 97, 10**400]),
+        corrupted(seconds=0).replace('"seconds": 0', '"seconds": 1e999'),
+        corrupted(seconds=0).replace('"seconds": 0', '"seconds": NaN'),
+        corrupted(seconds=0).replace('"seconds": 0', f'"seconds": {"9" * 5000}'),
+        corrupted().replace('"idx": 0', '"idx": 0, "idx": 0'),
+        corrupted().replace('"digits-svc"', "[" * 100_000 + "]" * 100_000),
         corrupted(looks=[[100, 97]]),  # of no rule
         corrupted(rule=SEQUENTIAL.rule, looks=[100, 97]),
         corrupted(rule=SEQUENTIAL.rule, looks=[[100, 97, 0]], radius=SEQUENTIAL.radius),
@@ -212,6 +248,37 @@ def test_a_corrupt_line_before_the_last_is_an_error_that_names_it(tmp_path, line
     path.write_text(f"{first}\n{line}\n{second}\n")
     with pytest.raises(UnreadableFile, match=r"rows\.jsonl, line 2: "):
         read_rows(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff", "σ".encode("utf-16"), b"{" + b" " * (1 << 24) + b"}"])
+def test_a_line_of_other_bytes_is_an_error_of_one_short_line(tmp_path, content):
+    path = written(tmp_path / "rows.jsonl", [ABSTENTION])
+    path.write_bytes(path.read_bytes() + content + b"\n")
+    with pytest.raises(UnreadableFile, match=r"rows\.jsonl, line 2: ") as error:
+        read_rows(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300 + len(str(path))
+
+
+def test_a_long_value_is_cut_in_the_message(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(corrupted(idx="0" * 10_000) + "\n")
+    with pytest.raises(UnreadableFile, match=r"line 1: idx is '0+…") as error:
+        read_rows(path)
+    assert len(str(error.value)) < 300 + len(str(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = written(tmp_path / "rows.jsonl")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_rows(path) == ROWS
+
+
+def test_the_name_of_a_file_is_kept_where_there_is_one(tmp_path):
+    named = replace(ROW, file="cats/σ 1.png")
+    path = written(tmp_path / "rows.jsonl", [named, ABSTENTION])
+    assert read_rows(path) == [named, ABSTENTION]
+    assert [json.loads(line).get("file") for line in path.read_text().splitlines()] == ["cats/σ 1.png", None]
 
 
 def test_an_image_certified_twice_is_an_error(tmp_path):

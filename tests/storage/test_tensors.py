@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from certibox.errors import InvalidInput, UnreadableFile
@@ -119,7 +124,6 @@ def test_other_files_are_refused(tmp_path: Path, junk: bytes) -> None:
 
 
 def test_other_safetensors_and_missing_files_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save
 
     refused(tmp_path / "theirs", save({"a": torch.ones(2)}))
     refused(tmp_path / "theirs", save({"a": torch.ones(2)}, metadata={"facts": json.dumps({})}))
@@ -145,6 +149,43 @@ def test_an_overwritten_checkpoint_leaves_tensors_already_read_alone(saved: Path
     tensors, _ = read_tensors(saved)
     write_tensors(saved, {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}, {})
     assert bits(tensors["float32"]) == bits(TENSORS["float32"])
+
+
+def test_the_same_tensors_and_facts_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    code = """
+import torch
+from certibox.storage.tensors import write_tensors
+tensors = {"b": torch.zeros(3), "0.weight": torch.ones(2), "A": torch.arange(3), "empty": torch.zeros(0)}
+for number in range(8):
+    write_tensors(f"{sys.argv[1]}/{sys.argv[2]}{number}", tensors, {"one": 1, "two": "σ"})
+"""
+    asked = [sys.executable, "-c", f"import sys\n{code}", str(tmp_path), "0"]
+    subprocess.run(asked, check=True, env=os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"})
+    exec(code, {"sys": SimpleNamespace(argv=["", str(tmp_path), "1"])})
+    contents = {path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(list(tmp_path.iterdir())) == 16
+    assert len(contents) == 1
+    assert read_tensors(tmp_path / "00")[1] == {"one": 1, "two": "σ"}
+
+
+def test_a_file_in_the_order_of_chance_is_read_and_replaced(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "new", {"a": torch.ones(2)}, {"one": 1})
+    with safe_open(tmp_path / "new", framework="pt") as file:
+        metadata = file.metadata()
+    for number in range(20):  # an order is drawn for each
+        older = save({"a": torch.ones(2)}, metadata=metadata)
+        (tmp_path / f"{number}").write_bytes(older)
+        assert read_tensors(tmp_path / f"{number}")[1] == {"one": 1}
+        write_tensors(tmp_path / f"{number}", {"a": torch.ones(2)}, {"one": 1})
+        assert (tmp_path / f"{number}").read_bytes() == (tmp_path / "new").read_bytes()
+
+
+def test_tensors_of_others_are_not_replaced(tmp_path: Path) -> None:
+    theirs = save({"a": torch.ones(2)}, metadata={"format": "pt"})
+    (tmp_path / "model.safetensors").write_bytes(theirs)
+    with pytest.raises(InvalidInput, match="certibox did not write"):
+        write_tensors(tmp_path / "model.safetensors", {"a": torch.ones(2)}, {})
+    assert (tmp_path / "model.safetensors").read_bytes() == theirs
 
 
 # --- digests ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ run goes on, the same noisy copies are asked again, before anything is added to 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,18 @@ from torch import Tensor
 
 from certibox.errors import BoxChanged, UnreadableFile
 from certibox.queries.fingerprint import moved
-from certibox.storage.files import append_line, whole_lines
+from certibox.storage.files import append_line, parsed, require_place, whole_lines
 
 COUNT = 8  # noisy copies whose answers are kept
 STREAM = "estimate"  # the stream whose first copies they are
 ADVICE = "give its rows a name by model=..., or write to a new file"
+
+
+_FIRST = b'{"image": '  # what a line of answers begins with
+
+
+def _is_canaries(content: bytes) -> bool:
+    return content.startswith(_FIRST) or _FIRST.startswith(content)
 
 
 class Canaries:
@@ -36,6 +42,7 @@ class Canaries:
         self.path, self._rows, self._settings = path.with_name(path.name + ".canaries"), path, settings
         self.image: str | None = None
         self._answers: list[Any] = []
+        require_place(self.path, _is_canaries)
         if self.path.exists():
             for line in whole_lines(self.path):
                 self._take(line)
@@ -90,7 +97,7 @@ class Canaries:
 
     def _take(self, line: bytes) -> None:
         try:
-            entry = json.loads(line)
+            entry = parsed(line)
             image, settings, answers = entry["image"], entry["settings"], entry["answers"]
             np.array([*self._answers, *answers], dtype=np.float64)  # of one shape, and numbers
         except (ValueError, KeyError, TypeError, RecursionError) as error:

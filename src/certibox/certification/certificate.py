@@ -12,7 +12,7 @@ from certibox.confidence import recorded
 from certibox.confidence.binomial import lower_confidence_bound, top_two_bounds
 from certibox.confidence.gaussian import Gaussian, NoiseLaw, smallest_n
 from certibox.confidence.looks import smallest_unanimous
-from certibox.confidence.sequential import Rule
+from certibox.confidence.sequential import RULES, Rule
 from certibox.confidence.stopping import RuleTable, StoppingRule, asked
 from certibox.errors import InvalidInput
 from certibox.records.certificates import check_votes, plain_fields
@@ -92,6 +92,26 @@ class Certificate:
                 was when the certificate was made, and certibox takes its bound as it is.
         """
         self._check_counts()
+        self._check_path(rules)
+        again = self.at_alpha(self.alpha, rules)
+        self._check_bounds((again.p_lower, again.radius), again.label)
+        return again
+
+    def require_true(self, rules: RuleTable | None = None) -> None:
+        """Raise `InvalidInput` unless this certificate follows from its votes, as far as its rule is known here.
+
+        Args:
+            rules: Builders of stopping rules of your own, by the names in their `as_dict`; of a rule that neither they
+                nor certibox build, the bound is taken as stated.
+        """
+        check_votes(self, self.label, "the certificate")
+        if self.rule is None or self.rule["name"] in {**RULES, **(rules or {})}:
+            self._check_path(rules)
+            p_lower, radius = self._bounds(self.alpha, rules)
+            self._check_bounds((p_lower, radius), self.selected if radius > 0 else None)
+
+    def _check_path(self, rules: RuleTable | None) -> None:
+        """Raise `InvalidInput` unless the looks are those of the rule, which ends the votes at the last of them."""
         if self.rule is not None:
             last, end = (self.looks or ())[-1:], (self.n, self.counts[self.selected])
             if self.second_class or last != (end,):
@@ -101,13 +121,14 @@ class Certificate:
                 )
             if not recorded.replay(self.rule, self.looks or (), self.law, rules).stop:
                 raise InvalidInput(f"its looks end at {self.n} samples, where the rule goes on; discard it")
-        again = self.at_alpha(self.alpha, rules)
-        pairs = ((again.radius, self.radius), (again.p_lower, self.p_lower))  # SciPy may round otherwise elsewhere
-        if again.label != self.label or not all(math.isclose(*pair, rel_tol=1e-9) for pair in pairs):
+
+    def _check_bounds(self, follow: tuple[float, float], label: int | None) -> None:
+        """Raise `InvalidInput` unless what follows from the votes, (p_lower, radius) and the class, is stated."""
+        pairs = zip(follow, (self.p_lower, self.radius), strict=True)  # SciPy may round otherwise elsewhere
+        if label != self.label or not all(math.isclose(*pair, rel_tol=1e-9) for pair in pairs):
             came = f"class {self.label} within {self.radius} (p_lower {self.p_lower})"
-            follows = f"class {again.label} within {again.radius} ({again.p_lower})"
+            follows = f"class {label} within {follow[1]} ({follow[0]})"
             raise InvalidInput(f"{came} is stated, but {follows} follows from the votes; discard it")
-        return again
 
     def as_dict(self) -> dict[str, object]:
         """The fields as plain values, ready for JSON; `from_dict` is the inverse."""
@@ -117,7 +138,8 @@ class Certificate:
     def from_dict(cls, values: Mapping[str, object]) -> Certificate:
         """The certificate that `as_dict` gave, before or after it was JSON.
 
-        The fields must fit each other; whether the radius follows from the votes is what `replay` tells.
+        The fields must fit each other, and the radius must follow from the votes; of a stopping rule of your own, the
+        bound is taken as stated, and `replay` checks it.
 
         Args:
             values: Fields of a certificate by their names.
@@ -129,8 +151,7 @@ class Certificate:
             made = cls(**plain_fields(cls, json.loads(json.dumps(dict(values)))))
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"this is no certificate: {error}; wanted what Certificate.as_dict gave") from error
-        check_votes(made, made.label, "the certificate")
-        made._check_counts()
+        made.require_true()
         return made
 
     def _check_counts(self) -> None:

@@ -29,12 +29,12 @@ from certibox.certification.images import check_units, farthest, image_digest
 from certibox.certification.noise import NEWEST, STREAMS, check_stream
 from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.certification.smoothing import SmoothedClassifier
-from certibox.certification.stored import row_of, shared_settings
+from certibox.certification.stored import believed, read, replay, row_of, shared_settings
 from certibox.certification.votes import VoteFile
 from certibox.confidence.stopping import StoppingRule
 from certibox.data import Images
 from certibox.errors import ConfigMismatch, InvalidInput
-from certibox.records.certificates import CertificateRow, append_row, read_rows
+from certibox.records.certificates import CertificateRow, add_row, is_rows
 from certibox.storage.files import exclusive, truncate_partial_line
 from certibox.storage.settings import require_same
 
@@ -123,7 +123,7 @@ def certify_dataset(
     run = _Run(smoothed, images, wanted, settings, whole("batch_size", batch_size, least=1), shard, model is not None)
     path, owner = Path(out) if out is not None else None, smoothed.owner
     booked = owner.default_phase("certify") if isinstance(owner, Booking) else nullcontext()
-    with exclusive(path) if path else nullcontext(), booked:
+    with exclusive(path, is_rows) if path else nullcontext(), booked:
         return run.rows(path, progress)
 
 
@@ -168,7 +168,7 @@ class _Run:
     def rows(self, path: Path | None, progress: Progress | None) -> list[CertificateRow]:
         """Rows of the shard, going on from what `path` holds."""
         index, shards = self.shard
-        rows, settings = _resume(path, self.settings, self.images, self.smoothed.num_classes)
+        rows, settings = _resume(path, self.settings, self.images, self.smoothed.num_classes, self.sampling.rule)
         mine = range(index, len(self.images), shards)
         todo = [i for i in mine if i not in rows]
         votes = canaries = None
@@ -181,8 +181,7 @@ class _Run:
                     progress(done, len(mine), f"image {i}")
                 rows[i] = self._row(i, settings, votes, canaries)
                 if path:
-                    with path.open("a", encoding="utf-8") as file:
-                        append_row(file, rows[i])
+                    add_row(path, rows[i])
         if votes:
             votes.discard()
         if progress:
@@ -206,7 +205,8 @@ class _Run:
             stream=settings["stream"] or NEWEST,
         )
         label = int(self.images.labels[i]) if self.images.labels is not None else None
-        return row_of(certificate, i, label, time.perf_counter() - started, settings["model"], __version__)
+        seconds, files = time.perf_counter() - started, getattr(self.images, "files", None)
+        return row_of(certificate, i, label, seconds, settings["model"], __version__, files[i] if files else None)
 
     def _votes(self, path: Path, settings: dict[str, Any]) -> tuple[VoteFile, dict[str, Any]]:
         """The votes of the image under way, and the settings with the stream that they, or else new ones, are of."""
@@ -250,7 +250,7 @@ def _told_apart(smoothed: SmoothedClassifier) -> bool:
 
 
 def _resume(
-    path: Path | None, settings: dict[str, Any], images: Images, num_classes: int
+    path: Path | None, settings: dict[str, Any], images: Images, num_classes: int, rule: StoppingRule | None
 ) -> tuple[dict[int, CertificateRow], dict[str, Any]]:
     """Rows of earlier runs by image, checked to be of this configuration; the settings, with the stream of theirs."""
     if path is None:
@@ -258,7 +258,7 @@ def _resume(
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return {}, settings
-    rows = {row.idx: row for row in read_rows(path)}
+    rows = {row.idx: row for row in read(path)}
     for row in rows.values():
         if settings["stream"] is None:
             settings = settings | {"stream": row.stream}
@@ -268,6 +268,11 @@ def _resume(
             raise InvalidInput(
                 f"{path} holds a certificate of another image {row.idx}; wanted the same images or a new file"
             )
+    if own := believed(rows.values()):  # certibox has no builder of this rule, but here is the rule itself
+        try:
+            replay(rows.values(), {own[0]: lambda **_: rule})  # pyright: ignore[reportArgumentType]
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error}") from error
     truncate_partial_line(path)
     return rows, settings
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from certibox.certification.certificate import Certificate
+from certibox.confidence.sequential import RULES
 from certibox.confidence.stopping import RuleTable
-from certibox.errors import InvalidInput
-from certibox.records.certificates import CertificateRow, append_row, read_rows
-from certibox.storage.files import write_text_atomic
+from certibox.errors import ConfigMismatch, InvalidInput, UnreadableFile
+from certibox.records.certificates import CertificateRow, append_row, is_rows, read_rows
+from certibox.storage.files import PathLike, exclusive, require_place, write_text_atomic
 from certibox.storage.settings import require_same
 
 
@@ -50,6 +51,40 @@ def replay(rows: Iterable[CertificateRow], rules: RuleTable | None = None) -> li
     return replayed
 
 
+def read(path: PathLike, rules: RuleTable | None = None) -> list[CertificateRow]:
+    """The rows of a file of certificates, each of which follows from its votes, all of one certification.
+
+    A stopping rule that is not certibox's, and that `rules` does not build, says what only its builder can check: of
+    its rows all else is checked, and the bound is taken as stated; `believed` names it.
+
+    Args:
+        path: File of rows, as `certify_dataset` writes it.
+        rules: Builders of stopping rules of your own, by the names in their `as_dict`.
+
+    Raises:
+        UnreadableFile: naming the line and what does not hold there: a value, a bound or radius that does not follow
+            from the votes, or settings, or a number of classes, that are not those of the first row.
+    """
+    rows = read_rows(path)
+    for line, row in enumerate(rows, 1):
+        try:
+            require_same(_of_one_file(row), _of_one_file(rows[0]), "this row")
+            _certificate(row).require_true(rules)
+        except (InvalidInput, ConfigMismatch) as error:
+            came = f"{path}, line {line}: row of image {row.idx} does not hold: {error}"
+            raise UnreadableFile(came) from error
+    return rows
+
+
+def believed(rows: Iterable[CertificateRow]) -> list[str]:
+    """Names of the stopping rules of rows that are not certibox's, so that `read` takes their bounds as stated.
+
+    Args:
+        rows: Rows of any certification.
+    """
+    return sorted({row.rule["name"] for row in rows if row.rule is not None} - RULES.keys())
+
+
 def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
     """Merge the files of shards into one, in order of images.
 
@@ -65,10 +100,11 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
     """
     if not parts:
         raise InvalidInput("there is nothing to merge; wanted the certificate files of some shards")
+    require_place(out, is_rows)
     merged: dict[int, CertificateRow] = {}
     first: dict[str, object] | None = None
     for part in parts:
-        for row in read_rows(part):
+        for row in read(part):
             settings = shared_settings(row)
             first = first or settings
             require_same(settings, first, str(part))
@@ -81,7 +117,8 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
     text = io.StringIO()
     for row in rows:
         append_row(text, row)
-    write_text_atomic(out, text.getvalue())
+    with exclusive(out, is_rows):
+        write_text_atomic(out, text.getvalue(), is_rows)
     return rows
 
 
@@ -95,6 +132,10 @@ def shared_settings(row: CertificateRow) -> dict[str, Any]:
     return shared | {"n": row.cap, "rule": row.rule}
 
 
+def _of_one_file(row: CertificateRow) -> dict[str, Any]:
+    return {**shared_settings(row), "num_classes": len(row.counts)}
+
+
 def _certificate(row: CertificateRow) -> Certificate:
     held = {item.name: getattr(row, item.name) for item in fields(Certificate) if item.name != "label"}
     return Certificate(label=row.predict, **held)
@@ -102,11 +143,17 @@ def _certificate(row: CertificateRow) -> Certificate:
 
 def _again(row: CertificateRow, certificate: Certificate) -> CertificateRow:
     """The row of an image under another certificate."""
-    return row_of(certificate, row.idx, row.label, row.seconds, row.model, row.version)
+    return row_of(certificate, row.idx, row.label, row.seconds, row.model, row.version, row.file)
 
 
 def row_of(
-    certificate: Certificate, idx: int, label: int | None, seconds: float, model: str, version: str
+    certificate: Certificate,
+    idx: int,
+    label: int | None,
+    seconds: float,
+    model: str,
+    version: str,
+    file: str | None = None,
 ) -> CertificateRow:
     """The row of one certificate.
 
@@ -117,8 +164,10 @@ def row_of(
         seconds: Time that the certificate took.
         model: Name of the base classifier.
         version: Version of certibox.
+        file: Name of the image's file, where it had one.
     """
     held = {key: value for key, value in certificate.as_dict().items() if key != "label"}
     correct = None if label is None else certificate.label == label
     predict = certificate.label
-    return CertificateRow(idx, label, predict, correct=correct, seconds=seconds, model=model, version=version, **held)  # pyright: ignore
+    made = {"correct": correct, "seconds": seconds, "model": model, "version": version, "file": file}
+    return CertificateRow(idx, label, predict, **made, **held)  # pyright: ignore

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from certibox.errors import UnreadableFile
-from certibox.storage.files import truncate_partial_line
+from certibox.storage.files import append_text, parsed, read_bytes, require_place, truncate_partial_line
+
+_FIRST = b'{"image": '  # what a line of votes begins with
+
+
+def _is_votes(content: bytes) -> bool:
+    return content.startswith(_FIRST) or _FIRST.startswith(content)
 
 
 class VoteFile:
@@ -24,9 +30,10 @@ class VoteFile:
         self.path, self._settings = path.with_name(path.name + ".votes"), settings
         self._image = ""
         self._streams: dict[str, tuple[int, np.ndarray]] = {}
+        require_place(self.path, _is_votes)
         if self.path.exists():
             truncate_partial_line(self.path)  # the line that a kill cut short
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in read_bytes(self.path).splitlines():
                 self._take(line)
 
     @property
@@ -53,16 +60,15 @@ class VoteFile:
         """See `VoteJournal.note`."""
         entry = {"image": self._image, "settings": self._settings, "stream": stream}
         line = json.dumps({**entry, "done": done, "votes": votes.tolist()})
-        with self.path.open("a", encoding="utf-8") as file:  # closed, so flushed, before the next query
-            file.write(line + "\n")
+        append_text(self.path, line + "\n")  # with the system before the next query
 
     def discard(self) -> None:
         """Forget the file: its votes are in a row, or of no use here."""
         self.path.unlink(missing_ok=True)
 
-    def _take(self, line: str) -> None:
+    def _take(self, line: bytes) -> None:
         try:
-            entry = json.loads(line)
+            entry = parsed(line)
             settings, image, stream = entry["settings"], entry["image"], entry["stream"]
             done, votes = entry["done"], np.array(entry["votes"], dtype=np.int64)
         except (ValueError, KeyError, TypeError) as error:

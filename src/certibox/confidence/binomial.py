@@ -7,6 +7,7 @@ never only on average or for large n.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from scipy.stats import beta, binomtest
 
@@ -24,6 +25,7 @@ def check_alpha(alpha: float) -> float:
     return alpha
 
 
+@lru_cache(maxsize=65536)  # rows are replayed whenever they are read, and many have votes alike
 def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
     """One-sided Clopper–Pearson bound: exceeds the true p with probability at most alpha, for every p.
 

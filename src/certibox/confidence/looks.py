@@ -115,6 +115,11 @@ def open_thresholds(rule: AllLooks, thresholds: Sequence[float]) -> Sequence[flo
 
 
 def _running_bound(rule: AllLooks, looks: Looks, alpha: float, thresholds: Sequence[float]) -> float:
+    return _bound_of(rule, tuple((n, s) for n, s in looks), alpha, tuple(thresholds))
+
+
+@lru_cache(maxsize=1024)
+def _bound_of(rule: AllLooks, looks: Looks, alpha: float, thresholds: Sequence[float]) -> float:
     """The best of the bounds of all looks; a threshold that is proven is always reached, whatever rounds."""
     samples, successes = np.array(looks).T
     best = float(rule.lower_bounds(successes, samples, alpha).max())
@@ -170,19 +175,46 @@ def decide(rule: AllLooks, looks: Looks, n: int, alpha: float, thresholds: Seque
     return Decision(futile, p_lower, "futile" if futile else "")
 
 
-def within(rule: AllLooks, successes: ArrayLike, samples: int, n: int, alpha: float) -> np.ndarray:
+def goes_on(rule: AllLooks, looks: Looks, n: int, alpha: float, thresholds: Sequence[float]) -> bool:
+    """Whether a rule goes on after every one of these looks, none of them at n: `decide` without the bounds.
+
+    Under a tolerance all looks are compared at once, so that the last bit of a comparison may be another than that of
+    `decide`, which looks at one: ask it where this says no.
+
+    Args:
+        rule: Stopping rule.
+        looks: Pairs (samples so far, successes so far), ascending.
+        n: Maximum number of votes.
+        alpha: Failure probability of the certificate.
+        thresholds: Probabilities that the rule's radii need under the noise, ascending.
+    """
+    level = rule.level(alpha, len(looks_up_to(rule, n, alpha, thresholds[0])))
+    if rule.tolerance is not None and looks:
+        samples, successes = np.array(looks, float).T
+        if within(rule, successes, samples, n, level).any():
+            return False
+    still = list(thresholds)
+    for samples, successes in looks:
+        if rule.tolerance is None:
+            still = [p0 for p0 in still if successes < needed(rule, samples, p0, level)]
+        if not still or successes <= hopeless(rule, samples, n, still[0], level):
+            return False
+    return True
+
+
+def within(rule: AllLooks, successes: ArrayLike, samples: ArrayLike, n: int, alpha: float) -> np.ndarray:
     """Whether the radius of a look is within the tolerance of what n samples with the same share of successes give.
 
     Args:
         rule: Stopping rule with a tolerance.
         successes: Successes at the look, of any shape.
-        samples: Samples at the look.
+        samples: Samples at the look, or at each of them.
         n: Maximum number of votes.
         alpha: Failure probability of the look.
     """
     s, keep = np.asarray(successes, float), 1.0 - (rule.tolerance or 0.0)
     now = sigmas_of(rule.lower_bounds(s, samples, alpha))
-    return (now > 0) & (now >= keep * sigmas_of(rule.lower_bounds(np.rint(s / samples * n), n, alpha)))
+    return (now > 0) & (now >= keep * sigmas_of(rule.lower_bounds(np.rint(s / np.asarray(samples) * n), n, alpha)))
 
 
 @lru_cache(maxsize=65536)

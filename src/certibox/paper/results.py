@@ -20,6 +20,15 @@ FOLDER = "results"  # of the pages and plots, beside the page of all results
 GPU_PAGE = "gpu.md"
 
 
+def is_page(content: bytes) -> bool:
+    """Whether a file that begins so may be a page of results: all of them begin with a heading.
+
+    Args:
+        content: First bytes of the file.
+    """
+    return content.startswith(b"# ")
+
+
 def write_results(suite: Suite, results: Results, page: Path) -> list[Path]:
     """Write the page of all results, the other pages and the plots.
 
@@ -42,5 +51,5 @@ def write_results(suite: Suite, results: Results, page: Path) -> list[Path]:
         earlier |= {row.key for block in blocks[name] for row in block.measured}
     texts[folder / GPU_PAGE] = gpu.page(results.folder.parent / "gpu.jsonl", back)
     for path, text in texts.items():
-        write_text_atomic(path, text)
+        write_text_atomic(path, text, is_page)
     return [*texts, *(path for paths in plots.values() for path in paths.values())]

@@ -6,60 +6,19 @@ A row is appended as soon as its queries are paid for. A crash can therefore cut
 
 from __future__ import annotations
 
+import io
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Protocol, TextIO, TypeVar, final
+from typing import Any, TextIO, TypeVar, final
 
 from certibox.confidence.gaussian import Gaussian, NoiseLaw
-from certibox.errors import InvalidInput, UnreadableFile
-from certibox.storage.files import PathLike, whole_lines
-
-
-class Outcome(Protocol):
-    """What every report needs to know of one image; `CertificateRow` and `PublishedRow` both satisfy it."""
-
-    @property
-    def idx(self) -> int: ...
-    @property
-    def label(self) -> int | None: ...
-    @property
-    def predict(self) -> int | None: ...
-    @property
-    def radius(self) -> float: ...
-    @property
-    def correct(self) -> bool | None: ...
-    @property
-    def seconds(self) -> float: ...
-
+from certibox.errors import UnreadableFile
+from certibox.records.checks import MOST, Outcome, check_outcome, check_votes, require, shown
+from certibox.storage.files import PathLike, append_text, is_json_lines, parsed, whole_lines
+from certibox.storage.places import head
 
 _Row = TypeVar("_Row", bound=Outcome)
-
-
-class Votes(Protocol):
-    """What a certificate states of its votes; `CertificateRow` and `certification.Certificate` both satisfy it."""
-
-    @property
-    def radius(self) -> float: ...
-    @property
-    def selected(self) -> int: ...
-    @property
-    def p_lower(self) -> float: ...
-    @property
-    def counts(self) -> tuple[int, ...]: ...
-    @property
-    def n(self) -> int: ...
-    @property
-    def sigma(self) -> float: ...
-    @property
-    def law(self) -> NoiseLaw: ...
-    @property
-    def second_class(self) -> bool: ...
-    @property
-    def rule(self) -> dict[str, Any] | None: ...
-    @property
-    def looks(self) -> tuple[tuple[int, int], ...] | None: ...
 
 
 @final
@@ -115,6 +74,8 @@ class CertificateRow:
     """Looks of the rule at the votes: (samples, votes for `selected`) so far; None for a fixed n."""
     stream: int = 1
     """Version of the streams that the noise is drawn from: 1 kept 32 bits of a block's seed, 2 keeps all."""
+    file: str | None = None
+    """Name of the image's file relative to its data set; None for an image that had none."""
 
     @property
     def cap(self) -> int:
@@ -134,64 +95,27 @@ class CertificateRow:
 
     def __post_init__(self) -> None:
         check_outcome(self)
-        check_votes(self, self.predict, f"row of image {self.idx}")
+        where = f"row of image {shown(self.idx)}"
+        check_votes(self, self.predict, where)
+        classes = len(self.counts)
+        require(self.label is None or self.label < classes, where, f"label {self.label} of {classes} classes")
+        for name in ("model", "version"):
+            require(bool(getattr(self, name)), where, f"{name} is empty, wanted what made the row")
 
 
-def check_votes(votes: Votes, predict: int | None, where: str) -> None:
-    """Raise `InvalidInput` for votes that contradict what is stated of them.
-
-    Args:
-        votes: Row or certificate.
-        predict: Certified class; None for an abstention.
-        where: Words that name the row or certificate in the message.
-    """
-    _check_radius(votes.radius, predict, where)
-    _require(sum(votes.counts) == votes.n, where, f"{sum(votes.counts)} votes for n = {votes.n}")
-    _require(0 <= votes.selected < len(votes.counts), where, f"no votes for the selected class {votes.selected}")
-    _require(predict in (None, votes.selected), where, f"predict {predict}, but {votes.selected} selected")
-    _require(0 <= votes.p_lower <= 1, where, f"p_lower {votes.p_lower} outside [0, 1]")
-    _require(0 < votes.sigma < math.inf, where, f"sigma {votes.sigma}, wanted finite and > 0")
-    _require((votes.rule is None) == (votes.looks is None), where, "a rule and its looks go together")
-    if votes.rule is not None and votes.looks is not None:
-        _check_looks(votes, votes.rule, votes.looks, where)
-
-
-def _check_looks(votes: Votes, rule: dict[str, Any], looks: tuple[tuple[int, int], ...], where: str) -> None:
-    """What any sequential certificate obeys; whether its looks are where the rule puts them, a replay tells."""
-    cap, ran, end = rule.get("cap"), rule.get("alpha"), (votes.n, votes.counts[votes.selected])
-    _require(type(cap) is int and cap >= votes.n, where, f"n = {votes.n} for a rule with the cap {cap}")
-    _require(type(ran) is float and 0 < ran < 1, where, f"a rule that ran at alpha = {ran}")
-    _require(looks[-1:] == (end,), where, f"the last look is {looks[-1:]}, but the votes are {end}")
-    for (n, successes), (later_n, later) in zip(((0, 0), *looks), looks, strict=False):
-        # Between two looks there is a sample at least, and each of them is a vote for `selected` or another class.
-        _require(0 <= later - successes <= later_n - n != 0, where, f"no look {later_n, later} follows {n, successes}")
-    reached = votes.law.radius(votes.p_lower)
-    _require(
-        math.isclose(votes.radius, reached, rel_tol=1e-9), where, f"radius {votes.radius}, not the {reached} of p_lower"
-    )
-    _require(not votes.second_class, where, "a rule and a bound of the second class; there is no such certificate")
-
-
-def _check_radius(radius: float, predict: int | None, where: str) -> None:
-    _require(math.isfinite(radius) and radius >= 0, where, f"radius {radius}, wanted finite and >= 0")
-    _require(predict is not None or radius == 0, where, f"radius {radius} on an abstention, wanted 0")
-
-
-def _require(holds: bool, where: str, contradiction: str) -> None:
-    if not holds:
-        raise InvalidInput(f"{where}: {contradiction}; fix what wrote it")
-
-
-def check_outcome(row: Outcome) -> None:
-    """Raise `InvalidInput` for an outcome that contradicts itself.
+def add_row(path: PathLike, row: CertificateRow) -> None:
+    """Write a row at the end of a file; it is with the system when this returns, whole or, on a full disk, not at all.
 
     Args:
-        row: One image's outcome, of ours or published.
+        path: File of rows, made if needed.
+        row: Row to write.
+
+    Raises:
+        OSError: The row cannot be written; the error names the file.
     """
-    where = f"row of image {row.idx}"
-    _check_radius(row.radius, row.predict, where)
-    correct = None if row.label is None else row.predict == row.label
-    _require(row.correct is correct, where, f"correct is {row.correct} for label {row.label} and predict {row.predict}")
+    text = io.StringIO()
+    append_row(text, row)
+    append_text(path, text.getvalue())
 
 
 def append_row(file_handle: TextIO, row: CertificateRow) -> None:
@@ -208,21 +132,53 @@ def append_row(file_handle: TextIO, row: CertificateRow) -> None:
     file_handle.flush()
 
 
+def is_rows(content: bytes) -> bool:
+    """Whether a file that begins so is one of rows, be it that a crash cut its first one short.
+
+    Args:
+        content: First bytes of the file.
+    """
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    return _FIRST.startswith(content) or (is_json_lines(content) and b'"idx"' in content)
+
+
 def read_rows(path: PathLike) -> list[CertificateRow]:
     """All certificates of a JSON-lines file in the order they were written.
 
-    A last line cut short by a crash is ignored.
+    A last line cut short by a crash is ignored. Fields must fit each other; `certification.stored.read` also checks
+    that bounds follow from the votes.
 
     Args:
         path: File that `append_row` wrote.
 
     Raises:
-        UnreadableFile: when the file is missing, a line is corrupt or an image appears twice.
+        UnreadableFile: when the file is missing or of another kind, a line is corrupt or an image appears twice.
     """
+    require_rows(path)
     return collect(path, whole_lines(path), _parse_json_row, first_line=1)
 
 
-_OPTIONAL = {field.name: field.default for field in fields(CertificateRow) if field.default is not MISSING}
+def require_rows(path: PathLike) -> None:
+    """Raise `UnreadableFile` for a file that is not one of rows, before all of it is read.
+
+    Args:
+        path: File of rows.
+    """
+    content = head(path)
+    if content.startswith(b"idx\t"):
+        wanted = "wanted the JSON lines that certibox certify wrote, such as certificates.jsonl"
+        raise UnreadableFile(f"{path} is a TSV, which has no votes; {wanted}")
+    if not is_rows(content):
+        raise UnreadableFile(f"{path}, line 1: {shown(content[:40])} begins no row; wanted a file of certibox certify")
+
+
+def _optional(kind: type[Any]) -> dict[str, Any]:
+    """The fields of a dataclass that may be missing, with what they are then."""
+    return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+
+
+_OPTIONAL = _optional(CertificateRow)
+_FIRST = b'{"idx": '  # what a row begins with, and whatever a crash leaves of the first one
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "int | None": (int, type(None)),
@@ -233,11 +189,12 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "tuple[tuple[int, int], ...] | None": (list, type(None)),
     "dict[str, Any] | None": (dict, type(None)),
     "str": (str,),
+    "str | None": (str, type(None)),
 }
 
 
 def _parse_json_row(line: bytes) -> CertificateRow:
-    return CertificateRow(**plain_fields(CertificateRow, json.loads(line)))
+    return CertificateRow(**plain_fields(CertificateRow, parsed(line)))
 
 
 def plain_fields(kind: type[Any], values: Any) -> dict[str, Any]:
@@ -251,12 +208,12 @@ def plain_fields(kind: type[Any], values: Any) -> dict[str, Any]:
         ValueError: for fields that are missing, unknown or of another type.
     """
     wanted = {field.name: _JSON_TYPES[str(field.type)] for field in fields(kind)}
-    if not isinstance(values, dict) or (_OPTIONAL | values).keys() != wanted.keys():
+    if not isinstance(values, dict) or (_optional(kind) | values).keys() != wanted.keys():
         raise ValueError("the fields are not those of a certificate")
     for name, value in values.items():
         # type() and not isinstance: a bool is an int to Python, never to a reader of the file
-        if type(value) not in wanted[name]:
-            raise ValueError(f"{name} is {value!r}")
+        if type(value) not in wanted[name] or (type(value) is int and not _countable(name, value)):
+            raise ValueError(f"{name} is {shown(value)}")
     looks = values.get("looks")
     if not all(_whole(counts) for counts in (values["counts"], *(looks or ()))):
         raise ValueError("counts and looks are not all integers >= 0")
@@ -264,9 +221,14 @@ def plain_fields(kind: type[Any], values: Any) -> dict[str, Any]:
     return {**values, **tuples}
 
 
+def _countable(name: str, value: int) -> bool:
+    """Whether an integer is one that floats hold exactly; a seed may be any."""
+    return name == "seed" or abs(value) <= MOST
+
+
 def _whole(counts: Any) -> bool:
-    """Whether this is a list of integers >= 0."""
-    return isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    """Whether this is a list of integers >= 0, none beyond what floats hold exactly."""
+    return isinstance(counts, list) and all(type(count) is int and 0 <= count <= MOST for count in counts)
 
 
 def collect(path: PathLike, lines: Iterable[bytes], parse: Callable[[bytes], _Row], first_line: int) -> list[_Row]:

@@ -56,7 +56,16 @@ def write_tsv(rows: Iterable[Outcome], path: PathLike) -> None:
     Raises:
         InvalidInput: for a row without a label, which the format cannot express.
     """
-    write_text_atomic(path, "\n".join([TSV_HEADER, *(_tsv_line(row) for row in rows)]) + "\n")
+    write_text_atomic(path, "\n".join([TSV_HEADER, *(_tsv_line(row) for row in rows)]) + "\n", is_tsv)
+
+
+def is_tsv(content: bytes) -> bool:
+    """Whether a file that begins so has the header of the field's TSV.
+
+    Args:
+        content: First bytes of the file.
+    """
+    return content.removeprefix(b"\xef\xbb\xbf").startswith(TSV_HEADER.encode())
 
 
 def _tsv_line(row: Outcome) -> str:

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from certibox import confidence as bounds
 from certibox.errors import InvalidInput
 from certibox.report.numbers import Run, checked_radii, joined, measure_of
-from certibox.report.pictures import plot_ca_curves
+from certibox.report.pictures import is_png, plot_ca_curves
 from certibox.report.tables import cells, count_cell
-from certibox.storage.files import PathLike, write_text_atomic
+from certibox.storage.files import PathLike, require_place, write_text_atomic
 
 _MEANING = (
     "A certificate is about the smoothed classifier, whose predict votes over Gaussian-noisy copies of an image, and "
@@ -46,6 +46,12 @@ img { max-width: 100%; background: #fff; border-radius: 4px; }
 """
 # The policy lets the page load nothing at all, whatever a name in it may say.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# What every page begins with, and by which it is told from the pages of others.
+_HEAD = (
+    '<!doctype html>\n<html lang="en"><head>'
+    f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+)
+PAGE, CURVE = "report.html", "ca_curve.png"
 
 
 def write_report(
@@ -75,7 +81,8 @@ def write_report(
         InvalidInput: for no runs, a run without rows or two runs of one name.
     """
     directory = Path(directory)
-    curve = plot_ca_curves(runs, directory / "ca_curve.png")
+    require_report_place(directory)
+    curve = plot_ca_curves(runs, directory / CURVE)
     name = measure_of(runs).name.capitalize()
     sections = [
         f"<h1>{html.escape(title)}</h1>",
@@ -88,19 +95,37 @@ def write_report(
         *(f"<h2>{html.escape(caption)}</h2>" + _image_html(caption, png) for caption, png in (pictures or {}).items()),
         _notes_html(notes),
     ]
-    page = directory / "report.html"
-    write_text_atomic(page, _page_html(title, sections))
+    page = directory / PAGE
+    write_text_atomic(page, _page_html(title, sections), is_page)
     return page
+
+
+def require_report_place(directory: PathLike) -> None:
+    """Raise `InvalidInput` where `write_report` could not write, or something else lies: ask before the work.
+
+    Args:
+        directory: Folder of the page and its picture.
+    """
+    require_place(Path(directory) / PAGE, is_page)
+    require_place(Path(directory) / CURVE, is_png)
+
+
+def is_page(content: bytes) -> bool:
+    """Whether a file that begins so is a page of `write_report`.
+
+    Args:
+        content: First bytes of the file.
+    """
+    return content.startswith(_HEAD.encode())
 
 
 def _page_html(title: str, sections: Sequence[str]) -> str:
     head = (
-        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
     )
     body = "\n".join(section for section in sections if section)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    return f"{_HEAD}{head}</head>\n<body>\n{body}\n</body></html>\n"
 
 
 def _small(text: str) -> str:

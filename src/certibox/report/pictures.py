@@ -124,5 +124,14 @@ def _png(figure: Figure, path: PathLike | None) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # no version inside: same rows, same bytes
     if path is not None:
-        write_bytes_atomic(path, buffer.getvalue())
+        write_bytes_atomic(path, buffer.getvalue(), is_png)
     return buffer.getvalue()
+
+
+def is_png(content: bytes) -> bool:
+    """Whether a file that begins so is a PNG.
+
+    Args:
+        content: First bytes of the file.
+    """
+    return content.startswith(b"\x89PNG\r\n\x1a\n")

@@ -1,18 +1,20 @@
-"""Whole files and whole lines: atomic writes, a lock, JSON and JSON lines."""
+"""Whole files and whole lines: places that may be written to, atomic writes, a lock, JSON and JSON lines."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from certibox.errors import InvalidInput, UnreadableFile
-
-PathLike = str | os.PathLike[str]
+from certibox.storage.places import REGULAR, Ours, PathLike, naming, read_bytes, reason, require_place
+from certibox.storage.strict import is_json, is_json_lines, parsed
 
 
 def whole_lines(path: PathLike) -> list[bytes]:
@@ -28,6 +30,29 @@ def whole_lines(path: PathLike) -> list[bytes]:
     return [*lines, tail] if _is_json(tail) else lines
 
 
+def append_text(path: PathLike, text: str) -> None:
+    """Write text at the end of a regular file, which is made if needed; it is with the system when this returns.
+
+    What a full disk let in of it is taken back.
+
+    Args:
+        path: File to write to; its folder exists.
+        text: Whole lines.
+
+    Raises:
+        OSError: The text cannot be written; the error names the file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | REGULAR
+    with naming(path), os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
+        start, left = os.fstat(file.fileno()).st_size, memoryview(text.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(start)
+            raise
+
+
 def append_line(path: PathLike, values: Mapping[str, Any]) -> None:
     """Write one JSON line and flush it, making the folder if needed and cutting off what a crash left of the last.
 
@@ -36,10 +61,11 @@ def append_line(path: PathLike, values: Mapping[str, Any]) -> None:
         values: Values of the line, by name.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    truncate_partial_line(path)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+    require_place(path, is_json_lines)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        truncate_partial_line(path)
+    append_text(path, json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def truncate_partial_line(path: PathLike) -> None:
@@ -68,6 +94,8 @@ def _is_json(line: bytes) -> bool:
         json.loads(line)
     except ValueError:
         return False
+    except RecursionError:  # no line of ours, so no crash has cut it
+        return True
     return True
 
 
@@ -82,38 +110,62 @@ def read_json(path: PathLike) -> Any:
     """
     content = read_bytes(path)
     try:
-        return json.loads(content)
+        return parsed(content)
     except ValueError as error:
         raise UnreadableFile(f"{path}: not JSON ({error}); restore the file or make it again") from error
 
 
 @contextmanager
-def exclusive(path: PathLike) -> Iterator[None]:
+def exclusive(path: PathLike, ours: Ours | None = None) -> Iterator[None]:
     """Keep other processes from writing to a file inside.
 
-    The lock is the operating system's, on a file beside it, and ends with the process however that ends. Where the
-    system has no such locks (Windows), nothing is kept out.
+    The lock is the operating system's, on a file beside it, and ends with the process however that ends. A file system
+    that has none of one kind (flock, as some network file systems) is asked for the other (lockf); where it has
+    neither, a warning says that nothing is kept out. Windows has neither, and no warning.
 
     Args:
         path: File to write to.
+        ours: Function from the first bytes of the file to whether certibox made it, as in `require_place`.
 
     Raises:
-        InvalidInput: Another process is writing to the file already.
+        InvalidInput: Another process is writing to the file already, or `require_place` refuses it.
     """
+    lock = Path(path).with_name(f".{Path(path).name}.lock")
+    for place, made in ((path, ours), (lock, None)):
+        require_place(place, made)
+    with naming(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | REGULAR, 0o666)
+    try:
+        if not _locked(descriptor, path):
+            text = f"the file system of {path} keeps no locks; make sure that no other process writes to it"
+            warnings.warn(text, stacklevel=3)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+def _locked(descriptor: int, path: PathLike) -> bool:
+    """Whether the system keeps others out from now on; raises `InvalidInput` where another process does so already."""
     try:
         import fcntl
-    except ImportError:
-        yield
-        return
-    lock = Path(path).with_name(f".{Path(path).name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
+    except ImportError:  # Windows
+        return True
+    for lock in (fcntl.flock, fcntl.lockf):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # lockf may say either
             text = f"another process is writing {path}; wait for it, or write to another place"
             raise InvalidInput(text) from error
-        yield
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise OSError(error.errno, reason(error), str(path)) from error
+        else:
+            return True
+    return False
 
 
 def write_json_atomic(path: PathLike, obj: Any) -> None:
@@ -126,49 +178,47 @@ def write_json_atomic(path: PathLike, obj: Any) -> None:
     Raises:
         ValueError: The value holds NaN or infinity, which JSON lacks.
     """
-    write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n", is_json)
 
 
-def write_text_atomic(path: PathLike, text: str) -> None:
+def write_text_atomic(path: PathLike, text: str, ours: Ours | None = None) -> None:
     """Write a text as UTF-8, whole or not at all.
 
     Args:
         path: File to write.
         text: Text to write.
+        ours: Function from the first bytes of an older file to whether it may be replaced, as in `require_place`.
+
+    Raises:
+        InvalidInput: `require_place` refuses the path.
+        OSError: The system does not write it; the error names the file, and an older one is still there.
     """
-    write_bytes_atomic(path, text.encode())
+    write_bytes_atomic(path, text.encode(), ours)
 
 
-def write_bytes_atomic(path: PathLike, content: bytes) -> None:
+def write_bytes_atomic(path: PathLike, content: bytes, ours: Ours | None = None) -> None:
     """Replace a file in one step, making its folder if needed: readers and crashes see the old file or the new.
 
     Args:
         path: File to write.
         content: Bytes to write.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # the same folder, so the same file system
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_bytes(path: PathLike) -> bytes:
-    """The content of a file.
-
-    Args:
-        path: File to read.
+        ours: Function from the first bytes of an older file to whether it may be replaced, as in `require_place`.
 
     Raises:
-        UnreadableFile: The file cannot be read.
+        InvalidInput: `require_place` refuses the path.
+        OSError: The system does not write it; the error names the file, and an older one is still there.
     """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror or error}; check the path") from error
+    require_place(path, ours)
+    target = Path(path)
+    # The same folder, so the same file system; a name of its own, so that a long one has room for it.
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -33,7 +33,33 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: dict[s
     """
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(facts)
-    write_bytes_atomic(Path(path), save(kept, metadata={"facts": text, "sha256": _seal(text, kept)}))
+    content = save(kept, metadata={"facts": text, "sha256": _seal(text, kept)})
+    write_bytes_atomic(Path(path), _in_order(content), is_tensors)
+
+
+def is_tensors(content: bytes) -> bool:
+    """Whether a file that begins so is one of tensors and facts.
+
+    Args:
+        content: First bytes of the file.
+    """
+    begin = content[8:].lstrip()
+    return begin.startswith((b'{"__metadata__":{"facts":', b'{"__metadata__":{"sha256":'))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same safetensors file with its header in one order: the library writes its facts in an order of chance.
+
+    The format is eight bytes of the header's length, the header as JSON, padded with spaces, and the tensors' bytes, to
+    which the header points by offsets from its own end.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))}
+    ordered |= sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
+    text = json.dumps(ordered, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
