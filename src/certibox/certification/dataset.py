@@ -110,8 +110,8 @@ def certify_dataset(
     if not 0 <= index < shards:
         raise InvalidInput(f"shard is {index} of {shards}; wanted an index from 0 to {shards - 1}")
     wanted = sampling_of(sampling, n0, n, alpha, rule, second_class)
-    wanted.sizes(smoothed.law, smoothed.num_classes)  # before a file is touched
     _check_images(smoothed, images, wanted)
+    wanted.sizes(smoothed.law, smoothed.num_classes)  # before a file is touched
     settings: dict[str, Any] = {
         **wanted.as_dict(),
         "sigma": smoothed.sigma,

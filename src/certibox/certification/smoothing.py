@@ -163,9 +163,9 @@ class SmoothedClassifier:
             InvalidImages: for anything but finite float pixels on about [0, 1].
         """
         wanted, images = sampling_of(sampling, n0, n, alpha, rule, second_class), certifiable(x)
-        sizes = wanted.sizes(self.law, self.num_classes)
         limit = largest_distance(images)
         check_units(self.law, wanted.rule, limit)
+        sizes = wanted.sizes(self.law, self.num_classes)
         drawn = _Drawn(whole("seed", seed), check_stream(stream), whole("batch_size", batch_size, least=1))
         certify = partial(self._certify, sampling=wanted, sizes=sizes, drawn=drawn, limit=limit)
         if images.ndim == 4 and journal is not None:
