@@ -18,6 +18,7 @@ from torch import Tensor
 
 from certibox.blackbox import as_blackbox
 from certibox.certification.dataset import certify_dataset
+from certibox.certification.sampling import Sampling
 from certibox.certification.sigma import choose_sigma, envelope
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.certification.stored import at_alpha, merge, replay
@@ -27,11 +28,11 @@ from certibox.errors import BudgetExceeded, ConfigMismatch, InvalidInput, Unread
 from certibox.queries.client import QueryClient
 from certibox.records.certificates import CertificateRow, append_row, read_rows
 from certibox.report import certified_accuracy
-from doubles import CountingBox, LinearBox
+from doubles import CountingBox, LinearBox, alone
 from processes import started, status
 
 N0, N, BATCH = 30, 250, 50
-SETTINGS: dict[str, Any] = {"n0": N0, "n": N, "alpha": 0.01, "seed": 3, "model": "linear", "batch_size": BATCH}
+SETTINGS: dict[str, Any] = {"n0": N0, "n": N, "alpha": 0.01, "seed": 4, "model": "linear", "batch_size": BATCH}
 QUERIES = N0 + N
 SIGMA = 0.25
 
@@ -74,7 +75,7 @@ def failing(inner: CountingBox, after: int) -> Callable[[Tensor], Tensor]:
             raise Interrupted
         return outputs
 
-    return answer
+    return alone(answer)
 
 
 def interrupted(inner: CountingBox, out: Path, after: int, **change: Any) -> None:
@@ -105,7 +106,7 @@ def test_rows_are_the_certificates_of_the_images_one_by_one(tmp_path: Path) -> N
     assert inner.images == len(images) * QUERIES
     assert [row.idx for row in rows] == list(range(len(images)))
     for row in rows:
-        certificate = smoothed.certify(images.floats([row.idx])[0], n0=N0, n=N, alpha=0.01, seed=3)
+        certificate = smoothed.certify(images.floats([row.idx])[0], n0=N0, n=N, alpha=0.01, seed=4)
         facts = certificate.as_dict()
         assert row.predict == facts.pop("label")
         assert {key: getattr(row, key) for key in facts} == facts
@@ -251,7 +252,7 @@ CHANGES: dict[str, Any] = {
     "n0": 31,
     "n": 251,
     "alpha": 0.02,
-    "seed": 4,
+    "seed": 5,
     "model": "another",
     "second_class": True,
     "rule": EProcess(radii=(0.1,)),
@@ -261,7 +262,7 @@ CHANGES: dict[str, Any] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_votes_of_another_configuration_are_ignored(tmp_path: Path, name: str) -> None:
     out, inner = tmp_path / "rows.jsonl", box()
-    interrupted(box(), out, 3, **{name: CHANGES[name]})  # in the first image: there is no row yet
+    interrupted(box(), out, 2, **{name: CHANGES[name]})  # in the first image: there is no row yet
     assert votes_of(out).stat().st_size
     assert timeless(certify(inner, out)) == plain()
     assert inner.images == 6 * QUERIES
@@ -388,7 +389,7 @@ def test_sequential_rows_are_the_certificates_and_read_back_and_replay(tmp_path:
     rows = certify(inner, out, rule=rule)
     smoothed = SmoothedClassifier(box(), 3, SIGMA)
     for row, x in zip(rows, pictures().floats(), strict=True):
-        certificate = smoothed.certify(x, n0=N0, n=N, alpha=0.01, seed=3, rule=rule)
+        certificate = smoothed.certify(x, n0=N0, n=N, alpha=0.01, seed=4, rule=rule)
         facts = certificate.as_dict()
         assert row.predict == facts.pop("label")
         assert {key: getattr(row, key) for key in facts} == facts
@@ -548,8 +549,9 @@ def certify_digits(out: str, calls: str, pause: float) -> list[CertificateRow]:
         time.sleep(pause)
         return classifier(x)
 
-    smoothed, images = SmoothedClassifier(noting, 10, SIGMA), load_images("digits", "test", limit=DIGITS)
-    return certify_dataset(smoothed, images, n0=50, n=1000, alpha=0.001, seed=0, out=out, batch_size=KILL_BATCH)
+    smoothed, images = SmoothedClassifier(alone(noting), 10, SIGMA), load_images("digits", "test", limit=DIGITS)
+    sampling = Sampling(50, 1000, 0.001)
+    return certify_dataset(smoothed, images, sampling=sampling, seed=0, out=out, model="means", batch_size=KILL_BATCH)
 
 
 def asked(calls: Path) -> list[int]:

@@ -26,7 +26,7 @@ from certibox.confidence.stopping import Looks, asked
 from certibox.data import Images
 from certibox.errors import ConfigMismatch, InvalidInput
 from certibox.records.certificates import CertificateRow, append_row, read_rows
-from doubles import CountingBox, LinearBox
+from doubles import CountingBox, LinearBox, alone
 from places import ROOT
 
 SIGMA, N0, N, ALPHA = 0.25, 5, 400, 0.01
@@ -128,7 +128,7 @@ def interruptions(inner: CountingBox, after: int) -> Callable[[Tensor], Tensor]:
             raise KeyboardInterrupt
         return inner(x)
 
-    return answer
+    return alone(answer)
 
 
 def test_an_interrupted_run_resumes_to_the_batch(tmp_path: Path) -> None:

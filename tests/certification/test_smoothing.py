@@ -27,7 +27,7 @@ from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import asked
 from certibox.errors import BadOutput, InvalidImages, InvalidInput
-from doubles import ANYWHERE, CountingBox, LinearBox
+from doubles import ANYWHERE, CountingBox, LinearBox, alone
 
 PATH = (7, "image", "stream")
 SIGMA = 0.25
@@ -180,7 +180,7 @@ def test_images_seeds_streams_and_blocks_have_independent_noise() -> None:
         seen.append(x.clone())
         return torch.zeros(len(x), dtype=torch.int64)
 
-    smoothed = SmoothedClassifier(watching, 2, SIGMA)
+    smoothed = SmoothedClassifier(alone(watching), 2, SIGMA)
     noises = []
     for value, seed in ((0.5, 0), (0.25, 0), (0.5, 1)):  # dyadic, so that x + δ − x loses little
         x = torch.full((1, 10, 10), value)
@@ -217,7 +217,7 @@ def test_only_the_selection_votes_select() -> None:
     def fickle(x: Tensor) -> Tensor:
         return torch.full((len(x),), next(answers))
 
-    certificate = certified(SmoothedClassifier(fickle, 2, SIGMA), picture(1, 2, 2))
+    certificate = certified(SmoothedClassifier(alone(fickle), 2, SIGMA), picture(1, 2, 2))
     assert (certificate.selected, certificate.counts) == (0, (0, 300))
     assert (certificate.label, certificate.radius, certificate.p_lower) == (None, 0.0, 0.0)
 
@@ -410,9 +410,9 @@ def test_every_block_of_noise_is_drawn_once_however_many_looks_it_has(monkeypatc
         drawn.append((str(path[-2]), int(path[-1])))
         return seeds_generator(seed, *path, device=device)
 
-    seeds_generator = seeds.generator
-    monkeypatch.setattr(seeds, "generator", generator)
-    certificate = in_sequence(SmoothedClassifier(alternating, 2, SIGMA), EProcess(radii=(SIGMA,), futility=None))
+    seeds_generator = seeds.wide_generator
+    monkeypatch.setitem(noise.STREAMS, noise.NEWEST, generator)
+    certificate = in_sequence(SmoothedClassifier(alone(alternating), 2, SIGMA), EProcess(radii=(SIGMA,), futility=None))
     assert certificate.looks is not None
     assert certificate.n == CAP
     assert len(certificate.looks) > CAP // BLOCK + 1
@@ -449,7 +449,7 @@ def test_an_interrupted_sequential_certificate_knows_every_look_and_pays_for_no_
             return box(x)
 
         with pytest.raises(KeyboardInterrupt):
-            in_sequence(SmoothedClassifier(dying, 3, SIGMA), rule, seed, journal=journal)
+            in_sequence(SmoothedClassifier(alone(dying), 3, SIGMA), rule, seed, journal=journal)
         assert in_sequence(SmoothedClassifier(box, 3, SIGMA), rule, seed, journal=journal) == undisturbed
         assert box.batch_sizes == calls
 
@@ -660,7 +660,7 @@ def test_who_draws_the_noise_and_when_changes_no_value(
     """Alone, in several threads, or ahead of who asks: and a batch that ends inside a block shares it with the next."""
     x, reference = picture(1, 2, 2), []
     for block in range(9):
-        reference.append(LAW.noisy(x, torch.empty(BLOCK, *x.shape), seeds.generator(*PATH, block)))
+        reference.append(LAW.noisy(x, torch.empty(BLOCK, *x.shape), seeds.wide_generator(*PATH, block)))
     monkeypatch.setattr(noise, "SERIAL", 0)
     monkeypatch.setattr(noise, "_processors", lambda: processors)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -690,9 +690,9 @@ def test_certify_holds_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         alive.append(sum(batch() is not None for batch in given))  # batches that live while the next is drawn
         return seeds_generator(seed, *path, device=device)
 
-    seeds_generator = seeds.generator
-    monkeypatch.setattr(seeds, "generator", generator)
-    certified(SmoothedClassifier(watching, 3, SIGMA), picture(1, 3, 4), batch_size=64)
+    seeds_generator = seeds.wide_generator
+    monkeypatch.setitem(noise.STREAMS, noise.NEWEST, generator)
+    certified(SmoothedClassifier(alone(watching), 3, SIGMA), picture(1, 3, 4), batch_size=64)
     assert max(box.batch_sizes) == 64
     assert len(given) == 6  # 20 = 1 batch, 300 = 5 batches
     assert set(alive) == {0}

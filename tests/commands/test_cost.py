@@ -253,7 +253,8 @@ def test_certify_spends_the_plan() -> None:
     client = QueryClient(box())
     certify_dataset(SmoothedClassifier(client, 3, 0.3), pictures(5), n0=7, n=23, alpha=0.01, seed=0)
     options = QueryCost(certify_images=5, n0=7, n=23, rule="fixed", alpha=0.01)
-    assert client.queries == cost_of(options).certification == 150
+    assert client.spent == {"certify": cost_of(options).certification, "batch check": 2}
+    assert cost_of(options).certification == 150
 
 
 @pytest.mark.parametrize(

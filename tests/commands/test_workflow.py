@@ -40,7 +40,7 @@ def test_train_certify_merge_and_report(place: Path, run, trained: Path) -> None
     whole = run(certify(out="whole", more=f"{defended} --check-box true"))
     assert whole.status == 0
     assert "canaries" in whole.err
-    assert "queries spent: 488 (fingerprint 8, certify 480)" in whole.out
+    assert "queries spent: 490 (fingerprint 8, certify 480, batch check 2)" in whole.out
     rows = timeless("whole/certificates.jsonl")
     facts = read_json(trained / "defense" / "defense.json")
     assert {row.sigma for row in rows} == {facts["sigma"]} == {SIGMA}
@@ -97,7 +97,7 @@ def test_a_rule_stops_before_n_and_its_certificates_price_the_next_ones(place: P
     assert "samples" not in run(certify(out="fixed")).out  # there it is a setting
 
     resumed = run(certify(more=asked))
-    assert f"queries spent: {sum(row.queries for row in rows):,} " in resumed.out  # as before: nothing more
+    assert f"(certify {sum(row.queries for row in rows):,}, batch check 2)" in resumed.out  # as before: nothing more
     other = run(certify(more=asked.replace("0.15", "0.1")))
     assert other.status == 2
     assert "rule.radii is [0.05, 0.15] there and [0.05, 0.1] here" in other.err

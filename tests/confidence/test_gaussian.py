@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -80,11 +80,14 @@ def test_the_law_is_a_value() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 2, 3), (3, 16, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_noise_is_the_draw_of_its_block_added_to_the_image(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("stream", "made"), [(1, seeds.generator), (2, seeds.wide_generator)])
+def test_noise_is_the_draw_of_its_block_added_to_the_image(
+    shape: tuple[int, ...], dtype: torch.dtype, stream: int, made: Callable[..., torch.Generator]
+) -> None:
     x, path = torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype), (5, "image", "stream")
-    drawn = torch.cat(list(noisy_batches(x, LAW, 0, 3 * BLOCK, 70, path)))
+    drawn = torch.cat(list(noisy_batches(x, LAW, 0, 3 * BLOCK, 70, path, stream=stream)))
     for block in range(3):
-        generator = seeds.generator(*path, block)
+        generator = made(*path, block)
         noise = torch.empty((BLOCK, *shape), dtype=dtype).normal_(0.0, 0.25, generator=generator)
         assert torch.equal(drawn[block * BLOCK : (block + 1) * BLOCK], noise + x)
 

@@ -69,6 +69,9 @@ class OnnxBox:
         InvalidInput: The model has another form, the file contradicts the declaration, or onnxruntime is missing.
     """
 
+    answers_alone = True
+    """Whether an image is answered alone, whatever else is in the batch."""
+
     def __init__(
         self,
         path: str | Path,

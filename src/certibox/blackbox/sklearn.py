@@ -40,6 +40,9 @@ class SklearnBox:
         InvalidInput: The estimator is not fitted, lacks the method or votes one against one.
     """
 
+    answers_alone = True
+    """Whether an image is answered alone, whatever else is in the batch."""
+
     def __init__(self, estimator: Any, outputs: str, **declared: Any) -> None:
         name = type(estimator).__name__
         self._classes = _classes(estimator)

@@ -135,6 +135,9 @@ class TfliteBox:
         InvalidInput: The model has another form, the file contradicts the declaration, or ai-edge-litert is missing.
     """
 
+    answers_alone = True
+    """Whether an image is answered alone, whatever else is in the batch."""
+
     def __init__(
         self,
         path: str | Path,

@@ -59,6 +59,8 @@ class TorchBox:
         self._pace = Pace(self.spec.batch_size) if self.free_batch_size and on_cpu else None
         self.module = module
         self._keeps_mode = not _in_eval_mode(module)
+        self.answers_alone = not (self._keeps_mode or any(map(_mixes_a_batch, module.modules())))
+        """Whether an image is answered alone, whatever else is in the batch."""
         images = self.spec.layout == "NCHW"
         self._lay_out(channels_last=images and any(isinstance(layer, nn.Conv2d) for layer in module.modules()))
 
@@ -123,6 +125,12 @@ def _reference(module: nn.Module) -> Tensor | None:
 def _is_quantised(module: nn.Module) -> bool:
     """Whether a module is quantised: its numbers are whole, and what it takes is single precision."""
     return "quantized" in type(module).__module__
+
+
+def _mixes_a_batch(module: nn.Module) -> bool:
+    """Whether a module's answer to an image depends on the others in eval mode too, or may: their common statistics."""
+    normalises = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+    return normalises or "quantized.dynamic" in type(module).__module__ or isinstance(module, torch.jit.ScriptModule)
 
 
 def _name(module: nn.Module) -> str:

@@ -54,6 +54,8 @@ class Certificate:
     """Stopping rule as plain values, with the maximum n as "cap" and the "alpha" it ran under; None for a fixed n."""
     looks: tuple[tuple[int, int], ...] | None = None
     """Looks of the rule at the votes: (samples, votes for `selected`) so far; None for a fixed n."""
+    stream: int = 1
+    """Version of the streams that the noise is drawn from: 1 kept 32 bits of a block's seed, 2 keeps all."""
 
     @property
     def law(self) -> NoiseLaw:
@@ -198,6 +200,8 @@ class Prediction:
     """Seed of the noise."""
     queries: int
     """Number of queries, n."""
+    stream: int = 1
+    """Version of the stream that the noise is drawn from, as in `Certificate`."""
 
 
 def fixed_bounds(

@@ -1,33 +1,44 @@
 """Certify a data set: one row an image, appended as it is earned; resumable to the batch; shards that merge.
 
 Beside `certificates.jsonl` lies `certificates.jsonl.votes`, the votes of the image under way, written batch by batch.
-Rows and votes are flushed before the next query is sent, so a killed run pays again for the batch in flight only.
+Rows and votes are flushed before the next query is sent, so a killed run pays again for the batch in flight only. Of a
+base classifier that nothing tells from another one, `certificates.jsonl.canaries` keeps the first answers.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
 
 from certibox import __version__
-from certibox.certification.certificate import Certificate
-from certibox.certification.sampling import Sampling, sampling_of
-from certibox.certification.smoothing import SmoothedClassifier, image_digest
-from certibox.certification.stored import read, row_of, shared_settings
+from certibox.blackbox import BlackBox, BoxSpec, is_told_apart
+from certibox.certification.alone import booked_as, meter_of
+from certibox.certification.asking import UNNAMED
+from certibox.certification.canaries import STREAM, Canaries
+from certibox.certification.images import check_units, farthest, image_digest
+from certibox.certification.noise import NEWEST, STREAMS, check_stream
+from certibox.certification.sampling import Sampling, sampling_of, whole
+from certibox.certification.smoothing import SmoothedClassifier
+from certibox.certification.stored import believed, read, replay, row_of, shared_settings
 from certibox.certification.votes import VoteFile
 from certibox.confidence.stopping import StoppingRule
 from certibox.data import Images
-from certibox.errors import InvalidInput
+from certibox.errors import ConfigMismatch, InvalidInput
 from certibox.records.certificates import CertificateRow, add_row, is_rows
 from certibox.storage.files import exclusive, truncate_partial_line
 from certibox.storage.settings import require_same
 
 Progress = Callable[[int, int, str], None]  # images done, images in all, what is going on
-Ask = Callable[..., Certificate]  # an image and `journal=` -> its certificate
 
 
 @runtime_checkable
@@ -59,12 +70,16 @@ def certify_dataset(
     shard: tuple[int, int] = (0, 1),
     batch_size: int = 1000,
     progress: Progress | None = None,
+    stream: int | None = None,
 ) -> list[CertificateRow]:
     """Certify every image of a shard and return all its rows, those of earlier runs included.
 
     The noise of an image depends on its pixels and `seed` alone: not on shards, batches or interruptions. Errors of the
     base classifier (`BudgetExceeded` among them) pass through; rows and votes so far are kept. Queries of a client or a
     defense are booked under the phase `certify`, unless the caller is inside a phase of another name.
+
+    A run goes on only with the model that began it. What the `model` of its rows cannot tell, as of a bare function
+    without a name, is asked: up to 8 noisy copies of its first image again, phase `canaries`.
 
     Args:
         smoothed: Smoothed classifier to certify.
@@ -82,81 +97,192 @@ def certify_dataset(
         shard: Index and number k of the shards; image i belongs to shard i % k.
         batch_size: Number of noisy copies at a time.
         progress: Function that is told (images done, images in all, what is going on).
+        stream: Version of the streams of noise; None for that of the rows in `out`, or the newest.
 
     Raises:
-        ConfigMismatch: if `out` holds rows of another n0, n, alpha, sigma, seed, model, rule or bound; nothing is
-            touched then.
-        InvalidInput: for what `Sampling` refuses, a shard that does not exist, labels beyond the classes, or rows of
-            other images in `out`.
+        ConfigMismatch: if `out` holds rows of another n0, n, alpha, sigma, seed, model, rule, bound or stream; nothing
+            is touched then.
+        BoxChanged: if the base classifier answers otherwise than the one that began `out`.
+        InvalidInput: for what `Sampling` refuses, a shard that does not exist, labels beyond the classes, a sigma or a
+            radius that no two images are apart, or rows of other images in `out`.
     """
     index, shards = shard
     if not 0 <= index < shards:
         raise InvalidInput(f"shard is {index} of {shards}; wanted an index from 0 to {shards - 1}")
     wanted = sampling_of(sampling, n0, n, alpha, rule, second_class)
+    _check_images(smoothed, images, wanted)
     wanted.sizes(smoothed.law, smoothed.num_classes)  # before a file is touched
-    if images.num_classes is not None and images.num_classes > smoothed.num_classes:
-        came = f"labels go up to {images.num_classes - 1} but the classifier has {smoothed.num_classes} classes"
-        raise InvalidInput(f"{came}; wanted labels below {smoothed.num_classes}")
     settings: dict[str, Any] = {
         **wanted.as_dict(),
         "sigma": smoothed.sigma,
-        "seed": seed,
+        "seed": whole("seed", seed),
         "model": model or smoothed.model_id,
+        "stream": stream if stream is None else check_stream(stream),
     }
-    ask = partial(smoothed.certify, sampling=wanted, seed=seed, batch_size=batch_size)
+    warn_of_training_images(smoothed.owner, images, range(index, len(images), shards))
+    run = _Run(smoothed, images, wanted, settings, whole("batch_size", batch_size, least=1), shard, model is not None)
     path, owner = Path(out) if out is not None else None, smoothed.owner
     booked = owner.default_phase("certify") if isinstance(owner, Booking) else nullcontext()
     with exclusive(path, is_rows) if path else nullcontext(), booked:
-        return _certify(ask, images, settings, smoothed.num_classes, path, shard, progress)
+        return run.rows(path, progress)
 
 
-def _certify(
-    ask: Ask,
-    images: Images,
-    settings: dict[str, Any],
-    num_classes: int,
-    path: Path | None,
-    shard: tuple[int, int],
-    progress: Progress | None,
-) -> list[CertificateRow]:
-    """Rows of a shard, going on from what `path` holds."""
-    index, shards = shard
-    rows = _resume(path, settings, images, num_classes)
-    mine = range(index, len(images), shards)
-    todo = [i for i in mine if i not in rows]
-    votes = VoteFile(path, settings | {"num_classes": num_classes}) if path else None
-    for done, i in enumerate(todo, start=len(mine) - len(todo)):
-        if progress:
-            progress(done, len(mine), f"image {i}")
-        started = time.perf_counter()
-        x = images.floats([i])[0]
-        journal = votes.of(image_digest(x)) if votes else None
-        certificate = ask(x, journal=journal)
-        label = int(images.labels[i]) if images.labels is not None else None
-        rows[i] = row_of(certificate, i, label, time.perf_counter() - started, settings["model"], __version__)
+def _check_images(smoothed: SmoothedClassifier, images: Images, sampling: Sampling) -> None:
+    """Refuse images whose classes or size do not fit the smoothed classifier and what it is asked."""
+    if images.num_classes is not None and images.num_classes > smoothed.num_classes:
+        came = f"labels go up to {images.num_classes - 1} but the classifier has {smoothed.num_classes} classes"
+        raise InvalidInput(f"{came}; wanted labels below {smoothed.num_classes}")
+    if images.view is None:  # whose results may lie anywhere
+        check_units(smoothed.law, sampling.rule, farthest(math.prod(images.shape)))
+
+
+def warn_of_training_images(owner: object, images: Images, chosen: Sequence[int]) -> None:
+    """Say how many images a defense was trained on, where both know the digests of their images.
+
+    Args:
+        owner: Owner of the base classifier.
+        images: Images.
+        chosen: Positions of those that are to be certified.
+    """
+    trained_on, digests = getattr(owner, "trained_on", None), getattr(images, "digests", None)
+    if trained_on is None or digests is None:
+        return
+    known = int(torch.isin(digests[torch.as_tensor(chosen, dtype=torch.int64)], trained_on).sum())
+    if known:
+        text = "what is certified of them says little of new ones; certify images that it has not seen"
+        warnings.warn(f"{known} of {len(chosen)} images trained this defense: {text}", stacklevel=3)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run over the images of a shard, checked."""
+
+    smoothed: SmoothedClassifier
+    images: Images
+    sampling: Sampling
+    settings: dict[str, Any]
+    batch_size: int
+    shard: tuple[int, int]
+    named: bool
+
+    def rows(self, path: Path | None, progress: Progress | None) -> list[CertificateRow]:
+        """Rows of the shard, going on from what `path` holds."""
+        index, shards = self.shard
+        rows, settings = _resume(path, self.settings, self.images, self.smoothed.num_classes, self.sampling.rule)
+        mine = range(index, len(self.images), shards)
+        todo = [i for i in mine if i not in rows]
+        votes = canaries = None
         if path:
-            add_row(path, rows[i])
-    if votes:
-        votes.discard()
-    if progress:
-        progress(len(mine), len(mine), "done")
-    return [rows[i] for i in sorted(rows)]
+            votes, settings = self._votes(path, settings)
+            canaries = self._canaries(path, settings, rows, todo, votes)
+        with self.smoothed.batch_check.reserving(self.sampling.reserve(len(todo))):
+            for done, i in enumerate(todo, start=len(mine) - len(todo)):
+                if progress:
+                    progress(done, len(mine), f"image {i}")
+                rows[i] = self._row(i, settings, votes, canaries)
+                if path:
+                    add_row(path, rows[i])
+        if votes:
+            votes.discard()
+        if progress:
+            progress(len(mine), len(mine), "done")
+        return [rows[i] for i in sorted(rows)]
+
+    def _row(
+        self, i: int, settings: dict[str, Any], votes: VoteFile | None, canaries: Canaries | None
+    ) -> CertificateRow:
+        """The row of one image."""
+        started = time.perf_counter()
+        x = self.images.floats([i])[0]
+        image = image_digest(x)
+        journal = votes.of(image) if votes else None
+        certificate = self.smoothed.certify(
+            x,
+            sampling=self.sampling,
+            seed=settings["seed"],
+            batch_size=self.batch_size,
+            journal=canaries.of(image, journal) if canaries else journal,
+            stream=settings["stream"] or NEWEST,
+        )
+        label = int(self.images.labels[i]) if self.images.labels is not None else None
+        seconds, files = time.perf_counter() - started, getattr(self.images, "files", None)
+        return row_of(certificate, i, label, seconds, settings["model"], __version__, files[i] if files else None)
+
+    def _votes(self, path: Path, settings: dict[str, Any]) -> tuple[VoteFile, dict[str, Any]]:
+        """The votes of the image under way, and the settings with the stream that they, or else new ones, are of."""
+        given = settings["stream"]
+        tried = []
+        for stream in sorted(STREAMS, reverse=True) if given is None else (given,):
+            found = settings | {"stream": stream}
+            kept = {key: value for key, value in found.items() if (key, value) != ("stream", 1)}  # as it always was
+            tried.append((VoteFile(path, kept | {"num_classes": self.smoothed.num_classes}), found))
+        return next((one for one in tried if one[0].begun), tried[0])
+
+    def _canaries(
+        self, path: Path, settings: dict[str, Any], rows: dict[int, CertificateRow], todo: list[int], votes: VoteFile
+    ) -> Canaries | None:
+        """The first answers of the run, asked again where it goes on; None where rows name the model, or are done."""
+        if not todo or self.named or _told_apart(self.smoothed):
+            return None
+        canaries = Canaries(path, {key: settings[key] for key in ("sigma", "seed", "stream")})
+        under_way = image_digest(self.images.floats([todo[0]])[0])
+        if not rows and not votes.of(under_way).begun:
+            canaries.discard()
+            return canaries
+        places = {under_way: todo[0]} | {row.image: row.idx for row in rows.values()}
+        place = places.get(canaries.image or "")
+        canaries.require_same(None if place is None else partial(self._again, place, settings))
+        return canaries
+
+    def _again(self, place: int, settings: dict[str, Any], count: int) -> Tensor:
+        """The answers to the first noisy copies of an image, asked again."""
+        x = self.images.floats([place])[0]
+        with booked_as(self.smoothed.owner, "canaries"):
+            return self.smoothed.answers(x, n=count, seed=settings["seed"], name=STREAM, stream=settings["stream"])
 
 
-def _resume(path: Path | None, settings: dict[str, Any], images: Images, num_classes: int) -> dict[int, CertificateRow]:
-    """Rows of earlier runs by image, after checking that they are of this configuration and these images."""
+def _told_apart(smoothed: SmoothedClassifier) -> bool:
+    """Whether the name of a base classifier in records tells it from another one."""
+    owner = smoothed.owner
+    if isinstance(getattr(owner, "spec", None), BoxSpec) and not hasattr(owner, "told_apart"):
+        return is_told_apart(cast(BlackBox, owner))
+    return bool(getattr(owner, "told_apart", getattr(meter_of(owner), "told_apart", smoothed.model_id != UNNAMED)))
+
+
+def _resume(
+    path: Path | None, settings: dict[str, Any], images: Images, num_classes: int, rule: StoppingRule | None
+) -> tuple[dict[int, CertificateRow], dict[str, Any]]:
+    """Rows of earlier runs by image, checked to be of this configuration; the settings, with the stream of theirs."""
     if path is None:
-        return {}
+        return {}, settings
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        return {}
+        return {}, settings
     rows = {row.idx: row for row in read(path)}
     for row in rows.values():
-        require_same(shared_settings(row), settings, str(path))
+        if settings["stream"] is None:
+            settings = settings | {"stream": row.stream}
+        _require_same(row, settings, path)
         require_same({"num_classes": len(row.counts)}, {"num_classes": num_classes}, str(path))
         if row.idx >= len(images) or row.image != image_digest(images.floats([row.idx])[0]):
             raise InvalidInput(
                 f"{path} holds a certificate of another image {row.idx}; wanted the same images or a new file"
             )
+    if own := believed(rows.values()):  # certibox has no builder of this rule, but here is the rule itself
+        try:
+            replay(rows.values(), {own[0]: lambda **_: rule})  # pyright: ignore[reportArgumentType]
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error}") from error
     truncate_partial_line(path)
-    return rows
+    return rows, settings
+
+
+def _require_same(row: CertificateRow, settings: dict[str, Any], path: Path) -> None:
+    """Refuse to go on from a row of another configuration or model."""
+    there, here = shared_settings(row), settings
+    require_same(there | {"model": here["model"]}, here, str(path))
+    if row.model != here["model"]:
+        raise ConfigMismatch(
+            f"{path} holds rows of another model: model is {row.model!r} there and {here['model']!r} here; the model "
+            "has changed since these rows were written: use another file, or the model as it was"
+        )

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from certibox import seeds
 from certibox.confidence.gaussian import NoiseLaw
+from certibox.errors import InvalidInput
 
 BLOCK = 100  # samples in a block of noise; part of what a seed means, so never change it
 MANY = 4  # threads from which on noise is drawn by as many at once
+STREAMS: dict[int, Callable[..., torch.Generator]] = {1: seeds.generator, 2: seeds.wide_generator}
+"""What makes a block's generator, by the version of the stream: part of what a seed means, so only added to."""
+NEWEST = max(STREAMS)
 SERIAL = 1 << 16  # values of noise up to which starting threads costs more than it saves
 
 
@@ -30,6 +34,7 @@ def noisy_batches(
     batch_size: int,
     path: tuple[int, *tuple[str, ...]],
     kept: dict[int, Tensor] | None = None,
+    stream: int = NEWEST,
 ) -> Iterator[Tensor]:
     """Noisy copies of x: samples start..stop-1 of the stream at `path`, in batches (b, c, h, w).
 
@@ -45,7 +50,9 @@ def noisy_batches(
         path: Seed, then the names under it.
         kept: Blocks that a batch ended in, which wait for the next batch; give the same dict again to go on with the
             same stream, or a look every few samples would draw that block every time.
+        stream: Version of the stream, one of `STREAMS`.
     """
+    generator = STREAMS[stream]
     kept = {} if kept is None else kept
     threads, drawing = torch.get_num_threads(), list[Callable[[], Tensor]]()
     spare = _processors() - threads
@@ -58,14 +65,28 @@ def noisy_batches(
             """The batch that is being drawn; the next is drawn while it is asked about, if a processor is to spare."""
             noisy = drawing.pop()()
             if spare > 0 and after < stop:
-                drawing.append(_begin(pool, x, law, after, min(after + batch_size, stop), path, kept))
+                drawing.append(_begin(pool, x, law, after, min(after + batch_size, stop), path, kept, generator))
             return noisy
 
         for low in range(start, stop, batch_size):
             # Nothing here refers to a batch after it is handed over, so it dies when its reader drops it.
             if not drawing:
-                drawing.append(_begin(pool, x, law, low, min(low + batch_size, stop), path, kept))
+                drawing.append(_begin(pool, x, law, low, min(low + batch_size, stop), path, kept, generator))
             yield take(low + batch_size)
+
+
+def check_stream(stream: int) -> int:
+    """The version of a stream of noise, if there is such a one.
+
+    Args:
+        stream: Version.
+
+    Raises:
+        InvalidInput: There is no such version.
+    """
+    if isinstance(stream, bool) or stream not in STREAMS:
+        raise InvalidInput(f"stream is {stream!r}; wanted {' or '.join(str(known) for known in STREAMS)}")
+    return int(stream)
 
 
 def _processors() -> int:
@@ -81,12 +102,13 @@ def _begin(
     high: int,
     path: tuple[int, *tuple[str, ...]],
     kept: dict[int, Tensor],
+    generator: Callable[..., torch.Generator],
 ) -> Callable[[], Tensor]:
     """Begin to draw samples low..high-1; what it returns waits for them: (high - low, c, h, w)."""
     noisy = torch.empty((high - low, *x.shape), dtype=x.dtype, device=x.device)
 
     def copies(block: int, out: Tensor) -> Tensor:
-        return law.noisy(x, out, seeds.generator(*path, block, device=x.device))
+        return law.noisy(x, out, generator(*path, block, device=x.device))
 
     def fill(block: int) -> None:
         first, last = max(low, block * BLOCK), min(high, (block + 1) * BLOCK)

@@ -37,8 +37,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         plain = {  # as JSON has them
-            "n0": _whole("n0", self.n0),
-            "n": _whole("n", self.n),
+            "n0": _votes("n0", self.n0),
+            "n": _votes("n", self.n),
             "alpha": _number(self.alpha),
             "second_class": bool(self.second_class),
         }
@@ -70,6 +70,14 @@ class Sampling:
             return due(self.rule, self.n, self.alpha, asked(self.rule, law))
         require_certifiable(self.n, top_share(self.alpha, num_classes, self.second_class))
         return (self.n,)
+
+    def reserve(self, images: int) -> int:
+        """Queries that so many images are sure to take; with a rule, that the next of them may take.
+
+        Args:
+            images: Number of images.
+        """
+        return (images if self.rule is None else min(images, 1)) * (self.n0 + self.n)
 
     def record(self) -> dict[str, Any] | None:
         """The rule as certificates keep it, with the maximum n and alpha; None for a fixed n."""
@@ -115,13 +123,27 @@ def sampling_of(
     return sampling
 
 
-def _whole(name: str, value: Any) -> int:
-    """A number of votes as an int: whole floats such as 1e4 too."""
-    number: Any = int(value) if isinstance(value, float) and value.is_integer() else value
+def whole(name: str, value: Any, least: int | None = None, of: str = "") -> int:
+    """A whole number as an int, refused by its name where it is something else.
+
+    Args:
+        name: Name of the parameter.
+        value: Number that came.
+        least: Smallest number that is taken; None for any.
+        of: Words that say what is counted.
+    """
     try:
-        return operator.index(number)
+        number = operator.index(value)
     except TypeError as error:
-        raise InvalidInput(f"{name} is {value!r}; wanted a whole number of votes") from error
+        raise InvalidInput(f"{name} is {value!r}; wanted a whole number{of}") from error
+    if least is not None and number < least:
+        raise InvalidInput(f"{name} is {number}; wanted at least {least}")
+    return number
+
+
+def _votes(name: str, value: Any) -> int:
+    """A number of votes as an int: whole floats such as 1e4 too."""
+    return whole(name, int(value) if isinstance(value, float) and value.is_integer() else value, of=" of votes")
 
 
 def _number(alpha: Any) -> float:

@@ -6,29 +6,25 @@ the seed and its pixels alone (`noise`): not on batches, stopping rules or inter
 
 from __future__ import annotations
 
-import hashlib
 import math
-import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from certibox import confidence
+from certibox.certification.alone import BatchCheck
+from certibox.certification.asking import BaseClassifier, Voter
 from certibox.certification.certificate import Certificate, Prediction, fixed_bounds, reach
-from certibox.certification.noise import noisy_batches
-from certibox.certification.sampling import Sampling, sampling_of
+from certibox.certification.images import certifiable, check_units, image_digest, largest_distance, warn_of_radius
+from certibox.certification.noise import NEWEST, check_stream, noisy_batches
+from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.confidence.gaussian import Gaussian, NoiseLaw
 from certibox.confidence.stopping import Decision, StoppingRule, asked, decided
-from certibox.data.pixels import as_images
-from certibox.errors import BadOutput, InvalidImages, InvalidInput
-
-BaseClassifier = Callable[[Tensor], Tensor]
-PIXELS = 1 << 20  # of the images in a call whose size is chosen here: a MiB of 8-bit pixels, 4 MiB of floats
+from certibox.errors import InvalidInput
 
 
 class VoteJournal(Protocol):
@@ -54,24 +50,16 @@ class VoteJournal(Protocol):
 
 
 @runtime_checkable
-class Batching(Protocol):
-    """A base classifier, or its owner, that lets its caller choose how many images it is asked at a time."""
+class Witness(Protocol):
+    """A journal that is shown the answers too, before their votes are kept."""
 
-    @property
-    def batch_size(self) -> int:
-        """Number of images at a time, where nobody chooses."""
-        ...
-
-    @property
-    def free_batch_size(self) -> bool:
-        """Whether a caller may choose: not where its user did, nor where a call that is lost costs money."""
-        ...
-
-    def asking(self, n: int) -> AbstractContextManager[None]:
-        """Take up to n images at a time inside the block.
+    def see(self, stream: str, first: int, outputs: Tensor) -> None:
+        """Look at one batch of answers.
 
         Args:
-            n: Number of images.
+            stream: Name of the stream of noise: "select", "estimate" or "predict".
+            first: Number of the first of these samples in the stream.
+            outputs: Answers (n, ...), checked.
         """
         ...
 
@@ -79,34 +67,57 @@ class Batching(Protocol):
 class SmoothedClassifier:
     """The smoothed version of a base classifier, with `certify` and `predict` of Cohen et al. 2019.
 
+    A torch module is asked in evaluation mode. With the first batch the base classifier is asked twice about two
+    images, alone and among the others, and a warning says so where the answers differ. Behind a meter that costs two
+    queries, phase "batch check"; they are left out for certibox's own adapters, and where a budget has no room.
+
     Args:
-        base_classifier: Function (b, c, h, w) float32 -> (b, K) scores, or (b,) integer labels.
+        base_classifier: Function (b, c, h, w) float32 -> (b, K) scores, or (b,) integer labels: a function on tensors,
+            a torch module, a black box, a `QueryClient`, or `Defense.outputs`.
         num_classes: Number of classes K.
         sigma: Standard deviation of the Gaussian noise, in pixels on [0, 1].
 
     Raises:
-        InvalidInput: if sigma is not positive and finite, or there are fewer than two classes.
+        InvalidInput: if the base classifier cannot be called, sigma is not a number that noise in float32 can have, or
+            there are fewer than two classes.
     """
 
     def __init__(self, base_classifier: BaseClassifier, num_classes: int, sigma: float) -> None:
-        if num_classes < 2:
-            raise InvalidInput(f"num_classes is {num_classes}; wanted at least 2")
-        self.base_classifier, self.num_classes = base_classifier, num_classes
+        self._voter = Voter(base_classifier, num_classes)
         self.law: NoiseLaw = Gaussian(sigma)
-        self.owner: object = getattr(base_classifier, "__self__", base_classifier)  # of a method, or the base itself
-        self.model_id: str = getattr(self.owner, "model_id", "base classifier")  # a bare function tells nothing
-        size = getattr(self.owner, "batch_size", None)
-        self._given = size if isinstance(size, int) and size > 0 else None
+
+    @property
+    def base_classifier(self) -> BaseClassifier:
+        """Base classifier that votes."""
+        return self._voter.base_classifier
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self._voter.num_classes
 
     @property
     def sigma(self) -> float:
         """Standard deviation of the noise, in pixels on [0, 1]."""
         return self.law.sigma
 
+    @property
+    def owner(self) -> object:
+        """What the base classifier is a method of, or the base classifier itself."""
+        return self._voter.owner
+
+    @property
+    def model_id(self) -> str:
+        """Name of the base classifier in records; of a torch module it changes with its weights."""
+        return self._voter.model_id
+
+    @property
+    def batch_check(self) -> BatchCheck:
+        """Check that the base classifier answers each image alone, made with the first batch."""
+        return self._voter.batch_check
+
     def __repr__(self) -> str:
-        base = getattr(self.owner, "model_id", None) or getattr(self.base_classifier, "__qualname__", None)
-        base = base or type(self.base_classifier).__name__
-        return f"SmoothedClassifier({base}, num_classes={self.num_classes}, sigma={self.sigma})"
+        return f"SmoothedClassifier({self._voter.called}, num_classes={self.num_classes}, sigma={self.sigma})"
 
     def certify(
         self,
@@ -121,6 +132,7 @@ class SmoothedClassifier:
         sampling: Sampling | None = None,
         batch_size: int = 1000,
         journal: VoteJournal | None = None,
+        stream: int = NEWEST,
     ) -> Any:
         """Certify g at an image: n0 votes pick a class, up to n fresh votes bound its probability from below.
 
@@ -140,24 +152,39 @@ class SmoothedClassifier:
             sampling: Sampling in place of n0, n, alpha, rule and second_class.
             batch_size: Number of noisy copies at a time.
             journal: Place that keeps votes as they are paid for; for one image only.
+            stream: Version of the streams of noise; 1 gives the votes of certificates that state it.
 
         Returns:
             A `Certificate`; for images (m, c, h, w) a list of m.
 
         Raises:
-            InvalidInput: for what `Sampling` refuses, or where n cannot certify anything at alpha.
+            InvalidInput: for what `Sampling` refuses, where n cannot certify anything at alpha, or for a sigma or a
+                radius asked that is larger than any two images are apart.
             InvalidImages: for anything but finite float pixels on about [0, 1].
         """
         wanted, images = sampling_of(sampling, n0, n, alpha, rule, second_class), certifiable(x)
+        limit = largest_distance(images)
+        check_units(self.law, wanted.rule, limit)
         sizes = wanted.sizes(self.law, self.num_classes)
-        certify = partial(self._certify, sampling=wanted, sizes=sizes, seed=seed, batch_size=batch_size)
-        if images.ndim == 3:
-            return certify(images, journal=journal)
-        if journal is not None:
+        drawn = _Drawn(whole("seed", seed), check_stream(stream), whole("batch_size", batch_size, least=1))
+        certify = partial(self._certify, sampling=wanted, sizes=sizes, drawn=drawn, limit=limit)
+        if images.ndim == 4 and journal is not None:
             raise InvalidInput("a journal keeps the votes of one image; wanted one image (c, h, w), or no journal")
-        return [certify(image, journal=None) for image in images]
+        with self.batch_check.reserving(wanted.reserve(1 if images.ndim == 3 else len(images))):
+            if images.ndim == 3:
+                return certify(images, journal=journal)
+            return [certify(image, journal=None) for image in images]
 
-    def predict(self, x: Tensor | np.ndarray, *, n: int, alpha: float, seed: int, batch_size: int = 1000) -> Any:
+    def predict(
+        self,
+        x: Tensor | np.ndarray,
+        *,
+        n: int,
+        alpha: float,
+        seed: int,
+        batch_size: int = 1000,
+        stream: int = NEWEST,
+    ) -> Any:
         """g's class at an image from n votes; wrong with probability at most alpha, else an abstention.
 
         Source: Cohen et al. 2019, `Predict` and Proposition 1.
@@ -168,12 +195,14 @@ class SmoothedClassifier:
             alpha: Probability of a wrong class that is accepted, in (0, 1).
             seed: Seed of the noise.
             batch_size: Number of noisy copies at a time.
+            stream: Version of the streams of noise.
 
         Returns:
             A `Prediction`; for images (m, c, h, w) a list of m.
 
         Raises:
-            InvalidInput: if alpha is outside (0, 1) or n can only abstain.
+            InvalidInput: if alpha is outside (0, 1), n can only abstain, or sigma is larger than any two images are
+                apart.
             InvalidImages: for anything but finite float pixels on about [0, 1].
         """
         images = certifiable(x)
@@ -181,8 +210,27 @@ class SmoothedClassifier:
         smallest = math.ceil(1 - math.log2(alpha))  # unanimous votes have a p-value of 2 / 2^n
         if n < smallest:
             raise InvalidInput(f"n is {n}, which can only abstain at alpha = {alpha}; the smallest n is {smallest}")
-        predict = partial(self._predict, n=n, alpha=alpha, seed=seed, batch_size=batch_size)
-        return predict(images) if images.ndim == 3 else [predict(image) for image in images]
+        check_units(self.law, None, largest_distance(images))
+        drawn = _Drawn(whole("seed", seed), check_stream(stream), whole("batch_size", batch_size, least=1))
+        predict = partial(self._predict, n=n, alpha=alpha, drawn=drawn)
+        with self.batch_check.reserving(n * (1 if images.ndim == 3 else len(images))):
+            return predict(images) if images.ndim == 3 else [predict(image) for image in images]
+
+    def answers(self, x: Tensor, *, n: int, seed: int, name: str, stream: int = NEWEST) -> Tensor:
+        """The base classifier's answers to the first n noisy copies of a stream of an image, as they are; n queries.
+
+        Args:
+            x: Image (c, h, w), float pixels on [0, 1].
+            n: Number of copies.
+            seed: Seed of the noise.
+            name: Name of the stream, such as "estimate".
+            stream: Version of the streams of noise.
+        """
+        path = (seed, image_digest(x), name)
+        with torch.inference_mode():
+            (noisy,) = noisy_batches(x, self.law, 0, n, n, path, stream=check_stream(stream))
+            parts = noisy.split(self._voter.at_a_time(x.numel()) or n)
+            return torch.cat([self._voter.checked(part) for part in parts])
 
     def _certify(
         self,
@@ -190,19 +238,20 @@ class SmoothedClassifier:
         *,
         sampling: Sampling,
         sizes: tuple[int, ...],
-        seed: int,
-        batch_size: int,
+        drawn: _Drawn,
+        limit: float,
         journal: VoteJournal | None,
     ) -> Certificate:
         """The certificate of one checked image (c, h, w) that looks at its votes at `sizes`."""
         image, rule = image_digest(x), sampling.rule
-        count = partial(self._count, x, batch_size=batch_size, journal=journal)
-        selected = int(count(sampling.n0, (seed, image, "select")).argmax())
-        votes, looks, decision = self._estimate(count, (seed, image, "estimate"), sizes, selected, sampling)
+        count = partial(self._count, x, drawn=drawn, journal=journal)
+        selected = int(count(sampling.n0, (drawn.seed, image, "select")).argmax())
+        votes, looks, decision = self._estimate(count, (drawn.seed, image, "estimate"), sizes, selected, sampling)
         if rule is None or decision is None:
             p_lower, radius = fixed_bounds(self.law, votes, selected, sampling.alpha, sampling.second_class)
         else:
             p_lower, radius = decision.p_lower, reach(self.law, rule, decision.p_lower)
+        warn_of_radius(radius, limit)
         return Certificate(
             label=selected if radius > 0 else None,
             radius=radius,
@@ -213,12 +262,13 @@ class SmoothedClassifier:
             n=looks[-1][0],
             alpha=sampling.alpha,
             sigma=self.sigma,
-            seed=seed,
+            seed=drawn.seed,
             queries=sampling.n0 + looks[-1][0],
             image=image,
             second_class=sampling.second_class,
             rule=sampling.record(),
             looks=tuple(looks) if rule is not None else None,
+            stream=drawn.stream,
         )
 
     def _estimate(
@@ -244,14 +294,14 @@ class SmoothedClassifier:
                     break
         return tuple(int(count) for count in counts), looks, decision
 
-    def _predict(self, x: Tensor, *, n: int, alpha: float, seed: int, batch_size: int) -> Prediction:
+    def _predict(self, x: Tensor, *, n: int, alpha: float, drawn: _Drawn) -> Prediction:
         """The prediction at one checked image (c, h, w)."""
-        counts = self._count(x, n, (seed, image_digest(x), "predict"), batch_size=batch_size)
+        counts = self._count(x, n, (drawn.seed, image_digest(x), "predict"), drawn=drawn)
         second, first = np.argsort(counts, kind="stable")[-2:]
         p_value = confidence.two_sided_p_value(int(counts[first]), int(counts[second]))
         label = int(first) if p_value <= alpha else None
         votes = tuple(int(count) for count in counts)
-        return Prediction(label, votes, p_value, n, alpha, self.sigma, seed, queries=n)
+        return Prediction(label, votes, p_value, n, alpha, self.sigma, drawn.seed, n, drawn.stream)
 
     def _count(
         self,
@@ -259,7 +309,7 @@ class SmoothedClassifier:
         n: int,
         path: tuple[int, str, str],
         *,
-        batch_size: int,
+        drawn: _Drawn,
         journal: VoteJournal | None = None,
         entry: str | None = None,
         before: np.ndarray | None = None,
@@ -270,95 +320,32 @@ class SmoothedClassifier:
         They go on from `before`, the votes of its first samples, or further from what the journal holds under `entry`
         (by default the stream's name). kept: as in `noisy_batches`.
         """
-        if batch_size < 1:
-            raise InvalidInput(f"batch_size is {batch_size}; wanted at least 1")
         entry = entry or path[-1]
         _, votes = journal.recall(entry) if journal else (0, None)
         held = before if votes is None else votes
         total = np.zeros(self.num_classes, dtype=np.int64) if held is None else held.copy()
-        done = int(total.sum())
+        done, witness = int(total.sum()), journal if isinstance(journal, Witness) else None
         with torch.inference_mode():
-            for noisy in noisy_batches(x, self.law, done, n, batch_size, path, kept):
+            for noisy in noisy_batches(x, self.law, done, n, drawn.batch_size, path, kept, drawn.stream):
                 # Votes are kept as they are paid for: no more than the box is asked at a time is ever lost.
-                for asked in noisy.split(self._at_a_time(x.numel()) or len(noisy)):
-                    total += self._votes(self._ask(asked), len(asked))
+                for asked in noisy.split(self._voter.at_a_time(x.numel()) or len(noisy)):
+                    again, outputs = self.batch_check.sample(asked), self._voter.ask(asked)
+                    total += self._voter.votes(outputs, len(asked))
+                    if witness:
+                        witness.see(path[-1], done, outputs)
                     done += len(asked)
                     if journal:
                         journal.note(entry, done, total)
+                    if again is not None:
+                        self.batch_check.compare(again, outputs, self._voter.checked)
                     del asked
                 del noisy  # before the one after the next is drawn: memory is two batches
         return total
 
-    def _at_a_time(self, pixels: int) -> int | None:
-        """Noisy copies that the base classifier is asked about at a time; None for all that are ready.
 
-        Where the choice is free these are as many as memory allows, for each call has a price of its own.
-        """
-        free = self._free_owner
-        return self._given if free is None else max(free.batch_size, PIXELS // pixels)
+class _Drawn(NamedTuple):
+    """How noise is drawn."""
 
-    def _ask(self, noisy: Tensor) -> Tensor:
-        """The base classifier's answers, all from one call where the choice is free."""
-        free = self._free_owner
-        with nullcontext() if free is None else free.asking(len(noisy)):
-            return self.base_classifier(noisy)
-
-    @property
-    def _free_owner(self) -> Batching | None:
-        """The owner of the base classifier, where it lets its caller choose how many images it is asked at a time."""
-        return self.owner if isinstance(self.owner, Batching) and self.owner.free_batch_size else None
-
-    def _votes(self, outputs: Tensor, n: int) -> np.ndarray:
-        """Votes per class of one batch of scores (n, K) or integer labels (n,)."""
-        if not isinstance(outputs, Tensor):
-            raise BadOutput(f"the base classifier gave {type(outputs).__name__} for {n} images; wanted a tensor")
-        if outputs.shape == (n, self.num_classes) and not outputs.is_complex():
-            if not (finite := outputs.isfinite()).all():
-                came = outputs[~finite][0].item()
-                raise BadOutput(f"the base classifier gave the score {came} in a batch of {n}; wanted finite scores")
-            labels = outputs.argmax(dim=1)
-        elif outputs.shape == (n,) and not (outputs.is_floating_point() or outputs.is_complex()):
-            labels = outputs
-        else:
-            raise BadOutput(
-                f"the base classifier gave {outputs.dtype} of shape {tuple(outputs.shape)} for {n} images; "
-                f"wanted scores ({n}, {self.num_classes}) or integer labels ({n},)"
-            )
-        low, high = (int(label) for label in labels.aminmax())
-        if low < 0 or high >= self.num_classes:
-            came = low if low < 0 else high
-            raise BadOutput(f"the base classifier gave label {came}; wanted 0 to {self.num_classes - 1}")
-        return np.bincount(labels.cpu().numpy(), minlength=self.num_classes)
-
-
-def certifiable(x: Tensor | np.ndarray) -> Tensor:
-    """One image (c, h, w) or images (m, c, h, w) as a float tensor, with pixels that sigma can be compared with.
-
-    Args:
-        x: Float pixels on [0, 1]; those of a NumPy array become float32.
-
-    Raises:
-        InvalidImages: for what `as_images` refuses, for pixels that are not finite, or far from [0, 1].
-    """
-    images = as_images(x, array_type=np.float32, single=True)
-    if not images.numel():
-        raise InvalidImages(f"images have shape {tuple(x.shape)}; wanted at least one pixel")
-    low, high = (float(pixel) for pixel in images.aminmax())  # NaN where there is one
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise InvalidImages("images hold NaN or infinite pixels; wanted finite pixels on [0, 1]")
-    if high > 16 or low < -16:
-        raise InvalidImages(f"pixels go from {low:g} to {high:g}; wanted [0, 1], the units of sigma: divide by 255")
-    if high > 1.001 or low < -0.001:
-        text = "an image has pixels outside [0, 1]: sigma and radius are in the units of its own pixels"
-        warnings.warn(text, stacklevel=3)  # the same text every time, so that it is shown once
-    return images
-
-
-def image_digest(x: Tensor) -> str:
-    """SHA-256 (hex) of an image's shape and float32 pixels.
-
-    Args:
-        x: Image (c, h, w).
-    """
-    pixels = x.detach().to("cpu", torch.float32).contiguous().numpy()
-    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    seed: int
+    stream: int
+    batch_size: int

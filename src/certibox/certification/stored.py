@@ -128,7 +128,7 @@ def shared_settings(row: CertificateRow) -> dict[str, Any]:
     Args:
         row: Row of the file.
     """
-    shared = {key: getattr(row, key) for key in ("n0", "alpha", "sigma", "seed", "model", "second_class")}
+    shared = {key: getattr(row, key) for key in ("n0", "alpha", "sigma", "seed", "model", "second_class", "stream")}
     return shared | {"n": row.cap, "rule": row.rule}
 
 
@@ -144,11 +144,17 @@ def _certificate(row: CertificateRow) -> Certificate:
 
 def _again(row: CertificateRow, certificate: Certificate) -> CertificateRow:
     """The row of an image under another certificate."""
-    return row_of(certificate, row.idx, row.label, row.seconds, row.model, row.version)
+    return row_of(certificate, row.idx, row.label, row.seconds, row.model, row.version, row.file)
 
 
 def row_of(
-    certificate: Certificate, idx: int, label: int | None, seconds: float, model: str, version: str
+    certificate: Certificate,
+    idx: int,
+    label: int | None,
+    seconds: float,
+    model: str,
+    version: str,
+    file: str | None = None,
 ) -> CertificateRow:
     """The row of one certificate.
 
@@ -159,8 +165,10 @@ def row_of(
         seconds: Time that the certificate took.
         model: Name of the base classifier.
         version: Version of certibox.
+        file: Name of the image's file, where it had one.
     """
     held = {key: value for key, value in certificate.as_dict().items() if key != "label"}
     correct = None if label is None else certificate.label == label
     predict = certificate.label
-    return CertificateRow(idx, label, predict, correct=correct, seconds=seconds, model=model, version=version, **held)  # pyright: ignore
+    made = {"correct": correct, "seconds": seconds, "model": model, "version": version, "file": file}
+    return CertificateRow(idx, label, predict, **made, **held)  # pyright: ignore

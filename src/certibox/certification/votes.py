@@ -36,6 +36,11 @@ class VoteFile:
             for line in read_bytes(self.path).splitlines():
                 self._take(line)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an interrupted run left votes under these settings."""
+        return bool(self._streams)
+
     def of(self, image: str) -> VoteFile:
         """The journal of one image: what an interrupted run left of it, else empty.
 

@@ -7,14 +7,14 @@ from types import ModuleType
 from typing import Any
 
 from certibox import seeds
+from certibox.blackbox import MODEL_FILES, advice_on
 from certibox.commands.loading import load_module, unchanged
 from certibox.defense.autoencoders import load_autoencoder
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, one_of
 from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
 from certibox.networks.autoencoder import Latent
 
-MODEL_FILES = (".onnx", ".tflite")  # suffixes of files that hold a model
-_WANTED = "file.py:function, package.module:function or model.onnx"
+_WANTED = "file.py:function, package.module:function, model.onnx or model.tflite"
 
 
 def is_saved(name: str) -> bool:
@@ -93,7 +93,7 @@ def load_model(model: str) -> tuple[Any, str | None]:
         return model, None
     place, _, name = model.rpartition(":")
     if not place or not all(part.isidentifier() for part in name.split(".")):
-        raise InvalidInput(f"model is {model!r}; wanted {_WANTED}")
+        raise InvalidInput(advice_on(model) or f"model is {model!r}; wanted {_WANTED}")
     module, identity = load_module(place)
     found: Any = module
     for part in name.split("."):

@@ -25,6 +25,10 @@ if TYPE_CHECKING:  # the tensors come from the caller: this module loads no torc
     from torch import Tensor
 
 
+SMALLEST_SIGMA = 1e-6
+"""The smallest standard deviation: pixels near 1 are 6e-8 apart in float32, and smaller noise is rounded away."""
+
+
 class NoiseLaw(Protocol):
     """The law of the noise of smoothing: how noise is drawn, and what radius a probability certifies."""
 
@@ -75,16 +79,14 @@ class Gaussian:
     """Noise δ ~ N(0, σ² I), added to the pixels.
 
     Raises:
-        InvalidInput: if sigma is not positive and finite.
+        InvalidInput: if sigma is no finite number of at least `SMALLEST_SIGMA`.
     """
 
     sigma: float
     """Standard deviation of the noise, in pixels on [0, 1]."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.sigma < math.inf:
-            raise InvalidInput(f"sigma is {self.sigma}; wanted a positive standard deviation in pixels, such as 0.25")
-        object.__setattr__(self, "sigma", float(self.sigma))
+        object.__setattr__(self, "sigma", _checked(self.sigma))
 
     def radius(self, p: float) -> float:
         """Certified l2 radius σ Φ⁻¹(p), in pixels; 0 where p <= 1/2 (Cohen et al. 2019, Theorem 1).
@@ -138,6 +140,22 @@ class Gaussian:
             generator: Source of the randomness; equal generators give equal copies.
         """
         return out.normal_(0.0, self.sigma, generator=generator).add_(x)
+
+
+def _checked(sigma: object) -> float:
+    """A standard deviation as a float that noise in float32 can have."""
+    try:
+        number = float(sigma) if not isinstance(sigma, str | bool) else math.nan  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0.0 < number < math.inf:
+        raise InvalidInput(f"sigma is {sigma!r}; wanted a positive standard deviation in pixels, such as 0.25")
+    if number < SMALLEST_SIGMA:
+        raise InvalidInput(
+            f"sigma is {number:g}; wanted at least {SMALLEST_SIGMA:g}, in pixels on [0, 1]: smaller noise is rounded "
+            "away when it is added to them"
+        )
+    return number
 
 
 @lru_cache(maxsize=4096)

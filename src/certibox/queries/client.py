@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certibox.blackbox import BlackBox, BoxSpec, as_images, check_outputs, differentiable
+from certibox.blackbox import BlackBox, BoxSpec, as_images, check_outputs, differentiable, is_told_apart
 from certibox.errors import CertiboxError, InvalidImages, InvalidInput
 from certibox.queries.booking import Booked, Booking
 from certibox.queries.border import ask, billed, in_our_words, require_box, require_pixels, whole
@@ -94,6 +94,16 @@ class QueryClient(Booked):
     def model_id(self) -> str:
         """The bare box's name in records."""
         return f"bare:{self.spec.model_id}"
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether `model_id` tells the box from another one; else only its answers can."""
+        return is_told_apart(self.box)
+
+    @property
+    def answers_alone(self) -> bool:
+        """Whether the box is known to answer each image alone, whatever else is in the batch."""
+        return bool(getattr(self.box, "answers_alone", False))
 
     @property
     def budget(self) -> int | None:

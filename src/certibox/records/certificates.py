@@ -72,6 +72,8 @@ class CertificateRow:
     """Stopping rule as plain values, with the maximum n as "cap" and the "alpha" it ran under; None for a fixed n."""
     looks: tuple[tuple[int, int], ...] | None = None
     """Looks of the rule at the votes: (samples, votes for `selected`) so far; None for a fixed n."""
+    stream: int = 1
+    """Version of the streams that the noise is drawn from: 1 kept 32 bits of a block's seed, 2 keeps all."""
     file: str | None = None
     """Name of the image's file relative to its data set; None for an image that had none."""
 
