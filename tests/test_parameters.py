@@ -24,11 +24,12 @@ from certibox.training.settings import TrainingSettings
 from places import ROOT
 
 ROOMS = {  # room -> modules whose names are public beside those of the room
-    "blackbox": "base function onnx sklearn switches torch_module",
+    "blackbox": "base function onnx sklearn torch_module",
     "certification": "certificate dataset noise pilot sampling sigma smoothing stored votes",
     "confidence": "binomial bootstrap forecast gaussian looks recorded sequential stopping",
     "data": "augmentation pixels",
     "defense": "autoencoders pipeline released saved",
+    "devices": "",
     "errors": "",
     "estimators": "autograd differences guided linear step_size table",
     "networks": "autoencoder classifiers dncnn reconstructor surrogate",
@@ -41,7 +42,9 @@ ROOMS = {  # room -> modules whose names are public beside those of the room
     "report": "numbers page pictures tables",
     "seeds": "",
     "storage": "files settings tensors",
+    "switches": "",
     "training": "defenses methods schedules settings stability steps supervised",
+    "values": "",
 }
 PLACES = [f"{room}.{module}".rstrip(".") for room in ROOMS for module in ("", *ROOMS[room].split())]
 ARGUMENT = re.compile(r"^    \*{0,2}(\w+)(?: \([^)]*\))?: +(\S.*)$", re.MULTILINE)

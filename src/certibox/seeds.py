@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from certibox.switches import settled
+
 
 def derive(seed: int, *path: int | str) -> int:
     """A 63-bit seed for one stream: the first bytes of SHA-256 of the seed and the path.
@@ -39,6 +41,6 @@ def initialisation(seed: int, *path: int | str) -> Iterator[None]:
         seed: Seed of all streams.
         *path: Names and numbers that lead to the stream.
     """
-    with torch.random.fork_rng(devices=[]):
+    with settled(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, *path))
         yield

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certibox.blackbox.switches import Switch
 from certibox.defense.pipeline import RobustPipeline
 from certibox.estimators import GradientEstimator
 from certibox.networks.autoencoder import evaluating
 from certibox.queries.client import QueryClient
+from certibox.switches import Switch
 from certibox.training.losses import Loss
 
 Listener = Callable[[Tensor, Tensor, Tensor, Tensor], None]
