@@ -29,10 +29,9 @@ ROOMS = {  # room -> modules whose names are public beside those of the room
     "confidence": "binomial bootstrap forecast gaussian looks recorded sequential stopping",
     "data": "augmentation pixels",
     "defense": "autoencoders pipeline released saved",
-    "devices": "",
     "errors": "",
     "estimators": "autograd differences guided linear step_size table",
-    "networks": "autoencoder classifiers dncnn reconstructor surrogate",
+    "networks": "autoencoder classifiers devices dncnn reconstructor surrogate",
     "paper": "blocks cells claims dry_run gpu logbook measured plans plots provenance results runner shipped suite "
     "summary table_page words",
     "planning": "",
@@ -40,11 +39,9 @@ ROOMS = {  # room -> modules whose names are public beside those of the room
     "reconstruction": "evaluation measurements metrics",
     "records": "certificates tsv",
     "report": "numbers page pictures tables",
-    "seeds": "",
-    "storage": "files settings tensors",
-    "switches": "",
+    "seeds": "switches",
+    "storage": "files settings tensors values",
     "training": "defenses methods schedules settings stability steps supervised",
-    "values": "",
 }
 PLACES = [f"{room}.{module}".rstrip(".") for room in ROOMS for module in ("", *ROOMS[room].split())]
 ARGUMENT = re.compile(r"^    \*{0,2}(\w+)(?: \([^)]*\))?: +(\S.*)$", re.MULTILINE)

@@ -15,7 +15,7 @@ from torch import Tensor
 from certibox.blackbox.base import BoxSpec
 from certibox.blackbox.outputs import to_outputs
 from certibox.errors import InvalidImages, InvalidInput
-from certibox.switches import Switch
+from certibox.seeds.switches import Switch
 
 _METHODS = {"logits": "decision_function", "probabilities": "predict_proba", "labels": "predict", "values": "predict"}
 _BLAS_THREADS = Switch()

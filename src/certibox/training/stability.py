@@ -14,7 +14,7 @@ from certibox.defense.pipeline import RobustPipeline
 from certibox.estimators import GradientEstimator
 from certibox.networks.autoencoder import evaluating
 from certibox.queries.client import QueryClient
-from certibox.switches import Switch
+from certibox.seeds.switches import Switch
 from certibox.training.losses import Loss
 
 Listener = Callable[[Tensor, Tensor, Tensor, Tensor], None]

@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from certibox import seeds
 from certibox.blackbox import as_blackbox
-from certibox.switches import Switch, as_found, settled
+from certibox.seeds.switches import Switch, as_found, settled
 
 
 class Setting:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from certibox.devices import usable_device
 from certibox.errors import InvalidInput
+from certibox.networks.devices import usable_device
 
 
 @pytest.mark.parametrize("named", ["cpu", "cpu:0", torch.device("cpu")])

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from certibox.switches import settled
+from certibox.seeds.switches import settled
 
 
 def derive(seed: int, *path: int | str) -> int:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from certibox import values
 from certibox.errors import InvalidInput
+from certibox.storage import values
 
 
 @pytest.mark.parametrize("given", [3, np.int64(3), np.uint8(3)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from certibox.errors import InvalidInput
-from certibox.values import shown
+from certibox.storage.values import shown
 
 WANTED = 'wanted a device of this machine, such as "cpu", or "cuda" where torch finds a GPU'
 
