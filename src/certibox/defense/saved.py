@@ -21,6 +21,7 @@ from certibox.errors import InvalidImages, InvalidInput, UnreadableFile
 from certibox.networks import Autoencoder
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
+from certibox.seeds.switches import settled
 from certibox.storage.files import write_json_atomic
 from certibox.storage.settings import require_same
 from certibox.storage.tensors import load_module, module_digest, read_tensors, under, write_tensors
@@ -66,6 +67,7 @@ class Defense:
         """The same as `outputs`; see `Defense.outputs`."""
         return self.outputs(x)
 
+    @settled()
     def outputs(self, x: Tensor | np.ndarray) -> Tensor:
         """Answers of the robustified model R(f), a base classifier to smooth; n queries (none for RS).
 
@@ -80,6 +82,7 @@ class Defense:
         with torch.inference_mode():
             return torch.cat([self._answer(batch) for batch in images.split(self.client.at_once)])
 
+    @settled()
     def robustify(self, x: Tensor | np.ndarray) -> Tensor:
         """The images (n, c, h, w) that the box is asked about; no query.
 
@@ -91,6 +94,7 @@ class Defense:
         with torch.inference_mode():
             return self.pipeline(images.to(self.device))
 
+    @settled()
     def denoise(self, x: Tensor | np.ndarray) -> Tensor:
         """The denoised images D_θ(x), (n, c, h, w), before the autoencoder; no query.
 
@@ -214,6 +218,7 @@ class Defense:
         return [(name, module) for name in named if (module := getattr(self.pipeline, name)) is not None]
 
 
+@settled()
 def load_defense(
     directory: str | Path,
     client: QueryClient,

@@ -22,6 +22,7 @@ from certibox.queries.copying import require_picklable
 from certibox.queries.journal import Journal, inputs_digest
 from certibox.queries.ledger import Ledger
 from certibox.queries.meter import Meter
+from certibox.seeds.switches import as_found
 
 Entry = tuple[str, int, str, np.ndarray]
 
@@ -235,7 +236,7 @@ class QueryClient(Booked):
         Raises:
             NotDifferentiable: The box gives no gradients.
         """
-        with self._turns.lock:
+        with self._turns.lock, as_found():
             outputs = differentiable(self.box)(x)
         self._meter.pass_white(len(x))
         return outputs
@@ -327,7 +328,9 @@ class QueryClient(Booked):
         number = self._meter.attempt(n)
         name = f"batch {number} ({n} image{'s' if n != 1 else ''})"
         try:
-            return self._checked(self.box(batch), n, name)
+            with as_found():
+                answer = self.box(batch)
+            return self._checked(answer, n, name)
         except BadOutput:
             self._settle(row, phase, n, n)  # a wrong answer is paid for all the same
             raise

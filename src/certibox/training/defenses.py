@@ -23,6 +23,7 @@ from certibox.estimators import Guided, Orthogonal, Subset, estimator_record
 from certibox.networks import Autoencoder
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
+from certibox.seeds.switches import settled
 from certibox.storage.files import read_json, write_json_atomic
 from certibox.storage.tensors import module_digest
 from certibox.training.loop import run
@@ -39,6 +40,7 @@ from certibox.training.surrogate import PROBE_DIRECTIONS
 STAGE1_STEPS = 2000  # pre-training of an autoencoder that the user did not bring
 
 
+@settled()
 def train(
     client: QueryClient,
     images: Images,

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from certibox import seeds
 from certibox.data import Images, augment
 from certibox.defense.pipeline import RobustPipeline
-from certibox.errors import CertiboxError
 from certibox.estimators import CGE, GradientEstimator, Guided, Subset, estimated_loss
 from certibox.estimators.step_size import choose_step, precision_is_safe
 from certibox.queries.client import QueryClient
 from certibox.training import losses
+from certibox.training.divergence import require_finite
 from certibox.training.loop import Task
 from certibox.training.methods import METHODS, Method
 from certibox.training.schedules import Phase
 from certibox.training.settings import TrainingSettings
-from certibox.training.stability import StabilityObjective, tf32_is_on
+from certibox.training.stability import SENT, StabilityObjective, tf32_is_on
 from certibox.training.steps import Step
 from certibox.training.surrogate import BATCH, GuidedStability, Surrogate, probe, resolved, surrogate_for
 
@@ -71,7 +71,8 @@ class Objective:
             constants["num_classes"] = torch.tensor(self._count_classes())
         self.constants = constants
         self.num_classes = int(constants["num_classes"]) or None if constants else self.client.spec.num_classes
-        return Task(self.pipeline, self.parameters(), self.terms, self.score, self._scored, constants, self)
+        remedy = "lower the learning rate or gamma" if self.settings.stability_weight else "lower the learning rate"
+        return Task(self.pipeline, self.parameters(), self.terms, self.score, self._scored, constants, self, remedy)
 
     def keep(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What was learned of the box beside the weights: the surrogate, if there is one, and the measured step."""
@@ -101,10 +102,7 @@ class Objective:
         if self.method.order is None:
             return terms | {"loss": loss}
         z = self.pipeline.embed(denoised)
-        if not torch.isfinite(z).all():  # before the box is asked, and blamed, for it
-            raise CertiboxError(
-                f"training diverged at step {step.number}: the embedding is not finite; lower lr or gamma"
-            )
+        require_finite(z.detach(), "the embedding is")  # before the box is asked, and blamed, for it
         if s.reconstruction_weight:
             terms["reconstruction"] = squared_error(self.pipeline.images(z, x.shape[1:]), x)
             loss = loss + s.reconstruction_weight * terms["reconstruction"]
@@ -156,6 +154,7 @@ class Objective:
         loss = losses.LOSSES[self.client.spec.outputs]
         if self.method.order == 1:
             images = self.pipeline.images(z, image_shape)
+            require_finite(images.detach(), SENT)
             if self.pipeline.classifier is not None:
                 return loss(self.pipeline.classifier(self.client.spec.prepare(images)), target), {}
             return loss(self.client.white(images), target), {}
@@ -255,6 +254,7 @@ class Objective:
                 x, noisy = self._noisy(self.shown.floats(index), generator)
                 z = self.pipeline.embed(self.pipeline.denoise(noisy))
                 images = noisy if sees_images and number % 3 == 0 else self.pipeline.images(z, x.shape[1:])
+                require_finite(images, SENT)
                 surrogate.memory.add(images if sees_images else z, self.client(images))
         self._train_mode()
         if len(surrogate.memory):
@@ -268,6 +268,7 @@ class Objective:
     def _outputs(self, x: Tensor) -> Tensor:
         """Answers of the robustified model while it trains; passes of a white box are not queries."""
         images = self.pipeline(x)
+        require_finite(images, SENT)
         if self.pipeline.classifier is not None:
             return self.pipeline.classifier(self.client.spec.prepare(images))
         return self.client.white(images) if self.method.order == 1 else self.client(images)

@@ -17,6 +17,7 @@ from certibox.blackbox import BoxSpec
 from certibox.data import Images, augment, held_out, mean_over
 from certibox.errors import InvalidInput
 from certibox.networks import Autoencoder
+from certibox.seeds.switches import settled
 from certibox.storage.tensors import module_digest
 from certibox.training.loop import Task, run
 from certibox.training.run_directory import RunDirectory
@@ -27,6 +28,7 @@ _M = TypeVar("_M", bound=nn.Module)
 Loss = Callable[[Tensor, Images, Tensor], Tensor]  # x (b, c, h, w), the images it comes from, their places (b,) -> (b,)
 
 
+@settled()
 def fit(
     network: _M,
     images: Images,
@@ -77,6 +79,7 @@ def fit(
     return network.eval().requires_grad_(False)
 
 
+@settled()
 def pretrain_autoencoder(
     images: Images,
     autoencoder: Autoencoder,
@@ -124,6 +127,7 @@ def pretrain_autoencoder(
     )
 
 
+@settled()
 def train_classifier(
     images: Images,
     network: nn.Module,
