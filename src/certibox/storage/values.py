@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, one_of
 
 MOST = 10**9  # of anything that is counted: it tells a slip of the keyboard from a long run
 SEEDS = 2**63  # seeds lie below it, and above minus it
@@ -57,6 +58,34 @@ def number(
     if not (math.isfinite(real) and low <= real <= high) or (above and real == low):
         raise InvalidInput(f"{name} is {shown(value)}; wanted {wanted}")
     return value if isinstance(value, int | float) else real
+
+
+def known(name: str, value: object, names: Iterable[str]) -> str:
+    """A name of a table.
+
+    Args:
+        name: Name of the setting in the message.
+        value: Value that was given.
+        names: Names of the table, in its order.
+
+    Raises:
+        InvalidInput: The value is no such name.
+    """
+    table = list(names)
+    if not isinstance(value, str) or value not in table:
+        raise InvalidInput(f"{name} is {shown(value)}; wanted {one_of(value, table)}")
+    return value
+
+
+def settle(frozen: object, **values: object) -> None:
+    """Give fields of a frozen dataclass the values that were checked, while it is being made.
+
+    Args:
+        frozen: Instance of a frozen dataclass.
+        values: Values of its fields, by name.
+    """
+    for name, value in values.items():
+        object.__setattr__(frozen, name, value)
 
 
 def yes_or_no(name: str, value: object) -> bool:

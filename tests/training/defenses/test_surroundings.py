@@ -69,7 +69,10 @@ SURROUNDINGS: dict[str, Any] = {
 }
 USUAL: dict[str, Any] = {"denoiser": "dncnn", "schedule": SHORT}
 RUNS: dict[str, dict[str, Any]] = {
-    "ZO-AE-DS": {"estimator": Guided(2, distill=8, surrogate="latent"), "autoencoder": fitting_autoencoder(SHAPE, 4, 4, seed=1)},
+    "ZO-AE-DS": {
+        "estimator": Guided(2, distill=8, surrogate="latent"),
+        "autoencoder": fitting_autoencoder(SHAPE, 4, 4, seed=1),
+    },
     "FO-DS": {},
 }
 
