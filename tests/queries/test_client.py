@@ -31,7 +31,7 @@ from certibox.errors import (
     NotDifferentiable,
 )
 from certibox.queries.client import QueryClient
-from certibox.queries.fingerprint import Fingerprint, canary_images
+from certibox.queries.fingerprint import Fingerprint, canary_images, moved
 from doubles import CountingBox, LinearBox
 
 SHAPE = (1, 2, 2)
@@ -628,6 +628,27 @@ def test_another_k_is_another_box() -> None:
     mark = Fingerprint.take(QueryClient(counting()), SHAPE)
     with pytest.raises(BoxChanged, match=r"\(8, 2\).*\(8, 3\)"):
         mark.check(QueryClient(LinearBox(WEIGHT[:2])))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "kind", "said"),
+    [
+        ([[0.0, 1.0], [2.0, 0.0]], [[0.001, 1.0], [2.0, 0.0]], "logits", None),
+        (
+            [[0, 10], [2, 0]],
+            [[0, 10], [2, 0.31]],
+            "logits",
+            "1 of 2 canaries moved, canary 1 by 0.31 (at most",
+        ),
+        ([0, 1, 2], [0, 2, 0], "labels", "2 of 3 canaries moved, canary 2 by 2 (at most 0 allowed)"),
+        ([0.0, 1.0], [0.0, np.nan], "values", "1 of 2 canaries moved, canary 1 by inf"),
+        ([[1.0]], [[1.0, 2.0]], "values", "it answers the canaries with shape (1, 2), where it gave (1, 1)"),
+        ([], [], "labels", None),
+    ],
+)
+def test_answers_that_moved_are_told(then: list, now: list, kind: str, said: str | None) -> None:
+    found = moved(np.array(then), np.array(now), kind)
+    assert found == said if said is None or found is None else found.startswith(said)
 
 
 def test_a_fingerprint_survives_json() -> None:

@@ -50,20 +50,8 @@ class Fingerprint:
             BoxChanged: An answer moved by more.
         """
         now = Fingerprint.take(client, self.image_shape, len(self.answers))
-        then, here = np.array(self.answers), np.array(now.answers)
-        if then.shape != here.shape:
-            raise BoxChanged(
-                f"the box has changed: it answers the canaries with shape {here.shape}, where it gave {then.shape}; "
-                "its certificates no longer hold: certify again"
-            )
-        allowed = 0.0 if client.spec.outputs == "labels" else tolerance * float(np.ptp(then))
-        moved = np.abs(here - then).max(axis=1)
-        if (moved > allowed).any():
-            worst = int(moved.argmax())
-            raise BoxChanged(
-                f"the box has changed: {int((moved > allowed).sum())} of {len(moved)} canaries moved, canary {worst} "
-                f"by {moved[worst]:.3g} (at most {allowed:.3g} allowed); its certificates no longer hold: certify again"
-            )
+        if what := moved(np.array(self.answers), np.array(now.answers), client.spec.outputs, tolerance):
+            raise BoxChanged(f"the box has changed: {what}; its certificates no longer hold: certify again")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -78,6 +66,35 @@ class Fingerprint:
         """
         c, h, w = stored["image_shape"]
         return cls((c, h, w), tuple(tuple(row) for row in stored["answers"]))
+
+
+def moved(then: np.ndarray, now: np.ndarray, kind: str, tolerance: float = 1e-3) -> str | None:
+    """How the answers to the same images differ, in words; None where the same box may have given both.
+
+    Args:
+        then: Earlier answers (n, ...), one row an image.
+        now: Answers to the same images in the same order.
+        kind: Kind of the answers, as in `BoxSpec`; labels must be identical.
+        tolerance: Share of the earlier answers' range by which an answer may move; it forgives the rounding of another
+            machine or batch size.
+    """
+    then, now = np.asarray(then), np.asarray(now)
+    if then.shape != now.shape:
+        return f"it answers the canaries with shape {now.shape}, where it gave {then.shape}"
+    if then.size == 0:
+        return None
+    then, now = (answers.reshape(len(answers), -1).astype(np.float64) for answers in (then, now))
+    allowed = 0.0 if kind == "labels" else tolerance * float(np.ptp(then))
+    with np.errstate(invalid="ignore"):
+        distances = np.abs(now - then).max(axis=1)
+    distances = np.nan_to_num(distances, nan=np.inf, posinf=np.inf)  # what is not a number is as far as can be
+    if not (count := int((~(distances <= allowed)).sum())):
+        return None
+    worst = int(distances.argmax())
+    return (
+        f"{count} of {len(distances)} canaries moved, canary {worst} by {distances[worst]:.3g} "
+        f"(at most {allowed:.3g} allowed)"
+    )
 
 
 @settled()
