@@ -41,7 +41,7 @@ ROOMS = {  # room -> modules whose names are public beside those of the room
     "report": "numbers page pictures tables",
     "seeds": "switches",
     "storage": "files settings tensors values",
-    "training": "defenses divergence methods schedules settings stability steps supervised",
+    "training": "checks defenses divergence methods schedules settings stability steps supervised",
 }
 PLACES = [f"{room}.{module}".rstrip(".") for room in ROOMS for module in ("", *ROOMS[room].split())]
 ARGUMENT = re.compile(r"^    \*{0,2}(\w+)(?: \([^)]*\))?: +(\S.*)$", re.MULTILINE)

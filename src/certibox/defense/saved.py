@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from certibox.data.pixels import as_images
 from certibox.defense.pipeline import RobustPipeline
 from certibox.errors import InvalidImages, InvalidInput, UnreadableFile
 from certibox.networks import Autoencoder
+from certibox.networks.devices import usable_device
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
 from certibox.seeds.switches import settled
@@ -52,6 +54,8 @@ class Defense:
     """Plain values that describe the training."""
     fingerprint: Fingerprint | None = None
     """Answers of the box to canary images, where they were taken."""
+    trained_on: Tensor | None = field(default=None, compare=False)
+    """Digests (n,) of the training and validation images, sorted; None where they are not known."""
 
     _pace: Pace = field(init=False, repr=False, compare=False)
 
@@ -129,8 +133,11 @@ class Defense:
 
         Args:
             device: Device such as "cuda" or "cpu".
+
+        Raises:
+            InvalidInput: This machine has no such device.
         """
-        self.pipeline.to(device)
+        self.pipeline.to(usable_device(device))
         return self
 
     @property
@@ -186,7 +193,8 @@ class Defense:
             "training": self.facts,
         }
         directory.mkdir(parents=True, exist_ok=True)
-        write_tensors(directory / "defense.safetensors", self.pipeline.state_dict(), facts)
+        known = {} if self.trained_on is None else {"trained_on": self.trained_on}
+        write_tensors(directory / "defense.safetensors", self.pipeline.state_dict() | known, facts)
         write_json_atomic(directory / "defense.json", facts)
         return directory
 
@@ -270,6 +278,8 @@ def load_defense(
         parts[name] = module
     pipeline = RobustPipeline(**parts).to(memory_format=torch.channels_last)  # pyright: ignore
     pipeline.eval().requires_grad_(False)
+    if "classifier" not in facts["modules"]:
+        _warn_of_another_model(facts["box"].get("identity"), client, directory)
     stored = facts["fingerprint"]
     return Defense(
         pipeline=pipeline,
@@ -280,4 +290,15 @@ def load_defense(
         num_classes=facts["num_classes"],
         facts=facts["training"],
         fingerprint=Fingerprint.from_dict(stored) if stored else None,
+        trained_on=tensors.get("trained_on"),
     )
+
+
+def _warn_of_another_model(identity: str | None, client: QueryClient, directory: str | Path) -> None:
+    """Say that the box is not the one that the defense was trained in front of, where both can be told."""
+    here = client.spec.identity
+    if None not in (identity, here) and identity != here:
+        warnings.warn(
+            f"the model has changed since the defense in {directory} was trained: certificates are of the new pair",
+            stacklevel=4,
+        )

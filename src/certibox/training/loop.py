@@ -101,6 +101,7 @@ def run(
     patience: int | None = None,
     score_every: int = 1,
     progress: Progress | None = None,
+    recognise: Callable[[Tensors], None] | None = None,
 ) -> Task:
     """Train to the end of a schedule and leave the selected weights in the task's module.
 
@@ -116,6 +117,8 @@ def run(
         patience: Number of scores in a row, none better than the best before, after which training ends.
         score_every: Number of epochs of a phase between scores; its end is scored in any case.
         progress: Function of (steps done, steps in all, a text), called after every step.
+        recognise: Function that is given the constants of an earlier checkpoint before anything goes on from it, and
+            raises where the box is not the one that they came from.
     """
     if schedule.epochs and not schedule.steps_per_epoch(images):
         raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")
@@ -126,10 +129,12 @@ def run(
     if score_every < 1:
         raise InvalidInput(f"validate_every is {score_every}; wanted at least 1 epoch between validations")
     counting = client.counting() if client else nullcontext(Tally())
-    with counting as tally, exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
+    with exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
         tensors, state = _restore(directory)
+        if recognise and tensors["constants"]:
+            recognise(tensors["constants"])
         replaying = client.journal(directory.scope, state.journal) if client and directory else nullcontext()
-        with replaying as journal:
+        with counting as tally, replaying as journal:
             if journal:
                 journal.trim()  # in case the last run ended between its checkpoint and this
             task = prepare(tensors["constants"])

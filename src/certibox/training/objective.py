@@ -9,6 +9,7 @@ with squared norms summed over pixels. First order differentiates ℓ through th
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,12 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from certibox import seeds
+from certibox.blackbox.base import is_told_apart
 from certibox.data import Images, augment
 from certibox.defense.pipeline import RobustPipeline
+from certibox.errors import BoxChanged
 from certibox.estimators import CGE, GradientEstimator, Guided, Subset, estimated_loss
 from certibox.estimators.step_size import choose_step, precision_is_safe
 from certibox.queries.client import QueryClient
+from certibox.queries.fingerprint import moved
 from certibox.training import losses
+from certibox.training.checks import labels_are_targets
 from certibox.training.divergence import require_finite
 from certibox.training.loop import Task
 from certibox.training.methods import METHODS, Method
@@ -33,6 +38,7 @@ from certibox.training.steps import Step
 from certibox.training.surrogate import BATCH, GuidedStability, Surrogate, probe, resolved, surrogate_for
 
 DISTILL_PASSES = 3  # over what the surrogate knows before its gradient is first used
+CANARIES = 8  # answers to training images by which a resumed run recognises a box without a name
 VALIDATION_BATCH = 128  # validation noise is drawn in batches of this size, whatever the box takes at a time
 
 
@@ -68,11 +74,42 @@ class Objective:
             constants = {"shown": shown, "held": held}
             if isinstance(self.settings.estimator, Guided) and self.method.order == 0:
                 constants["answers"] = answers
+            if self._may_change:
+                constants["canaries"] = answers[:CANARIES].clone()
             constants["num_classes"] = torch.tensor(self._count_classes())
         self.constants = constants
         self.num_classes = int(constants["num_classes"]) or None if constants else self.client.spec.num_classes
         remedy = "lower the learning rate or gamma" if self.settings.stability_weight else "lower the learning rate"
         return Task(self.pipeline, self.parameters(), self.terms, self.score, self._scored, constants, self, remedy)
+
+    @property
+    def _may_change(self) -> bool:
+        """Whether only answers can tell the box from another, and the run has some."""
+        asks = self.method.order is not None and not labels_are_targets(self.settings, self.shown)
+        return asks and not is_told_apart(self.client.box)
+
+    def recognise(self, constants: dict[str, Tensor]) -> None:
+        """Ask a box that nothing else tells apart about images whose answers the run has paid for: is it the same?
+
+        Args:
+            constants: Constants of the checkpoint that the run goes on from.
+
+        Raises:
+            BoxChanged: The box answers otherwise.
+        """
+        if not self._may_change:
+            return
+        if (then := constants.get("canaries")) is None:
+            warnings.warn(
+                f"nothing tells box {self.client.spec.name} from another, and this run began before answers were kept "
+                "to recognise it by: give the model a name",
+                stacklevel=2,
+            )
+            return
+        with self.client.phase("canaries"), torch.inference_mode():
+            now = self.client(self.shown.floats(slice(0, len(then))))
+        if reason := moved(then.cpu().numpy(), now.cpu().numpy(), self.client.spec.outputs):
+            raise BoxChanged(f"the model has changed since this run began: {reason}; use another out, or that model")
 
     def keep(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What was learned of the box beside the weights: the surrogate, if there is one, and the measured step."""
@@ -275,7 +312,7 @@ class Objective:
 
     def _clean(self, images: Images) -> tuple[Tensor, Tensor]:
         """Targets of clean images and the box's own answers; for RS, labels where there are some are both."""
-        if self.settings.method == "RS" and images.labels is not None:
+        if images.labels is not None and labels_are_targets(self.settings, images):
             return images.labels, images.labels
         batches = torch.arange(len(images)).split(self.client.batch_size)
         with torch.inference_mode():
