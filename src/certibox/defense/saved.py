@@ -262,9 +262,10 @@ def load_defense(
         raise InvalidInput(
             f"the defense in {directory} is for a box that answers {kind}, this one answers {client.spec.outputs}"
         )
-    declared = ("input_range", "clip", "levels", "mean", "std")
+    declared = ("input_range", "clip", "levels", "mean", "std", "layout", "dtype")
     here = client.spec.provenance()
-    require_same({key: facts["box"][key] for key in declared}, {key: here[key] for key in declared}, str(directory))
+    there = facts["box"]
+    require_same({key: there.get(key) for key in declared}, {key: here.get(key) for key in declared}, str(directory))
     given = {"denoiser": denoiser, "autoencoder": autoencoder, "classifier": classifier}
     parts: dict[str, Callable | nn.Module | None] = dict.fromkeys(given)
     for name, spec in facts["modules"].items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from certibox.estimators import Guided, Orthogonal, Subset
 from certibox.networks import Autoencoder
 from certibox.networks.autoencoder import evaluating
 from certibox.queries.client import QueryClient
+from certibox.storage.values import shown as shown_value
 from certibox.storage.values import yes_or_no
 from certibox.training.methods import METHODS
 from certibox.training.schedules import Schedule
@@ -55,19 +57,22 @@ def check_kinds(given: dict[str, object]) -> None:
         yes_or_no("fingerprint", given["fingerprint"])
 
 
-def check_pixels(client: QueryClient, images: Images, settings: TrainingSettings) -> None:
+def check_pixels(client: QueryClient, images: Images, settings: TrainingSettings, validation: object) -> None:
     """Refuse images that the box does not take, and noise that no two of them are as far apart as.
 
     Args:
         client: Meter around the box.
         images: Training images.
         settings: Settings of the run.
+        validation: Validation images, or a share of the others.
 
     Raises:
         InvalidInput: The images or sigma do not fit.
     """
     if settings.targets == "soft" and client.spec.outputs == "labels":
         raise InvalidInput("targets are soft but the box answers with labels; wanted hard targets")
+    if not (isinstance(validation, Images) or (isinstance(validation, Real) and not isinstance(validation, bool))):
+        raise InvalidInput(f"validation is {shown_value(validation)}; wanted images, or a share of them such as 0.1")
     client.spec.check_images(images.floats([0]))
     farthest = math.sqrt(math.prod(images.shape))
     if settings.sigma > farthest:

@@ -108,13 +108,16 @@ def train(
     Raises:
         InvalidInput: A value is out of order, or a keyword is misspelt.
         NotDifferentiable: A first-order method met a box without gradients.
+        TrainingDiverged: Training left the finite numbers; what is not finite was never sent to the box.
+        ConfigMismatch: `out` holds a run of other settings, or of another model.
+        BoxChanged: The box does not answer as it did when the run in `out` began.
         BudgetExceeded: The budget of `client` is spent; the work so far is kept in `out`.
     """
     given = {"denoiser": denoiser, "autoencoder": autoencoder, "autoencoder_schedule": autoencoder_schedule}
     given |= {"client": client, "images": images, "classifier": classifier, "fingerprint": fingerprint, "out": out}
     check_kinds(given)
     s, device = _settings(settings, keywords), usable_device(device)
-    check_pixels(client, images, s)
+    check_pixels(client, images, s, validation)
     shown, held = held_out(images, validation, s.seed)
     check_schedule(s.schedule, len(shown))
     if METHODS[s.method].bottleneck and autoencoder is None:
@@ -267,6 +270,9 @@ def _pipeline(
             raise InvalidInput(
                 f"the autoencoder takes images {autoencoder.image_shape}, the data has {image_shape}; wanted the same"
             )
+        if autoencoder.d_z > math.prod(image_shape):
+            pixels = math.prod(image_shape)
+            raise InvalidInput(f"d_z is {autoencoder.d_z}, but an image has {pixels} numbers; wanted at most as many")
     if method.order == 0 and settings.estimator is not None:
         c, h, w = image_shape
         settings.estimator.cost(autoencoder.d_z if method.bottleneck and autoencoder else c * h * w)

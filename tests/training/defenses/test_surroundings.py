@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -49,10 +48,7 @@ def default_device() -> Iterator[None]:
 def strict() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says that it is slow
-            anomaly = torch.autograd.set_detect_anomaly(True)
-        with anomaly:
+        with torch.autograd.set_detect_anomaly(True):
             yield
     finally:
         torch.use_deterministic_algorithms(False)
