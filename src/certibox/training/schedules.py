@@ -76,7 +76,7 @@ class Schedule:
     """How long, how fast and towards what a network trains.
 
     Raises:
-        InvalidInput: A step would hold fewer than two images, or there is no phase.
+        InvalidInput: A step would hold fewer than two images, or a phase is something else.
     """
 
     phases: tuple[Phase, ...]
@@ -85,9 +85,9 @@ class Schedule:
     """Number of images a step, at least 2."""
 
     def __post_init__(self) -> None:
-        phases = tuple(self.phases) if isinstance(self.phases, Iterable) else ()
-        if isinstance(self.phases, str) or not phases or not all(isinstance(phase, Phase) for phase in phases):
-            raise InvalidInput(f"phases is {values.shown(self.phases)}; wanted one or more Phase, see one_cycle")
+        phases = tuple(self.phases) if isinstance(self.phases, Iterable) else (self.phases,)
+        if not all(isinstance(phase, Phase) for phase in phases):
+            raise InvalidInput(f"phases is {values.shown(self.phases)}; wanted a tuple of Phase, see one_cycle")
         wanted = "a whole number, at least 2, for batch normalisation"
         values.settle(self, phases=phases, batch_size=values.whole("batch_size", self.batch_size, 2, wanted=wanted))
 

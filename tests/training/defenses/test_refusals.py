@@ -147,7 +147,7 @@ loose: Any = SimpleNamespace(**{item.__name__: item for item in NAMES})  # for c
         (lambda: loose.one_cycle(2, denoise_epochs="1"), "denoise_epochs is '1'"),
         (lambda: loose.one_cycle(2, lr=math.inf), "lr is inf; wanted a learning rate above 0"),
         (lambda: loose.one_cycle(2, batch_size=2.0), r"batch_size is 2\.0; wanted a whole number, at least 2"),
-        (lambda: loose.Schedule((), 4), r"phases is \(\); wanted one or more Phase"),
+        (lambda: loose.Schedule(5, 4), "phases is 5; wanted a tuple of Phase"),
         (lambda: loose.Schedule("full", 4), "phases is 'full'"),
         (lambda: loose.Phase(1, 0.1, weight_decay=-1), "weight_decay is -1"),
         (lambda: loose.Phase(1, 0.1, decay=math.nan), "decay is nan"),
