@@ -24,15 +24,14 @@ from certibox.training.settings import TrainingSettings
 from places import ROOT
 
 ROOMS = {  # room -> modules whose names are public beside those of the room
-    "blackbox": "base code function identity model_files numbers onnx onnx_file outputs sklearn switches tflite "
-    "torch_module",
+    "blackbox": "base code function identity model_files numbers onnx onnx_file outputs sklearn tflite torch_module",
     "certification": "certificate dataset noise pilot sampling sigma smoothing stored votes",
     "confidence": "binomial bootstrap forecast gaussian looks recorded sequential stopping",
     "data": "augmentation pixels",
     "defense": "autoencoders pipeline released saved",
     "errors": "",
     "estimators": "autograd differences guided linear step_size table",
-    "networks": "autoencoder classifiers dncnn reconstructor surrogate",
+    "networks": "autoencoder classifiers devices dncnn reconstructor surrogate",
     "paper": "blocks cells claims dry_run gpu logbook measured plans plots provenance results runner shipped suite "
     "summary table_page words",
     "planning": "",
@@ -40,9 +39,9 @@ ROOMS = {  # room -> modules whose names are public beside those of the room
     "reconstruction": "evaluation measurements metrics",
     "records": "certificates tsv",
     "report": "numbers page pictures tables",
-    "seeds": "",
-    "storage": "files settings tensors",
-    "training": "defenses methods schedules settings stability steps supervised",
+    "seeds": "switches",
+    "storage": "files settings tensors values",
+    "training": "checks defenses divergence methods schedules settings stability steps supervised",
 }
 PLACES = [f"{room}.{module}".rstrip(".") for room in ROOMS for module in ("", *ROOMS[room].split())]
 ARGUMENT = re.compile(r"^    \*{0,2}(\w+)(?: \([^)]*\))?: +(\S.*)$", re.MULTILINE)

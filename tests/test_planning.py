@@ -99,6 +99,10 @@ def test_a_rule_counts_its_maximum_and_names_what_is_out_of_reach() -> None:
         ({"pilot": [], "rule": cb.EProcess(radii=(0.1,))}, "n is not given"),
         ({"serve_answers": 9}, "serve_n is not given"),
         ({"serve_answers": -1}, "serve_answers is -1; wanted at least 0"),
+        ({"method": "ZO-DS"}, "train_images is not given; wanted the number of images to train on, or 0"),
+        ({"method": "ZO-DS", "train_images": "9"}, "train_images is '9'; wanted at least 0, a whole number"),
+        ({"method": "ZO-DS", "train_images": 10**400}, "train_images is a number of too many digits; wanted at most"),
+        ({"train_images": 9, "method": "DS", "validation": "half"}, "validation is 'half'; wanted a share"),
         ({"validate_every": 0}, "validate_every is 0; wanted at least 1"),
     ],
 )
@@ -122,3 +126,30 @@ def test_a_pilot_has_its_own_sigma_and_alpha() -> None:
         other: dict[str, Any] = {name: 0.5}
         with pytest.raises(InvalidInput, match=rf"{name} is 0\.5, the pilot's is"):
             cb.plan(**shared, **other)
+
+
+def test_settings_without_a_number_of_images_are_not_a_plan_of_nothing() -> None:
+    settings = TrainingSettings("ZO-DS", estimator=RGE(3, 0.05), **USUAL)
+    with pytest.raises(InvalidInput, match="train_images is not given"):
+        cb.plan(settings)
+    assert cb.plan(settings, train_images=0).total == 0
+    assert cb.plan(settings, train_images=20, d_z=D).total > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "estimator", "change", "said"),
+    [
+        ("ZO-AE-DS", CGE(0.05), {}, True),
+        ("ZO-AE-DS", Subset(CGE(0.05), 0.5), {}, True),
+        ("ZO-AE-DS", CGE(0.05), {"live": 0.5}, False),
+        ("ZO-AE-DS", RGE(3, 0.05), {}, False),
+        ("ZO-DS", CGE(0.05), {}, False),
+    ],
+)
+def test_what_live_coordinates_may_save_is_said(
+    method: str, estimator: Any, change: dict[str, Any], said: bool
+) -> None:
+    cost = cb.plan(method=method, estimator=estimator, schedule=SCHEDULE, train_images=20, d_z=D_Z, **change)
+    assert (cost.at_most is not None) is said
+    all_asked = TrainingSettings(method, estimator=estimator, **USUAL)  # with skip_dead off, each is asked about
+    assert cb.plan(all_asked, train_images=20, d_z=D_Z, **change).at_most is None

@@ -116,9 +116,15 @@ def start_of(method: str, double: bool) -> dict[str, Tensor]:
 
 
 def listening(module: nn.Module) -> list[tuple[bool, Tensor]]:
-    """(in training mode, input) of every later call of a module or of its copies."""
+    """(in training mode, input) of every later call of a module or of its copies, but of trying it before training."""
     heard: list[tuple[bool, Tensor]] = []
-    module.register_forward_pre_hook(lambda module, inputs: heard.append((module.training, inputs[0].detach().clone())))
+
+    def hear(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().clone()
+        if len(x) != 2 or not torch.equal((x * 255).round() / 255, x):  # it is tried on two images without noise
+            heard.append((module.training, x))
+
+    module.register_forward_pre_hook(hear)
     return heard
 
 

@@ -6,6 +6,7 @@ CertiboxError                 what came, what was wanted, what to do; `exit_stat
 │   └── UnreadableFile        a file is missing, cut short or not what its name says
 ├── ConfigMismatch            a directory holds the work of another configuration
 ├── NotDifferentiable         a first-order method met a box without gradients
+├── TrainingDiverged          training left the finite numbers; the box was asked about none of them
 ├── BlackBoxError             the box misbehaved; `exit_status` 4, all work kept
 │   ├── BadOutput             an answer broke a rule: shape, finite, constant K, range
 │   ├── BoxFailed             the box raised; what it was asked may have been billed, and counts as lost
@@ -62,6 +63,10 @@ class ConfigMismatch(CertiboxError):
 
 class NotDifferentiable(CertiboxError):
     """A first-order method needs gradients that this box does not give."""
+
+
+class TrainingDiverged(CertiboxError):
+    """Training left the finite numbers; the text names the step. What is not finite was never sent to the box."""
 
 
 class BlackBoxError(CertiboxError):

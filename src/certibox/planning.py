@@ -12,10 +12,11 @@ from certibox.certification.pilot import expected_samples
 from certibox.certification.sampling import Sampling
 from certibox.confidence.gaussian import Gaussian
 from certibox.confidence.sequential import Rule
-from certibox.errors import InvalidInput, one_of
+from certibox.errors import InvalidInput
 from certibox.estimators import CGE, RGE, GradientEstimator, Guided, Subset, require_estimator
 from certibox.estimators.step_size import DIRECTIONS, STEPS
 from certibox.records.certificates import CertificateRow
+from certibox.storage import values
 from certibox.training.methods import METHODS
 from certibox.training.schedules import Schedule
 from certibox.training.settings import TrainingSettings
@@ -44,6 +45,8 @@ class Cost:
     """Number of images of that pilot."""
     beyond: str | None = None
     """Line that names the radii which n votes cannot certify, where there are some."""
+    at_most: str | None = None
+    """Line that says why training may take fewer queries, where it may."""
 
     @property
     def total(self) -> int:
@@ -60,7 +63,7 @@ def plan(
     schedule: Schedule | None = None,
     validation_votes: int = 4,
     validate_every: int | None = None,
-    train_images: int = 0,
+    train_images: int | None = None,
     validation: float = 0.1,
     outputs: str = "logits",
     d_z: int | None = None,
@@ -90,7 +93,8 @@ def plan(
         schedule: Schedule of the training; phases on denoising alone cost no query.
         validation_votes: Number of noisy votes on each validation image and validation.
         validate_every: Number of epochs between validations, by default 1.
-        train_images: Number of images to train on, validation images included; 0 for no training.
+        train_images: Number of images to train on, validation images included; 0 for no training; wanted
+            beside settings or a method.
         validation: Share of these images that is held out for validation.
         outputs: Kind of the box's answers: logits, probabilities, labels or values. Labels have no slope, so `Guided`
             neither measures nor corrects them.
@@ -120,8 +124,11 @@ def plan(
         method, estimator, schedule = settings.method, settings.estimator, settings.schedule
         validation_votes, validate_every = settings.validation_votes, settings.validate_every
         sigma = settings.sigma if sigma is None and pilot is None else sigma
+    if train_images is None and (settings is not None or method is not None):
+        raise InvalidInput("train_images is not given; wanted the number of images to train on, or 0 for no training")
+    images = train_images or 0
     trained = _Training(
-        method, estimator, schedule, validation_votes, validate_every, train_images, validation, outputs, d_z, live
+        method, estimator, schedule, validation_votes, validate_every, images, validation, outputs, d_z, live
     )
     trained.check()
     _check_counts(serve_answers=serve_answers, serve_n=serve_n)
@@ -139,6 +146,7 @@ def plan(
         samples=samples,
         piloted=len(pilot or ()),
         beyond=beyond,
+        at_most=trained.at_most(settings is None or settings.skip_dead),
     )
 
 
@@ -160,12 +168,11 @@ class _Training:
     def check(self) -> None:
         """Raise `InvalidInput` for values that no training has."""
         for name, share in (("validation", self.validation), ("live", self.live)):
-            if not 0 <= share <= 1:
-                raise InvalidInput(f"{name} is {share}; wanted a share from 0 to 1")
+            values.number(name, share, "a share from 0 to 1", low=0, high=1)
         _check_counts(train_images=self.images, validation_votes=self.votes)
         _check_counts(1, d_z=self.d_z, validate_every=self.every)
-        if (self.images or self.method) and self.method not in METHODS:
-            raise InvalidInput(f"method is {self.method!r}; wanted {one_of(self.method, METHODS)}")
+        if self.images or self.method:
+            values.known("method", self.method, METHODS)
         if not self.images or self.order != 0:
             return
         if self.schedule is None:
@@ -209,6 +216,14 @@ class _Training:
             return measuring + self._probes(inner, epochs), inner.distill + epochs * answers
         corrected = sum(batches) * most_corrections(inner, self._dimension) if inner.q else 0
         return measuring, inner.distill + epochs * (answers + corrected)
+
+    def at_most(self, skip_dead: bool) -> str | None:
+        """Why the estimator may ask less than is counted: it leaves out coordinates that a ReLU has set to zero."""
+        if self.estimator is None or not self.full_epochs or not METHODS[str(self.method)].bottleneck:
+            return None
+        if self.live < 1 or not skip_dead or not isinstance(_inner(self.estimator), CGE):
+            return None
+        return "training is at most this: behind an encoder that ends in a ReLU, CGE asks about live coordinates alone"
 
     @property
     def held(self) -> int:
@@ -343,8 +358,8 @@ def _refuse_both(**given: Any) -> None:
 def _check_counts(least: float = 0, **counts: Any) -> None:
     """Raise `InvalidInput` for a count below its least value; None is none."""
     for name, value in counts.items():
-        if value is not None and not value >= least:
-            raise InvalidInput(f"{name} is {value}; wanted at least {least}")
+        if value is not None:
+            values.whole(name, value, int(least), wanted=f"at least {least:g}, a whole number")
 
 
 def _choosing(central: bool, points: int) -> int:

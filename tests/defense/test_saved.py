@@ -94,7 +94,10 @@ def test_it_moves_its_white_part_and_stays_itself() -> None:
     before = defense.robustify(x)
     assert defense.to("cpu") is defense
     assert torch.equal(defense.robustify(x), before)
-    assert defense.to(torch.device("meta")).device == torch.device("meta")
+    for absent in ("meta", "cuda:77", "gpu"):
+        with pytest.raises(InvalidInput, match=f"^device is '{absent}', which does not work here"):
+            defense.to(absent)
+    assert defense.device == torch.device("cpu")
 
 
 def test_it_says_what_it_is_on_one_line() -> None:

@@ -359,10 +359,10 @@ def test_auto_is_for_training_to_resolve() -> None:
     ("change", "told"),
     [
         ({"q": -1}, "q is -1"),
-        ({"q": "all"}, "q is all"),
+        ({"q": "all"}, "q is 'all'"),
         ({"mu": 0.0}, "mu is 0.0"),
         ({"mu": math.nan}, "mu is nan"),
-        ({"mu": "small"}, "mu is small"),
+        ({"mu": "small"}, "mu is 'small'"),
         ({"surrogate": "tree"}, "surrogate is 'tree'; wanted one of image, latent"),
         ({"ask": 1.5}, "ask is 1.5"),
         ({"ask": math.nan}, "ask is nan"),

@@ -57,7 +57,7 @@ def test_settings_become_the_estimator(name: str, settings: dict[str, Any], want
         ("cge", {"mu": 0.1, "distill": 9}, "cge has no setting 'distill'; wanted some of mu, central$"),
         ("rge", {"mu": 0.1}, "rge got no q"),
         ("orthogonal", {}, "orthogonal got no q and no mu"),
-        ("rge", {"q": "auto", "mu": 0.1}, "q is auto; wanted a whole number"),
+        ("rge", {"q": "auto", "mu": 0.1}, "q is 'auto'; wanted a whole number"),
         ("guided", {"share": 0.5}, "Subset got a Guided"),
     ],
 )

@@ -286,11 +286,11 @@ def test_stages_depend_on_what_they_use_alone(place: Place, tmp_path: Path) -> N
 
 
 def test_every_setting_of_a_plan_reaches_training(place: Place, tmp_path: Path) -> None:
-    """A plan that differs from every default, trained for no epoch: what training noted is what the plan says."""
+    """A plan that differs from every default, trained for an epoch: what training noted is what the plan says."""
     wanted = Defense(
         "ZO-AE-DS",
         0.1,
-        (Phase(0, 0.5, "sgd", decay_every=3),),
+        (Phase(1, 1e-6, "sgd", decay_every=3),),
         batch_size=3,
         gamma=7.0,
         denoise_weight=0.5,

@@ -450,7 +450,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a missing key": (small(certify={"n0": 1}), "table1 / bare / paper.certify: Certify.__init__() missing 2 required"),
     "a phase out of order": (
         row(1, set={"defense": {"phases": [{"epochs": 1, "lr": 0}]}}),
-        "table1 / DS / paper.defense.phases[0]: a phase has 1 epochs at lr 0.0; wanted",
+        "table1 / DS / paper.defense.phases[0]: lr is 0.0; wanted a learning rate above 0",
     ),
     "neither certified nor attacked": (
         lambda files: files["setups"]["small"].pop("certify"),

@@ -109,9 +109,9 @@ def test_a_last_batch_of_one_joins_no_step(images: int, steps: int) -> None:
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"epochs": -1}, "-1 epochs"),
-        ({"lr": 0.0}, "lr 0.0"),
-        ({"lr": math.nan}, "lr nan"),
+        ({"epochs": -1}, "epochs is -1"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"lr": math.nan}, "lr is nan"),
         ({"decay_every": 0}, "decay_every is 0"),
         ({"optimizer": "Adam"}, "optimizer is 'Adam'; wanted one of adam, sgd"),
         ({"objective": "mse"}, "objective is 'mse'; wanted one of full, denoise"),

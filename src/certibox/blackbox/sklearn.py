@@ -14,8 +14,8 @@ from torch import Tensor
 from certibox.blackbox.base import BoxSpec
 from certibox.blackbox.identity import digest_of, joined
 from certibox.blackbox.outputs import to_outputs
-from certibox.blackbox.switches import Switch
 from certibox.errors import InvalidInput
+from certibox.seeds.switches import Switch
 
 _METHODS = {"logits": "decision_function", "probabilities": "predict_proba", "labels": "predict", "values": "predict"}
 _BLAS_THREADS = Switch()

@@ -13,6 +13,7 @@ from certibox import networks
 from certibox.data import Images, mean_over
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.networks import Autoencoder
+from certibox.seeds.switches import settled
 from certibox.storage.files import write_json_atomic
 from certibox.storage.tensors import Tensors, load_module, read_tensors, write_tensors
 
@@ -73,10 +74,11 @@ def reconstruction_mse(autoencoder: Autoencoder, images: Images, batch: int = 25
     def error(x: Tensor, _index: Tensor) -> Tensor:  # (b, c, h, w) -> (b,)
         return (autoencoder(x) - x).square().flatten(1).mean(1)
 
-    with torch.inference_mode():
+    with settled(), torch.inference_mode():
         return mean_over(images, error, batch)
 
 
+@settled()
 def rebuilt(spec: dict[str, Any], weights: Tensors) -> Autoencoder:
     """The autoencoder that a spec and its weights describe.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,8 +20,10 @@ from certibox.data.pixels import as_images
 from certibox.defense.pipeline import RobustPipeline
 from certibox.errors import InvalidImages, InvalidInput, UnreadableFile
 from certibox.networks import Autoencoder
+from certibox.networks.devices import usable_device
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
+from certibox.seeds.switches import settled
 from certibox.storage.files import write_json_atomic
 from certibox.storage.settings import require_same
 from certibox.storage.tensors import load_module, module_digest, read_tensors, under, write_tensors
@@ -51,6 +54,8 @@ class Defense:
     """Plain values that describe the training."""
     fingerprint: Fingerprint | None = None
     """Answers of the box to canary images, where they were taken."""
+    trained_on: Tensor | None = field(default=None, compare=False)
+    """Digests (n,) of the training and validation images, sorted; None where they are not known."""
 
     _pace: Pace = field(init=False, repr=False, compare=False)
 
@@ -66,6 +71,7 @@ class Defense:
         """The same as `outputs`; see `Defense.outputs`."""
         return self.outputs(x)
 
+    @settled()
     def outputs(self, x: Tensor | np.ndarray) -> Tensor:
         """Answers of the robustified model R(f), a base classifier to smooth; n queries (none for RS).
 
@@ -80,6 +86,7 @@ class Defense:
         with torch.inference_mode():
             return torch.cat([self._answer(batch) for batch in images.split(self.client.at_once)])
 
+    @settled()
     def robustify(self, x: Tensor | np.ndarray) -> Tensor:
         """The images (n, c, h, w) that the box is asked about; no query.
 
@@ -91,6 +98,7 @@ class Defense:
         with torch.inference_mode():
             return self.pipeline(images.to(self.device))
 
+    @settled()
     def denoise(self, x: Tensor | np.ndarray) -> Tensor:
         """The denoised images D_θ(x), (n, c, h, w), before the autoencoder; no query.
 
@@ -125,8 +133,11 @@ class Defense:
 
         Args:
             device: Device such as "cuda" or "cpu".
+
+        Raises:
+            InvalidInput: This machine has no such device.
         """
-        self.pipeline.to(device)
+        self.pipeline.to(usable_device(device))
         return self
 
     @property
@@ -182,7 +193,8 @@ class Defense:
             "training": self.facts,
         }
         directory.mkdir(parents=True, exist_ok=True)
-        write_tensors(directory / "defense.safetensors", self.pipeline.state_dict(), facts)
+        known = {} if self.trained_on is None else {"trained_on": self.trained_on}
+        write_tensors(directory / "defense.safetensors", self.pipeline.state_dict() | known, facts)
         write_json_atomic(directory / "defense.json", facts)
         return directory
 
@@ -214,6 +226,7 @@ class Defense:
         return [(name, module) for name in named if (module := getattr(self.pipeline, name)) is not None]
 
 
+@settled()
 def load_defense(
     directory: str | Path,
     client: QueryClient,
@@ -249,9 +262,10 @@ def load_defense(
         raise InvalidInput(
             f"the defense in {directory} is for a box that answers {kind}, this one answers {client.spec.outputs}"
         )
-    declared = ("input_range", "clip", "levels", "mean", "std")
+    declared = ("input_range", "clip", "levels", "mean", "std", "layout", "dtype")
     here = client.spec.provenance()
-    require_same({key: facts["box"][key] for key in declared}, {key: here[key] for key in declared}, str(directory))
+    there = facts["box"]
+    require_same({key: there.get(key) for key in declared}, {key: here.get(key) for key in declared}, str(directory))
     given = {"denoiser": denoiser, "autoencoder": autoencoder, "classifier": classifier}
     parts: dict[str, Callable | nn.Module | None] = dict.fromkeys(given)
     for name, spec in facts["modules"].items():
@@ -265,6 +279,8 @@ def load_defense(
         parts[name] = module
     pipeline = RobustPipeline(**parts).to(memory_format=torch.channels_last)  # pyright: ignore
     pipeline.eval().requires_grad_(False)
+    if "classifier" not in facts["modules"]:
+        _warn_of_another_model(facts["box"].get("identity"), client, directory)
     stored = facts["fingerprint"]
     return Defense(
         pipeline=pipeline,
@@ -275,4 +291,15 @@ def load_defense(
         num_classes=facts["num_classes"],
         facts=facts["training"],
         fingerprint=Fingerprint.from_dict(stored) if stored else None,
+        trained_on=tensors.get("trained_on"),
     )
+
+
+def _warn_of_another_model(identity: str | None, client: QueryClient, directory: str | Path) -> None:
+    """Say that the box is not the one that the defense was trained in front of, where both can be told."""
+    here = client.spec.identity
+    if None not in (identity, here) and identity != here:
+        warnings.warn(
+            f"the model has changed since the defense in {directory} was trained: certificates are of the new pair",
+            stacklevel=4,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from certibox.errors import InvalidInput
+from certibox.storage import values
 
 CHUNK_ELEMENTS = 1 << 22  # elements of directions held at once: memory does not grow with q
 Objective = Callable[..., Tensor]
@@ -119,19 +119,21 @@ def chunks(directions: int, z: Tensor) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, directions)
 
 
-def check_step(mu: Step, q: int) -> None:
-    """Refuse a step or a number of directions that no estimator takes.
+def settle_step(estimator: object, mu: Step, central: bool, q: int | None = None) -> None:
+    """Check the fields that estimators share, and give them to one that is being made.
 
     Args:
+        estimator: Frozen instance with fields of these names.
         mu: Step of the differences, in units of z, or "auto".
-        q: Number of directions, at least 1.
+        central: Whether the differences are central.
+        q: Number of directions, at least 1; None for an estimator without such a field.
 
     Raises:
-        InvalidInput: One of them is out of its range.
+        InvalidInput: A value is of another type, or out of its range.
     """
-    if mu != "auto" and (isinstance(mu, str) or not mu > 0 or not math.isfinite(mu)):
-        raise InvalidInput(
-            f"mu is {mu}; wanted a positive step in units of the embedding, such as 0.005 (the paper's), or 'auto'"
-        )
-    if not isinstance(q, int) or q < 1:
-        raise InvalidInput(f"q is {q}; wanted a whole number of directions, at least 1")
+    if not (isinstance(mu, str) and mu == "auto"):
+        wanted = "a positive step in units of the embedding, such as 0.005 (the paper's), or 'auto'"
+        values.settle(estimator, mu=values.number("mu", mu, wanted, low=0, above=True))
+    if q is not None:
+        values.settle(estimator, q=values.whole("q", q, 1, wanted="a whole number of directions, at least 1"))
+    values.yes_or_no("central", central)

@@ -10,17 +10,18 @@ from typing import Literal, Protocol, TypeGuard, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from certibox.errors import InvalidInput, one_of
+from certibox.errors import InvalidInput
 from certibox.estimators.differences import (
     Block,
     Objective,
     Step,
-    check_step,
     dimension_of,
     finite_difference,
     measured_slopes,
+    settle_step,
 )
 from certibox.estimators.linear import Orthogonal
+from certibox.storage import values
 
 
 @runtime_checkable
@@ -102,21 +103,17 @@ class Guided:
     """Trust t in the length of the guess, from 0 to 1."""
 
     def __post_init__(self) -> None:
-        check_step(self.mu, 1)
-        if self.q != "auto" and (not isinstance(self.q, int) or self.q < 0):
-            raise InvalidInput(f"q is {self.q}; wanted a number of correcting directions >= 0, or 'auto'")
-        if self.surrogate not in SURROGATES:
-            raise InvalidInput(f"surrogate is {self.surrogate!r}; wanted {one_of(self.surrogate, SURROGATES)}")
-        for name, low, high in (
-            *(("ask", 0, 1), ("target", 0, 1), ("trust", 0, 1)),
-            ("jitter", 0, math.inf),
-        ):
-            if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
-                wanted = f"a number from {low} to {high}" if high < math.inf else f"a finite number, at least {low}"
-                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted {wanted}")
+        settle_step(self, self.mu, self.central)
+        if not (isinstance(self.q, str) and self.q == "auto"):
+            wanted = "a whole number of correcting directions, at least 0, or 'auto'"
+            values.settle(self, q=values.whole("q", self.q, 0, wanted=wanted))
+        values.known("surrogate", self.surrogate, SURROGATES)
+        for name in ("ask", "target", "trust"):
+            share = values.number(name, getattr(self, name), "a number from 0 to 1", low=0, high=1)
+            values.settle(self, **{name: share})
+        values.settle(self, jitter=values.number("jitter", self.jitter, "a finite number, at least 0", low=0))
         for name, least in (("distill", 0), ("votes", 1), ("updates", 1), ("probe_every", 1)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; wanted a whole number, at least {least}")
+            values.settle(self, **{name: values.whole(name, getattr(self, name), least)})
         if self.ask == 0 and not self.distill:
             raise InvalidInput("ask is 0 and distill too, so the surrogate would learn nothing; raise one of them")
 

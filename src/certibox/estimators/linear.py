@@ -16,11 +16,12 @@ from certibox.estimators.differences import (
     GradientEstimator,
     Objective,
     Step,
-    check_step,
     chunks,
     dimension_of,
     finite_difference,
+    settle_step,
 )
+from certibox.storage import values
 
 
 @final
@@ -40,7 +41,7 @@ class RGE:
     """Whether differences are central: 2q queries and an error O(μ²), else q + 1 queries and O(μ)."""
 
     def __post_init__(self) -> None:
-        check_step(self.mu, self.q)
+        settle_step(self, self.mu, self.central, self.q)
 
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
@@ -85,7 +86,7 @@ class CGE:
     """Whether differences are central: 2d queries and an error O(μ²), else d + 1 queries and O(μ)."""
 
     def __post_init__(self) -> None:
-        check_step(self.mu, 1)
+        settle_step(self, self.mu, self.central)
 
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
@@ -131,7 +132,7 @@ class Orthogonal:
     """Whether differences are central: 2q queries and an error O(μ²), else q + 1 queries and O(μ)."""
 
     def __post_init__(self) -> None:
-        check_step(self.mu, self.q)
+        settle_step(self, self.mu, self.central, self.q)
 
     def estimate(
         self, objective: Objective, z: Tensor, generator: torch.Generator, live: Tensor | None = None
@@ -183,8 +184,10 @@ class Subset:
     """Share of a batch's images that get an estimate, at least one; the others get 0 and are not asked about."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise InvalidInput(f"share is {self.share}; wanted a share of the batch above 0, up to 1")
+        wanted = "a share of the batch above 0, up to 1"
+        values.settle(self, share=values.number("share", self.share, wanted, low=0, high=1, above=True))
+        if isinstance(self.estimator, type) or not isinstance(self.estimator, GradientEstimator):
+            raise InvalidInput(f"estimator is {values.shown(self.estimator)}; wanted one such as certibox.CGE(mu=0.05)")
         if hasattr(self.estimator, "ask"):
             raise InvalidInput(
                 "Subset got a Guided, which has a share of its own; wanted Guided(ask=...) without Subset"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from .. import seeds
-from ..errors import InvalidImages, InvalidInput, one_of
+from ..errors import InvalidImages, InvalidInput
+from ..storage import values
 from .initial import start_like_he
 
 ImageShape = tuple[int, int, int]  # (c, h, w)
@@ -187,16 +188,15 @@ def fitting_autoencoder(
         InvalidInput: The images are smaller than 4x4, or a size is below 1.
     """
     channels, height, width_px = _checked_shape(image_shape)
-    if min(height, width_px) < 4 or min(d_z, width) < 1:
-        raise InvalidInput(
-            f"autoencoder wanted for {(channels, height, width_px)} with d_z {d_z}, width {width}; "
-            "images must be at least 4x4, d_z and width at least 1"
-        )
+    for name, size in (("d_z", d_z), ("width", width)):
+        values.whole(name, size, 1)
+    if min(height, width_px) < 4:
+        raise InvalidInput(f"autoencoder wanted for {(channels, height, width_px)}; images must be at least 4x4")
     layers, window = [], (height, width_px)
     while min(window) > 4 or not layers:
         layers.append(Layer(width * min(2 ** len(layers), 8), 4, 2, 1))
         window = (window[0] // 2, window[1] // 2)
-    with seeds.initialisation(seed, "autoencoder") if seed is not None else nullcontext():
+    with seeds.initialisation(values.seed(seed), "autoencoder") if seed is not None else nullcontext():
         autoencoder = _mirrored(image_shape, (*layers, Layer(d_z, window, 1, 0)), latent)
     arguments = {"image_shape": [channels, height, width_px], "d_z": d_z, "width": width}
     autoencoder.spec = {"name": "fitting-autoencoder", "arguments": arguments | _stated(latent)}
@@ -226,8 +226,7 @@ def _stated(latent: Latent) -> dict[str, str]:
 
 def _mirrored(image_shape: ImageShape, layers: Sequence[Layer], latent: Latent) -> Autoencoder:
     """Convolution and ReLU for each layer, `latent` for the last; backwards the same, transposed, up to a sigmoid."""
-    if latent not in LATENTS:
-        raise InvalidInput(f"latent is {latent!r}; wanted {one_of(latent, LATENTS)}")
+    values.known("latent", latent, LATENTS)
     channels, *size = image_shape
     encoder: list[nn.Module] = []
     decoder: list[nn.Module] = []
@@ -261,7 +260,7 @@ def _last_layer(module: nn.Module) -> nn.Module | None:
 
 
 def _checked_shape(image_shape: Sequence[int]) -> ImageShape:
-    shape = tuple(image_shape)
+    shape = tuple(image_shape) if isinstance(image_shape, Iterable) else ()
     if len(shape) != 3 or not all(isinstance(extent, int) and extent >= 1 for extent in shape):
         raise InvalidInput(f"image_shape is {image_shape}; give three positive integers (c, h, w)")
     return shape

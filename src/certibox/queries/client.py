@@ -23,6 +23,7 @@ from certibox.queries.copying import require_picklable
 from certibox.queries.journal import Journal, inputs_digest
 from certibox.queries.ledger import Ledger
 from certibox.queries.meter import Meter
+from certibox.seeds.switches import as_found
 
 Entry = tuple[str, int, str, np.ndarray]
 
@@ -247,7 +248,7 @@ class QueryClient(Booked):
             NotDifferentiable: The box gives no gradients.
             BoxFailed: The box raised.
         """
-        with self._turns.lock:
+        with self._turns.lock, as_found():
             try:
                 outputs = differentiable(self.box)(x)
             except BaseException as error:
@@ -347,7 +348,9 @@ class QueryClient(Booked):
         n = len(batch)
         name = f"batch {self._meter.attempt(n)} ({n} image{'s' if n != 1 else ''})"
         try:
-            return self._checked(ask(self.box, batch), n, name)
+            with as_found():
+                answer = ask(self.box, batch)
+            return self._checked(answer, n, name)
         except BaseException as error:
             ours = in_our_words(error, name, n, self.queries)
             raise ours from (error if ours is not error else error.__cause__)

@@ -12,6 +12,7 @@ from torch import Tensor
 from certibox import seeds
 from certibox.errors import BoxChanged
 from certibox.queries.client import QueryClient
+from certibox.seeds.switches import settled
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def moved(then: np.ndarray, now: np.ndarray, kind: str, tolerance: float = 1e-3)
     )
 
 
+@settled()
 def canary_images(image_shape: tuple[int, int, int], count: int) -> Tensor:
     """Fixed images (count, c, h, w) on [0, 1], half of them white noise and half smooth, the same on every machine.
 

@@ -12,12 +12,14 @@ from torch import Tensor
 from certibox.defense.saved import Defense
 from certibox.errors import InvalidInput
 from certibox.queries.client import QueryClient
+from certibox.seeds.switches import settled
 
 THREATS = ("transfer", "adaptive")
 Model = Defense | QueryClient  # what is evaluated: a defense, or the bare box ("Standard")
 PerSample = Callable[[Tensor], Tensor]  # (b, c, h, w) -> (b,)
 
 
+@settled()
 def l2_pgd(
     loss: PerSample,
     x: Tensor,

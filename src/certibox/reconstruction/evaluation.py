@@ -16,9 +16,11 @@ from certibox.queries.client import QueryClient
 from certibox.reconstruction.attacks import Attack, Model, bare_client, mean_of_copies, noisy_copies
 from certibox.reconstruction.measurements import Measurement, measured
 from certibox.reconstruction.metrics import WINDOW, rmse, ssim
+from certibox.seeds.switches import settled
 from certibox.training.steps import Progress
 
 
+@settled()
 def defended_output(model: Model, x: Tensor, *, copies: int = 10, generators: Sequence[torch.Generator]) -> Tensor:
     """What a model answers to x: the mean of R(f)(x + δ) over copies of noise δ, b · copies queries.
 
@@ -59,6 +61,7 @@ class ReconstructionRow:
     """Seed of the noise and the attack."""
 
 
+@settled()
 def evaluate(
     model: Model,
     images: Images,
@@ -122,6 +125,7 @@ def evaluate(
     return rows
 
 
+@settled()
 def reconstruct(
     model: Model,
     images: Images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from certibox import networks, seeds
 from certibox.blackbox import differentiable
@@ -19,26 +21,28 @@ from certibox.data import Images, held_out
 from certibox.defense.pipeline import RobustPipeline
 from certibox.defense.saved import Defense
 from certibox.errors import InvalidInput, one_of
-from certibox.estimators import Guided, Orthogonal, Subset, estimator_record
+from certibox.estimators import estimator_record
 from certibox.networks import Autoencoder
+from certibox.networks.devices import usable_device
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
+from certibox.seeds.switches import settled
 from certibox.storage.files import read_json, write_json_atomic
 from certibox.storage.tensors import module_digest
+from certibox.training.checks import check_budget, check_kinds, check_pixels, check_schedule, check_step, check_white
 from certibox.training.loop import run
 from certibox.training.methods import METHODS
 from certibox.training.objective import Objective
 from certibox.training.run_directory import RunDirectory
 from certibox.training.schedules import Schedule, one_cycle
 from certibox.training.settings import SettingsKeywords, TrainingSettings, require_keywords, settings_from
-from certibox.training.stability import surviving_share
 from certibox.training.steps import Progress
 from certibox.training.supervised import pretrain_autoencoder
-from certibox.training.surrogate import PROBE_DIRECTIONS
 
 STAGE1_STEPS = 2000  # pre-training of an autoencoder that the user did not bring
 
 
+@settled()
 def train(
     client: QueryClient,
     images: Images,
@@ -104,19 +108,27 @@ def train(
     Raises:
         InvalidInput: A value is out of order, or a keyword is misspelt.
         NotDifferentiable: A first-order method met a box without gradients.
+        TrainingDiverged: Training left the finite numbers; what is not finite was never sent to the box.
+        ConfigMismatch: `out` holds a run of other settings, or of another model.
+        BoxChanged: The box does not answer as it did when the run in `out` began.
         BudgetExceeded: The budget of `client` is spent; the work so far is kept in `out`.
     """
-    if not isinstance(images, Images):
-        raise InvalidInput(f"images is {type(images).__name__}; wanted certibox.Images: see certibox.load_images")
-    s = _settings(settings, keywords)
-    if s.targets == "soft" and client.spec.outputs == "labels":
-        raise InvalidInput("targets are soft but the box answers with labels; wanted hard targets")
+    given = {"denoiser": denoiser, "autoencoder": autoencoder, "autoencoder_schedule": autoencoder_schedule}
+    given |= {"client": client, "images": images, "classifier": classifier, "fingerprint": fingerprint, "out": out}
+    check_kinds(given)
+    s, device = _settings(settings, keywords), usable_device(device)
+    check_pixels(client, images, s, validation)
+    shown, held = held_out(images, validation, s.seed)
+    check_schedule(s.schedule, len(shown))
     if METHODS[s.method].bottleneck and autoencoder is None:
         autoencoder, steps = _suitable(images, s.seed), max(1, s.schedule.steps_per_epoch(len(images)))
         stage1 = one_cycle(math.ceil(STAGE1_STEPS / steps), 3e-3, s.schedule.batch_size)
         autoencoder_schedule = autoencoder_schedule or stage1
     pipeline = _pipeline(s, client, images.shape, denoiser, autoencoder, classifier)
-    shown, held = held_out(images, validation, s.seed)
+    pipeline.to(device)
+    _require_parameters(Objective(s, client, pipeline, shown, held))
+    check_white(pipeline, shown, client.spec)
+    check_budget(client, s, shown, held, out)
     if pipeline.autoencoder is not None and autoencoder_schedule is not None:  # now that all else is known to fit
         place = Path(out) / "autoencoder" if out is not None else None
         pipeline.autoencoder = _stage_one(
@@ -124,10 +136,8 @@ def train(
         )
     pipeline.to(device)
     config = _config(s, client, pipeline, shown, held)
-    _check_step(pipeline, client, shown, s)
+    check_step(pipeline, client, shown, s)
     job = Objective(s, client, pipeline, shown, held)
-    if not job.parameters():
-        raise InvalidInput(f"{s.method} with scheme {s.scheme} has nothing to train; wanted a denoiser with parameters")
     directory = RunDirectory(out, config) if out is not None else None
     with client.phase(_phase(s)), _frozen(getattr(client.box, "module", None)):
         run(
@@ -141,11 +151,38 @@ def train(
             patience=s.patience,
             score_every=s.validate_every or 1,
             progress=progress,
+            recognise=job.recognise,
         )
     mark = _fingerprint(client, images.shape, directory) if fingerprint else None
     pipeline.eval().requires_grad_(False)
     facts = config if job.step_choice is None else config | {"step": job.step_choice}
-    return Defense(pipeline, client, s.method, s.sigma, images.shape, job.num_classes, facts, mark)
+    known = trained_on(shown, held)
+    return Defense(pipeline, client, s.method, s.sigma, images.shape, job.num_classes, facts, mark, known)
+
+
+def _require_parameters(job: Objective) -> None:
+    s = job.settings
+    if not job.parameters():
+        raise InvalidInput(f"{s.method} with scheme {s.scheme} has nothing to train; wanted a denoiser with parameters")
+
+
+def trained_on(*parts: Images) -> Tensor:
+    """The images that a defense has seen, training and validation images alike, as it keeps them.
+
+    Args:
+        *parts: Images of each part.
+
+    Returns:
+        Their digests (n,), sorted and each once: the first 8 bytes of SHA-256 over shape and pixels, as int64.
+    """
+    digests = [_digest(image) for part in parts for image in part.images]
+    return torch.tensor(sorted(set(digests)), dtype=torch.int64)
+
+
+def _digest(image: Tensor) -> int:
+    shape = np.array(image.shape, dtype="<i8").tobytes()
+    content = hashlib.sha256(shape + image.cpu().contiguous().numpy().tobytes()).digest()
+    return int.from_bytes(content[:8], "little", signed=True)
 
 
 def _settings(settings: TrainingSettings | None, keywords: SettingsKeywords) -> TrainingSettings:
@@ -233,6 +270,9 @@ def _pipeline(
             raise InvalidInput(
                 f"the autoencoder takes images {autoencoder.image_shape}, the data has {image_shape}; wanted the same"
             )
+        if autoencoder.d_z > math.prod(image_shape):
+            pixels = math.prod(image_shape)
+            raise InvalidInput(f"d_z is {autoencoder.d_z}, but an image has {pixels} numbers; wanted at most as many")
     if method.order == 0 and settings.estimator is not None:
         c, h, w = image_shape
         settings.estimator.cost(autoencoder.d_z if method.bottleneck and autoencoder else c * h * w)
@@ -284,27 +324,3 @@ def _frozen(module: nn.Module | None) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def _check_step(pipeline: RobustPipeline, client: QueryClient, images: Images, settings: TrainingSettings) -> None:
-    """Refuse a step that the box's declared grid would mostly erase."""
-    levels, estimator = client.spec.levels, settings.estimator
-    if METHODS[settings.method].order != 0 or levels is None or estimator is None:
-        return
-    inner = estimator.estimator if isinstance(estimator, Subset) else estimator
-    mu = getattr(inner, "mu", None)
-    if mu == "auto" or (isinstance(inner, Guided) and (inner.q == 0 or client.spec.outputs == "labels")):
-        return  # measured later, or never stepped
-    if isinstance(inner, Guided):
-        d = pipeline.autoencoder.d_z if pipeline.autoencoder else math.prod(images.shape)
-        inner = Orthogonal(min(PROBE_DIRECTIONS, d), inner.mu, inner.central)
-    x = images.floats(slice(0, 8))
-    noisy = x + settings.sigma * torch.randn(x.shape, generator=seeds.generator(settings.seed, "step"))
-    noisy = noisy.to(next(pipeline.parameters()).device)
-    directions = seeds.generator(settings.seed, "step directions", device=noisy.device)
-    share = surviving_share(pipeline, noisy, inner, levels, directions)
-    if share < 0.5:
-        raise InvalidInput(
-            f"mu = {mu} is too small for a box with {levels} grey levels: only {share:.0%} of the perturbed inputs "
-            "differ after rounding (measured without queries); wanted at least half: raise mu"
-        )

@@ -8,7 +8,6 @@ journal of the query client replaying the answers that were already paid for.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from certibox.errors import CertiboxError, InvalidInput
+from certibox.errors import InvalidInput
 from certibox.queries.client import QueryClient
 from certibox.queries.journal import Journal
 from certibox.queries.meter import Tally
+from certibox.seeds.switches import settled
 from certibox.storage.files import exclusive
 from certibox.storage.tensors import (
     Tensors,
@@ -32,6 +32,7 @@ from certibox.storage.tensors import (
     under,
     write_tensors,
 )
+from certibox.training.divergence import require_finite, require_sound, said_with
 from certibox.training.run_directory import RunDirectory
 from certibox.training.schedules import Phase, Schedule
 from certibox.training.steps import Progress, Step, steps
@@ -83,8 +84,11 @@ class Task:
     """Tensors that are fetched before the first step and kept with the checkpoint."""
     memory: Memory | None = None
     """Whatever else changes from step to step, such as a surrogate."""
+    remedy: str = "lower the learning rate"
+    """Words for what to do when training diverges."""
 
 
+@settled()
 def run(
     prepare: Callable[[dict[str, Tensor]], Task],
     images: int,
@@ -97,6 +101,7 @@ def run(
     patience: int | None = None,
     score_every: int = 1,
     progress: Progress | None = None,
+    recognise: Callable[[Tensors], None] | None = None,
 ) -> Task:
     """Train to the end of a schedule and leave the selected weights in the task's module.
 
@@ -112,6 +117,8 @@ def run(
         patience: Number of scores in a row, none better than the best before, after which training ends.
         score_every: Number of epochs of a phase between scores; its end is scored in any case.
         progress: Function of (steps done, steps in all, a text), called after every step.
+        recognise: Function that is given the constants of an earlier checkpoint before anything goes on from it, and
+            raises where the box is not the one that they came from.
     """
     if schedule.epochs and not schedule.steps_per_epoch(images):
         raise InvalidInput(f"there is {images} image to train on; wanted at least 2, for batch normalisation")
@@ -122,10 +129,12 @@ def run(
     if score_every < 1:
         raise InvalidInput(f"validate_every is {score_every}; wanted at least 1 epoch between validations")
     counting = client.counting() if client else nullcontext(Tally())
-    with counting as tally, exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
+    with exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
         tensors, state = _restore(directory)
+        if recognise and tensors["constants"]:
+            recognise(tensors["constants"])
         replaying = client.journal(directory.scope, state.journal) if client and directory else nullcontext()
-        with replaying as journal:
+        with counting as tally, replaying as journal:
             if journal:
                 journal.trim()  # in case the last run ended between its checkpoint and this
             task = prepare(tensors["constants"])
@@ -159,6 +168,7 @@ class _Loop:
             if task.memory:
                 task.memory.restore(tensors["memory"], state.notes)
         self._saved = 0  # answers delivered before the last save
+        self._kept = state.step  # step of the last checkpoint
 
     def go(self, images: int, seed: int, checkpoint_every: int, patience: int | None, score_every: int) -> None:
         if self.directory and not self.directory.checkpoint.exists():
@@ -184,7 +194,7 @@ class _Loop:
     def _begin(self, step: Step) -> None:
         """A fresh optimizer for a phase, or the one of the checkpoint in the middle of a phase."""
         if step.starts_phase and self.state.best is None and self.task.score and self.task.scored(step.phase):
-            self._select(self.task.score(), None)  # the start is a candidate too: training must not end below it
+            self._select(self._score(step), None)  # the start is a candidate too: training must not end below it
         parameters, decay = self.task.parameters, step.phase.weight_decay
         if step.phase.optimizer == "adam":
             self.optimizer = torch.optim.Adam(parameters, lr=step.lr, weight_decay=decay)
@@ -198,22 +208,20 @@ class _Loop:
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = step.lr
-        terms = self.task.terms(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        self.optimizer.step()
-        for name, value in terms.items():
-            self.state.sums[name] = self.state.sums.get(name, 0.0) + float(value.detach())
+        with said_with(step.number, self._advice):
+            terms = self.task.terms(step)
+            self.optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+            self.optimizer.step()
+            for name, value in terms.items():
+                self.state.sums[name] = self.state.sums.get(name, 0.0) + float(value.detach())
+            require_sound(self.state.sums["loss"], self.task.parameters)
         self.state.count, self.state.step = self.state.count + 1, step.number + 1
-        if not math.isfinite(self.state.sums["loss"]):
-            raise CertiboxError(
-                f"training diverged at step {step.number}: the loss is not finite; lower the learning rate or gamma"
-            )
 
     def _end_epoch(self, step: Step, due: bool) -> None:
         state = self.state
         means = {name: value / state.count for name, value in state.sums.items()}
-        score = self.task.score() if self.task.score and due and self.task.scored(step.phase) else None
+        score = self._score(step) if self.task.score and due and self.task.scored(step.phase) else None
         if score is not None:
             self._select(score, step.epoch)
         row = {"epoch": step.epoch, "step": state.step, "objective": step.phase.objective, "lr": step.lr, **means}
@@ -221,6 +229,20 @@ class _Loop:
         if self.directory:
             self.directory.append(row)
         state.sums, state.count = {}, 0
+
+    def _score(self, step: Step) -> float:
+        assert self.task.score is not None
+        with said_with(step.number, self._advice):
+            score = self.task.score()
+            require_finite(torch.tensor(score), "the validation score is")
+        return score
+
+    @property
+    def _advice(self) -> str:
+        """What to do after training has diverged."""
+        if self.directory is None:
+            return self.task.remedy
+        return f"{self.task.remedy}; the checkpoint of step {self._kept} is kept in {self.directory.path}"
 
     def _select(self, score: float, epoch: int | None) -> None:
         self.state.stale += 1
@@ -250,6 +272,7 @@ class _Loop:
         }
         flat = {key: value for prefix, part in parts.items() for key, value in prefixed(prefix, part).items()}
         write_tensors(self.directory.checkpoint, flat, vars(self.state))
+        self._kept = self.state.step
         if self.journal:
             self.journal.trim()  # only now: the checkpoint covers these answers
 

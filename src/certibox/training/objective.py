@@ -9,6 +9,7 @@ with squared norms summed over pixels. First order differentiates ℓ through th
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,22 +18,27 @@ import torch
 from torch import Tensor, nn
 
 from certibox import seeds
+from certibox.blackbox.base import is_told_apart
 from certibox.data import Images, augment
 from certibox.defense.pipeline import RobustPipeline
-from certibox.errors import CertiboxError
+from certibox.errors import BoxChanged
 from certibox.estimators import CGE, GradientEstimator, Guided, Subset, estimated_loss
 from certibox.estimators.step_size import choose_step, precision_is_safe
 from certibox.queries.client import QueryClient
+from certibox.queries.fingerprint import moved
 from certibox.training import losses
+from certibox.training.checks import labels_are_targets
+from certibox.training.divergence import require_finite
 from certibox.training.loop import Task
 from certibox.training.methods import METHODS, Method
 from certibox.training.schedules import Phase
 from certibox.training.settings import TrainingSettings
-from certibox.training.stability import StabilityObjective, tf32_is_on
+from certibox.training.stability import SENT, StabilityObjective, tf32_is_on
 from certibox.training.steps import Step
 from certibox.training.surrogate import BATCH, GuidedStability, Surrogate, probe, resolved, surrogate_for
 
 DISTILL_PASSES = 3  # over what the surrogate knows before its gradient is first used
+CANARIES = 8  # answers to training images by which a resumed run recognises a box without a name
 VALIDATION_BATCH = 128  # validation noise is drawn in batches of this size, whatever the box takes at a time
 
 
@@ -68,10 +74,42 @@ class Objective:
             constants = {"shown": shown, "held": held}
             if isinstance(self.settings.estimator, Guided) and self.method.order == 0:
                 constants["answers"] = answers
+            if self._may_change:
+                constants["canaries"] = answers[:CANARIES].clone()
             constants["num_classes"] = torch.tensor(self._count_classes())
         self.constants = constants
         self.num_classes = int(constants["num_classes"]) or None if constants else self.client.spec.num_classes
-        return Task(self.pipeline, self.parameters(), self.terms, self.score, self._scored, constants, self)
+        remedy = "lower the learning rate or gamma" if self.settings.stability_weight else "lower the learning rate"
+        return Task(self.pipeline, self.parameters(), self.terms, self.score, self._scored, constants, self, remedy)
+
+    @property
+    def _may_change(self) -> bool:
+        """Whether only answers can tell the box from another, and the run has some."""
+        asks = self.method.order is not None and not labels_are_targets(self.settings, self.shown)
+        return asks and not is_told_apart(self.client.box)
+
+    def recognise(self, constants: dict[str, Tensor]) -> None:
+        """Ask a box that nothing else tells apart about images whose answers the run has paid for: is it the same?
+
+        Args:
+            constants: Constants of the checkpoint that the run goes on from.
+
+        Raises:
+            BoxChanged: The box answers otherwise.
+        """
+        if not self._may_change:
+            return
+        if (then := constants.get("canaries")) is None:
+            warnings.warn(
+                f"nothing tells box {self.client.spec.name} from another, and this run began before answers were kept "
+                "to recognise it by: give the model a name",
+                stacklevel=2,
+            )
+            return
+        with self.client.phase("canaries"), torch.inference_mode():
+            now = self.client(self.shown.floats(slice(0, len(then))))
+        if reason := moved(then.cpu().numpy(), now.cpu().numpy(), self.client.spec.outputs):
+            raise BoxChanged(f"the model has changed since this run began: {reason}; use another out, or that model")
 
     def keep(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What was learned of the box beside the weights: the surrogate, if there is one, and the measured step."""
@@ -101,10 +139,7 @@ class Objective:
         if self.method.order is None:
             return terms | {"loss": loss}
         z = self.pipeline.embed(denoised)
-        if not torch.isfinite(z).all():  # before the box is asked, and blamed, for it
-            raise CertiboxError(
-                f"training diverged at step {step.number}: the embedding is not finite; lower lr or gamma"
-            )
+        require_finite(z.detach(), "the embedding is")  # before the box is asked, and blamed, for it
         if s.reconstruction_weight:
             terms["reconstruction"] = squared_error(self.pipeline.images(z, x.shape[1:]), x)
             loss = loss + s.reconstruction_weight * terms["reconstruction"]
@@ -156,6 +191,7 @@ class Objective:
         loss = losses.LOSSES[self.client.spec.outputs]
         if self.method.order == 1:
             images = self.pipeline.images(z, image_shape)
+            require_finite(images.detach(), SENT)
             if self.pipeline.classifier is not None:
                 return loss(self.pipeline.classifier(self.client.spec.prepare(images)), target), {}
             return loss(self.client.white(images), target), {}
@@ -255,6 +291,7 @@ class Objective:
                 x, noisy = self._noisy(self.shown.floats(index), generator)
                 z = self.pipeline.embed(self.pipeline.denoise(noisy))
                 images = noisy if sees_images and number % 3 == 0 else self.pipeline.images(z, x.shape[1:])
+                require_finite(images, SENT)
                 surrogate.memory.add(images if sees_images else z, self.client(images))
         self._train_mode()
         if len(surrogate.memory):
@@ -268,13 +305,14 @@ class Objective:
     def _outputs(self, x: Tensor) -> Tensor:
         """Answers of the robustified model while it trains; passes of a white box are not queries."""
         images = self.pipeline(x)
+        require_finite(images, SENT)
         if self.pipeline.classifier is not None:
             return self.pipeline.classifier(self.client.spec.prepare(images))
         return self.client.white(images) if self.method.order == 1 else self.client(images)
 
     def _clean(self, images: Images) -> tuple[Tensor, Tensor]:
         """Targets of clean images and the box's own answers; for RS, labels where there are some are both."""
-        if self.settings.method == "RS" and images.labels is not None:
+        if images.labels is not None and labels_are_targets(self.settings, images):
             return images.labels, images.labels
         batches = torch.arange(len(images)).split(self.client.batch_size)
         with torch.inference_mode():

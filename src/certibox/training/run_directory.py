@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from certibox.errors import ConfigMismatch
 from certibox.storage.files import read_json, write_json_atomic
 from certibox.storage.settings import digest, require_same
+
+SHOWN = 12  # characters of a model's identity in a message
 
 
 class RunDirectory:
@@ -23,7 +26,9 @@ class RunDirectory:
         )
         plain = json.loads(json.dumps(config))
         if self._config.exists():
-            require_same(read_json(self._config), plain, str(self.path))
+            there = read_json(self._config)
+            _require_same_model(there, plain, self.path)
+            require_same(there, plain, str(self.path))
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json_atomic(self._config, plain)
@@ -55,6 +60,17 @@ class RunDirectory:
     def offset(self) -> int:
         """Bytes of rows so far."""
         return self._rows.stat().st_size if self._rows.exists() else 0
+
+
+def _require_same_model(there: dict[str, Any], here: dict[str, Any], place: Path) -> None:
+    """Refuse, in words, to go on with another model: its digests alone would not say what has happened."""
+    identities = [(config.get("box") or {}).get("identity") for config in (there, here)]
+    if identities[0] != identities[1]:
+        was, now = (str(identity)[:SHOWN] for identity in identities)
+        raise ConfigMismatch(
+            f"{place}: the model has changed since this run began: its identity was {was} and is {now}; "
+            "use another out, or that model"
+        )
 
 
 def _summary_writer(directory: Path) -> Any:

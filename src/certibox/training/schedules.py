@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from certibox.errors import InvalidInput, one_of
+from certibox.errors import InvalidInput
+from certibox.storage import values
 
 OPTIMIZERS, OBJECTIVES, SHAPES = ("adam", "sgd"), ("full", "denoise"), ("step", "one-cycle")
+MOST_EPOCHS = 10**6
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,18 @@ class Phase:
     """Weight decay of the optimizer."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or not self.lr > 0:
-            raise InvalidInput(f"a phase has {self.epochs} epochs at lr {self.lr}; wanted epochs >= 0 and lr > 0")
-        if self.decay_every is not None and self.decay_every < 1:
-            raise InvalidInput(f"decay_every is {self.decay_every}; wanted at least 1, or None for a constant rate")
-        for name, known in (("optimizer", OPTIMIZERS), ("objective", OBJECTIVES), ("shape", SHAPES)):
-            if getattr(self, name) not in known:
-                came = getattr(self, name)
-                raise InvalidInput(f"{name} is {came!r}; wanted {one_of(came, known)}")
+        values.settle(
+            self,
+            epochs=values.whole("epochs", self.epochs, 0, MOST_EPOCHS, "a whole number of epochs, at least 0"),
+            lr=values.number("lr", self.lr, "a learning rate above 0, such as 0.001", low=0, above=True),
+            decay=values.number("decay", self.decay, "a factor above 0, such as 0.1", low=0, above=True),
+            weight_decay=values.number("weight_decay", self.weight_decay, "a finite number, at least 0", low=0),
+        )
+        if self.decay_every is not None:
+            wanted = "at least 1, or None for a constant rate"
+            values.settle(self, decay_every=values.whole("decay_every", self.decay_every, 1, wanted=wanted))
+        for name, table in (("optimizer", OPTIMIZERS), ("objective", OBJECTIVES), ("shape", SHAPES)):
+            values.known(name, getattr(self, name), table)
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate at a step of this phase.
@@ -69,7 +76,7 @@ class Schedule:
     """How long, how fast and towards what a network trains.
 
     Raises:
-        InvalidInput: A step would hold fewer than two images.
+        InvalidInput: A step would hold fewer than two images, or a phase is something else.
     """
 
     phases: tuple[Phase, ...]
@@ -78,8 +85,11 @@ class Schedule:
     """Number of images a step, at least 2."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise InvalidInput(f"batch_size is {self.batch_size}; wanted at least 2, for batch normalisation")
+        phases = tuple(self.phases) if isinstance(self.phases, Iterable) else (self.phases,)
+        if not all(isinstance(phase, Phase) for phase in phases):
+            raise InvalidInput(f"phases is {values.shown(self.phases)}; wanted a tuple of Phase, see one_cycle")
+        wanted = "a whole number, at least 2, for batch normalisation"
+        values.settle(self, phases=phases, batch_size=values.whole("batch_size", self.batch_size, 2, wanted=wanted))
 
     def steps_per_epoch(self, images: int) -> int:
         """Number of steps in a pass over the images; a last batch of one image joins no step.
@@ -131,6 +141,7 @@ def one_cycle(epochs: int, lr: float = 1e-3, batch_size: int = 64, denoise_epoch
         batch_size: Number of images a step.
         denoise_epochs: Number of epochs on denoising alone, before the others.
     """
+    values.whole("denoise_epochs", denoise_epochs, 0, MOST_EPOCHS, "a whole number of epochs, at least 0")
     warm = (Phase(denoise_epochs, lr, objective="denoise", shape="one-cycle"),) if denoise_epochs else ()
     return Schedule((*warm, Phase(epochs, lr, shape="one-cycle")), batch_size)
 

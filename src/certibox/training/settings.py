@@ -7,12 +7,16 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from certibox.data import AUGMENTATIONS
-from certibox.errors import InvalidInput, did_you_mean, one_of
+from certibox.errors import InvalidInput, did_you_mean
 from certibox.estimators import GradientEstimator, estimator_record, require_estimator
+from certibox.storage import values
 from certibox.training.methods import METHODS, SCHEMES, Scheme
 from certibox.training.schedules import Schedule
 
 TARGETS = ("hard", "soft")
+NAMES = {"method": METHODS, "scheme": SCHEMES, "targets": TARGETS, "augmentation": AUGMENTATIONS}
+COUNTS = {"validation_votes": "vote an image", "patience": "validation", "validate_every": "epoch"}
+LEAST_SIGMA = 1e-6  # noise below it is lost when it is added to pixels in float32
 
 
 class SettingsKeywords(TypedDict, total=False):
@@ -77,37 +81,27 @@ class TrainingSettings:
     """Number of validations in a row without a better score after which training stops; by default it never does."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InvalidInput(f"method is {self.method!r}; wanted {one_of(self.method, METHODS)}")
-        for name, known in (("scheme", SCHEMES), ("targets", TARGETS), ("augmentation", AUGMENTATIONS)):
-            if getattr(self, name) not in known:
-                came = getattr(self, name)
-                raise InvalidInput(f"{name} is {came!r}; wanted {one_of(came, known)}")
+        for name, table in NAMES.items():
+            values.known(name, getattr(self, name), table)
         if not isinstance(self.schedule, Schedule):
             raise InvalidInput(
-                f"schedule is {self.schedule!r}; wanted a Schedule such as certibox.one_cycle(epochs=10)"
+                f"schedule is {values.shown(self.schedule)}; wanted a Schedule such as certibox.one_cycle(epochs=10)"
             )
         self._check_numbers()
         self._check_method()
 
     def _check_numbers(self) -> None:
-        if not 0 < self.sigma < float("inf"):
-            raise InvalidInput(
-                f"sigma is {self.sigma}; wanted a positive standard deviation in pixels on [0, 1], such as 0.25"
-            )
-        weights = (self.gamma, self.denoise_weight, self.reconstruction_weight)
-        if not all(0 <= weight < float("inf") for weight in weights if weight is not None):
-            raise InvalidInput(
-                f"gamma, denoise_weight and reconstruction_weight are {weights}; wanted finite weights >= 0"
-            )
-        for name, unit in (
-            ("validation_votes", "vote an image"),
-            ("patience", "validation"),
-            ("validate_every", "epoch"),
-        ):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise InvalidInput(f"{name} is {given}; wanted at least 1 {unit}")
+        wanted = f"a standard deviation in pixels on [0, 1], at least {LEAST_SIGMA:g}, such as 0.25"
+        settled: dict[str, Any] = {"sigma": values.number("sigma", self.sigma, wanted, low=LEAST_SIGMA)}
+        settled["seed"] = values.seed(self.seed)
+        for name in ("gamma", "denoise_weight", "reconstruction_weight"):
+            if (weight := getattr(self, name)) is not None:
+                settled[name] = values.number(name, weight, "a finite weight, at least 0", low=0)
+        for name, unit in COUNTS.items():
+            if (given := getattr(self, name)) is not None:
+                settled[name] = values.whole(name, given, 1, wanted=f"a whole number, at least 1 {unit}")
+        values.yes_or_no("skip_dead", self.skip_dead)
+        values.settle(self, **settled)
 
     def _check_method(self) -> None:
         """What a method wants, and what it cannot have."""

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certibox.blackbox.switches import Switch
 from certibox.defense.pipeline import RobustPipeline
 from certibox.estimators import GradientEstimator
 from certibox.networks.autoencoder import evaluating
 from certibox.queries.client import QueryClient
+from certibox.seeds.switches import Switch
+from certibox.training.divergence import require_finite
 from certibox.training.losses import Loss
 
 Listener = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+SENT = "an image for the box is"  # in the message of an image that is not finite, and so is not sent
 _TF32 = Switch()
 
 
@@ -58,6 +60,7 @@ class StabilityObjective:
             for low in range(0, len(wanted), self.client.batch_size):
                 chosen = wanted[low : low + self.client.batch_size]
                 owners, images = owner[low : low + len(chosen)], self.pipeline.images(flat[chosen], self.image_shape)
+                require_finite(images, SENT)
                 outputs = self.client(images)
                 losses[chosen] = self.loss(outputs, self.target[owners]).to(losses.dtype)
                 if listener:

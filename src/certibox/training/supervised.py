@@ -14,9 +14,12 @@ from torch.nn import functional as F
 
 from certibox import seeds
 from certibox.blackbox import BoxSpec
-from certibox.data import Images, augment, held_out, mean_over
+from certibox.data import AUGMENTATIONS, Images, augment, held_out, mean_over
 from certibox.errors import InvalidInput
 from certibox.networks import Autoencoder
+from certibox.networks.devices import usable_device
+from certibox.seeds.switches import settled
+from certibox.storage import values
 from certibox.storage.tensors import module_digest
 from certibox.training.loop import Task, run
 from certibox.training.run_directory import RunDirectory
@@ -27,6 +30,7 @@ _M = TypeVar("_M", bound=nn.Module)
 Loss = Callable[[Tensor, Images, Tensor], Tensor]  # x (b, c, h, w), the images it comes from, their places (b,) -> (b,)
 
 
+@settled()
 def fit(
     network: _M,
     images: Images,
@@ -55,7 +59,15 @@ def fit(
         out: Directory for checkpoints and rows; a run that it already holds is resumed.
         device: Device that trains.
         progress: Function of (steps done, steps in all, a text), called after every step.
+
+    Raises:
+        InvalidInput: A value is out of order, or this machine has no such device.
+        TrainingDiverged: A loss, a gradient or a weight is no longer finite.
     """
+    device, seed = usable_device(device), values.seed(seed)
+    values.known("augmentation", augmentation, AUGMENTATIONS)
+    if not isinstance(schedule, Schedule):
+        raise InvalidInput(f"schedule is {values.shown(schedule)}; wanted a Schedule, see certibox.one_cycle")
     shown, held = held_out(images, validation, seed)
     network.to(device=device, memory_format=torch.channels_last).requires_grad_(True)  # pyright: ignore
     config = {"schedule": asdict(schedule), "seed": seed, "augmentation": augmentation, **(facts or {})}
@@ -77,6 +89,7 @@ def fit(
     return network.eval().requires_grad_(False)
 
 
+@settled()
 def pretrain_autoencoder(
     images: Images,
     autoencoder: Autoencoder,
@@ -104,7 +117,20 @@ def pretrain_autoencoder(
 
     Returns:
         The weights of the epoch with the least mean squared error on the validation images.
+
+    Raises:
+        InvalidInput: A value is out of order, or this machine has no such device.
+        TrainingDiverged: A loss, a gradient or a weight is no longer finite.
     """
+    if not isinstance(images, Images):
+        raise InvalidInput(f"images is {type(images).__name__}; wanted certibox.Images: see certibox.load_images")
+    if not isinstance(autoencoder, Autoencoder):
+        came = type(autoencoder).__name__
+        raise InvalidInput(f"autoencoder is {came}; wanted one such as certibox.fitting_autoencoder(...)")
+    if autoencoder.image_shape != images.shape:
+        raise InvalidInput(
+            f"the autoencoder takes images {autoencoder.image_shape}, the data has {images.shape}; wanted the same"
+        )
     trained = copy.deepcopy(autoencoder)
 
     def error(x: Tensor, _images: Images, _index: Tensor) -> Tensor:
@@ -124,6 +150,7 @@ def pretrain_autoencoder(
     )
 
 
+@settled()
 def train_classifier(
     images: Images,
     network: nn.Module,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
+from certibox import seeds
 from certibox.blackbox import as_blackbox
-from certibox.blackbox.switches import Switch
+from certibox.seeds.switches import Switch, as_found, settled
 
 
 class Setting:
@@ -161,3 +162,78 @@ def test_estimators_asked_at_once_leave_the_threads_of_blas_as_they_were() -> No
         assert blas_threads() == before
     in_a_thread_that_ends(lambda: threadpool_limits(original[0], user_api="blas"))
     assert seen == [[1] * len(before)] * 3
+
+
+@pytest.fixture
+def unusual() -> Iterator[None]:
+    """A process whose model file has set all that it can."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
+def set_now() -> tuple[object, ...]:
+    new = torch.zeros(1)
+    off = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    return new.dtype, new.device.type, torch.is_grad_enabled(), *off
+
+
+FRESH = (torch.float32, "cpu", True, False, False)
+
+
+@pytest.mark.usefixtures("unusual")
+def test_inside_settled_a_process_is_as_fresh_and_outside_as_it_was() -> None:
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        before = set_now()
+        assert before == (torch.float64, "meta", False, True, True)
+        with settled():
+            assert set_now() == FRESH
+            with settled():
+                assert set_now() == FRESH
+            assert set_now() == FRESH
+        assert set_now() == before
+        with pytest.raises(ZeroDivisionError), settled():
+            raise ZeroDivisionError
+        assert set_now() == before
+
+
+@pytest.mark.usefixtures("unusual")
+def test_a_box_finds_the_type_and_the_device_that_it_has_set() -> None:
+    with as_found():  # outside, nothing is changed
+        assert set_now()[:2] == (torch.float64, "meta")
+    with settled(), settled():
+        with as_found():
+            assert set_now()[:2] == (torch.float64, "meta")
+            with settled():
+                assert set_now() == FRESH
+            assert set_now()[:2] == (torch.float64, "meta")
+        assert set_now() == FRESH
+    assert set_now()[:2] == (torch.float64, "meta")
+
+
+@pytest.mark.usefixtures("unusual")
+def test_threads_that_meet_inside_leave_the_type_as_it_was() -> None:
+    first, second = settled(), settled()
+    with ThreadPoolExecutor(1) as pool:
+        first.__enter__()
+        pool.submit(second.__enter__).result()
+        first.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float32  # the other is still inside
+        pool.submit(second.__exit__, None, None, None).result()
+    assert torch.get_default_dtype() == torch.float64
+
+
+def test_fresh_weights_do_not_depend_on_what_is_set(unusual: None) -> None:
+    del unusual
+    with seeds.initialisation(3, "layer"):
+        drawn = torch.nn.Linear(4, 3).weight
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+    with seeds.initialisation(3, "layer"):
+        assert torch.equal(torch.nn.Linear(4, 3).weight, drawn)

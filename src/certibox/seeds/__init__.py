@@ -11,16 +11,10 @@ import numpy as np
 import torch
 
 from certibox.errors import CertiboxError
+from certibox.seeds.switches import settled
 
 _WORDS = slice(24, 24 + 624 * 8)  # bytes of a CPU generator's state: 624 words of 32 bits, each in 64
-_BEFORE = (
-    5489,
-    0,
-    1,
-    1,
-    0,
-    0,
-)  # the seed in 64 bits; draws left before new words are made; whether seeded; the next word
+_BEFORE = (5489, 0, 1, 1, 0, 0)  # the seed in 64 bits; draws left before new words are made; whether seeded; next word
 
 
 def derive(seed: int, *path: int | str) -> int:
@@ -93,6 +87,6 @@ def initialisation(seed: int, *path: int | str) -> Iterator[None]:
         seed: Seed of all streams.
         *path: Names and numbers that lead to the stream.
     """
-    with torch.random.fork_rng(devices=[]):
+    with settled(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, *path))
         yield
