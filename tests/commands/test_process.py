@@ -15,7 +15,16 @@ import pytest
 from certibox.records.certificates import read_rows
 from command_line import certify
 
-START = "import sys; from certibox.cli import main; print('here', flush=True); sys.exit(main())"
+# Where tests run in the background, Ctrl-C is ignored, and certibox lets it be.
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from certibox.commands import process
+process.prepare("certify")
+from certibox.cli import main
+print("here", flush=True)
+sys.exit(main())
+"""
 SLOW = "import time, box\ntime.sleep(0.2)\ndef f(x):\n    time.sleep(0.05)\n    return box.logits(x)\n"
 
 

@@ -25,6 +25,7 @@ from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.confidence.gaussian import Gaussian, NoiseLaw
 from certibox.confidence.stopping import Decision, StoppingRule, asked, decided
 from certibox.errors import InvalidInput
+from certibox.seeds.switches import settled
 
 
 class VoteJournal(Protocol):
@@ -119,6 +120,7 @@ class SmoothedClassifier:
     def __repr__(self) -> str:
         return f"SmoothedClassifier({self._voter.called}, num_classes={self.num_classes}, sigma={self.sigma})"
 
+    @settled()
     def certify(
         self,
         x: Tensor | np.ndarray,
@@ -175,6 +177,7 @@ class SmoothedClassifier:
                 return certify(images, journal=journal)
             return [certify(image, journal=None) for image in images]
 
+    @settled()
     def predict(
         self,
         x: Tensor | np.ndarray,

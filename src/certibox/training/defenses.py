@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -173,16 +171,9 @@ def trained_on(*parts: Images) -> Tensor:
         *parts: Images of each part.
 
     Returns:
-        Their digests (n,), sorted and each once: the first 8 bytes of SHA-256 over shape and pixels, as int64.
+        Their digests (n,), sorted and each once, see `Images.digests`.
     """
-    digests = [_digest(image) for part in parts for image in part.images]
-    return torch.tensor(sorted(set(digests)), dtype=torch.int64)
-
-
-def _digest(image: Tensor) -> int:
-    shape = np.array(image.shape, dtype="<i8").tobytes()
-    content = hashlib.sha256(shape + image.cpu().contiguous().numpy().tobytes()).digest()
-    return int.from_bytes(content[:8], "little", signed=True)
+    return torch.cat([part.digests for part in parts]).unique(sorted=True)
 
 
 def _settings(settings: TrainingSettings | None, keywords: SettingsKeywords) -> TrainingSettings:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from certibox.errors import ConfigMismatch
-from certibox.storage.files import read_json, write_json_atomic
+from certibox.storage.files import append_text, read_json, write_json_atomic
 from certibox.storage.settings import digest, require_same
 
 SHOWN = 12  # characters of a model's identity in a message
@@ -43,8 +43,7 @@ class RunDirectory:
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row and flush it."""
-        with self._rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_text(self._rows, json.dumps(row) + "\n")
         if self._board:
             for name, value in row.items():
                 if isinstance(value, float):
