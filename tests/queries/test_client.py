@@ -418,7 +418,7 @@ def test_a_batch_that_the_box_says_it_did_not_answer_is_given_back(keeps: bool, 
 def test_what_the_declaration_refuses_is_not_attempted() -> None:
     estimator = LogisticRegression().fit(np.eye(4), range(4))
     client = QueryClient(as_blackbox(estimator, "probabilities"), budget=20)
-    with pytest.raises(InvalidImages, match="9 numbers|9 pixels|shape"):
+    with pytest.raises(InvalidImages, match=r"\b9\b"):
         client(torch.rand(2, 1, 3, 3))
     assert (client.attempts, client.lost, client.left) == (0, 0, 20)
 
