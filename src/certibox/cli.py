@@ -167,7 +167,8 @@ def _name(words: list[str]) -> tuple[str, list[str]]:
 
 def _run(name: str, arguments: list[str], whole: bool) -> int:
     """The command `name`, its errors as messages and exit statuses."""
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # its errors arrive as ours, in one line
+    for library in ("DATASETS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "critical")  # their errors arrive as ours, in one line
     os.environ.update(WAITING | {key: os.environ[key] for key in WAITING if key in os.environ})
     kind = None
     try:

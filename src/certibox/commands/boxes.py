@@ -96,6 +96,10 @@ class BoxOptions:
             if not isinstance(getattr(model, "spec", None), BoxSpec):  # else it is a box, with a name of its own
                 declared |= {"identity": identity, "name": self.model if self.name is None else self.name}
             return as_blackbox(model, outputs=self.outputs, **declared)
+        except InvalidInput as error:
+            if str(error).startswith("model is "):  # an object, which its user knows by this name
+                raise InvalidInput(f"{self.model}: {error}") from error
+            raise
         except (CertiboxError, KeyboardInterrupt):
             raise
         except BaseException as error:
