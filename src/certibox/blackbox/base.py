@@ -291,6 +291,8 @@ def differentiable(box: BlackBox) -> Callable[[Tensor], Tensor]:
         reason = "answers with labels"
     elif box.spec.levels is not None:
         reason = f"rounds its input to {box.spec.levels} levels, so that they are zero"
+    elif getattr(box, "is_quantised", False):
+        reason = "computes in whole numbers, which have none"
     elif (function := getattr(box, "differentiable", None)) is None:
         reason = "gives none"
     else:
