@@ -241,6 +241,7 @@ BUILDERS: dict[str, Callable[[Path], Source]] = {
     "list of images": lambda root: Source([Image.fromarray(pixels(i)) for i in range(COUNT)]),
     "map-style data set": lambda root: Source(MapStyle()),
     "`TensorDataset`": _tensors,
+    "`Images`": lambda root: Source(load_images((stack(), LABELS))),
     "binary files of STL-10": _stl10,
     "data frame of pandas": _frame,
 }
@@ -358,6 +359,7 @@ CELLS: dict[str, Sequence[str]] = {
     "list of images": ("none", "none", "none", *_MEMORY),
     "map-style data set": ("yes", "none", "none", *_MEMORY),
     "`TensorDataset`": ("yes", "none", "none", *_MEMORY),
+    "`Images`": ("yes", "none", "none", *_MEMORY),
     "binary files of STL-10": ("yes", "yes", "none", "yes", _OWN, "yes", _NO_COLUMNS),
     "data frame of pandas": ("no: reshape its `.to_numpy()`",) * 7,
 }

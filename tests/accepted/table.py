@@ -38,4 +38,4 @@ class Table:
     @property
     def markdown(self) -> str:
         lines = [[self.corner, *self.columns], *([row, *cells] for row, cells in self.cells.items())]
-        return markdown(lines)
+        return markdown(lines, left=range(len(lines[0])))
