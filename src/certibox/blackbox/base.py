@@ -187,7 +187,7 @@ class BoxSpec:
         """Pixels as the model wants them: clip, round, map to the range, normalise. (n, c, h, w) -> (n, c, h, w)
 
         Args:
-            x: Images (n, c, h, w), floats on [0, 1].
+            x: Images (n, c, h, w), floats, on [0, 1] where they are clean.
 
         Returns:
             Images of the same dtype on the same device; x itself where nothing is declared.
@@ -270,7 +270,7 @@ class BlackBox(Protocol):
         """Answers to images, on their device and without gradients.
 
         Args:
-            x: Images (n, c, h, w), float pixels on [0, 1], at most `spec.max_batch` of them.
+            x: Images (n, c, h, w), float pixels, on [0, 1] where they are clean; at most `spec.max_batch`.
 
         Returns:
             Logits or probabilities (n, K) of floats, labels (n,) of int64, or values (n, ...) of floats.
