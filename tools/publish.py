@@ -19,7 +19,8 @@ from typing import Any
 from certibox.report import markdown
 from certibox.storage.files import read_json
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("studies", "tests")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import accepted
 import families
 import gradient_quality
