@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from accepted.linear import SHAPE, some_images
-from accepted.models import network
+from accepted.models import network, quantised
 from accepted.table import Table
 from certibox import QueryClient
 from certibox.blackbox import BoxSpec, as_blackbox
@@ -36,6 +36,10 @@ def _module(folder: Path, numbers: bool, code: bool) -> tuple[Any, dict[str, Any
 
 def _scripted(folder: Path, numbers: bool, code: bool) -> tuple[Any, dict[str, Any]]:
     return torch.jit.script(_module(folder, numbers, code)[0]), {}
+
+
+def _quantised(folder: Path, numbers: bool, code: bool) -> tuple[Any, dict[str, Any]]:
+    return torch.jit.script(quantised(_module(folder, numbers, code)[0])), {}
 
 
 def _exported(folder: Path, numbers: bool, code: bool) -> tuple[Any, dict[str, Any]]:
@@ -134,6 +138,7 @@ class Protocol:
 BUILDERS: dict[str, Build] = {
     "torch module": _module,
     "scripted module": _scripted,
+    "scripted module, quantised to int8": _quantised,
     "exported program": _exported,
     "forest of scikit-learn": _forest,
     "pipeline of scikit-learn": _pipeline,
@@ -185,6 +190,7 @@ _PINNED = ("same", "another", "another")
 CELLS = dict.fromkeys(BUILDERS, (*_PINNED, _CLIPPED)) | {
     "torch module": (*_PINNED, _SEEN),
     "scripted module": (*_PINNED, _SEEN),
+    "scripted module, quantised to int8": (*_PINNED, _SEEN),
     "exported program": (*_PINNED, _SEEN),
     "function in Python": (*(_UNKNOWN,) * 3, _CLIPPED),
     "function in Python with a `name`": ("same", "another, where the name is", "another, where the name is", _CLIPPED),

@@ -99,7 +99,7 @@ def _traced(module: nn.Module) -> Any:
     return torch.jit.trace(module.eval(), torch.zeros(4, *SHAPE), strict=False)
 
 
-def _quantised(module: nn.Module) -> nn.Module:
+def quantised(module: nn.Module) -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, torch.qint8)
 
 
@@ -242,7 +242,10 @@ BUILDERS: dict[str, tuple[Callable[[Part, Path], Made], ...]] = {
     "scripted module": (_torch(torch.jit.script),),
     "traced module": (_torch(_traced),),
     "exported program": (_torch(_exported),),
-    "module quantised to int8": (_torch(_quantised, error=0.1),),
+    "module quantised to int8": tuple(
+        _torch(lambda module, wrap=wrap: wrap(quantised(module)), error=0.1)
+        for wrap in (nn.Sequential, torch.jit.script, _traced)
+    ),
     "function on numpy": (_plain(on_numpy),),
     "function with torch inside": (_plain(_on_torch),),
     "callable object, bound method": (_plain(Callables), _plain(lambda part: Callables(part).classify)),
@@ -303,7 +306,7 @@ CELLS = {
     "object of the box protocol": (*_YES, *("no: makes two columns itself",) * 2, "no: chooses itself", "yes"),
 }
 REASONS = {
-    "whole numbers": r"box Sequential computes in whole numbers, which have none; use a zeroth-order method",
+    "whole numbers": r"box \w+ computes in whole numbers, which have none; use a zeroth-order method",
     "has none": r"first-order method needs gradients; box .* gives none; use a zeroth-order method",
     "classifies": r"outputs is 'values'; this \w+ offers logits, probabilities, labels",
     "has no classes": r"outputs is '\w+'; this LinearRegression offers values",

@@ -125,6 +125,8 @@ def _reference(module: nn.Module) -> Tensor | None:
 
 def _is_quantised(module: nn.Module) -> bool:
     """Whether a module is quantised: its numbers are whole, and what it takes is single precision."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "quantized::" in str(getattr(module, "inlined_graph", ""))  # none of a part without a forward
     return "quantized" in type(module).__module__
 
 
