@@ -135,7 +135,8 @@ def _certify(place: Path) -> None:
     """One certified run, in `done`."""
     from certibox.cli import main
 
-    line = "certify --model box.py:logits --outputs logits --data images.npz --sigma 0.3 --n 300 --limit 3 --num-classes 3 --out done"
+    box = "--model box.py:logits --outputs logits --num-classes 3 --data images.npz"
+    line = f"certify {box} --sigma 0.3 --n 300 --limit 3 --out done"
     here, path = os.getcwd(), list(sys.path)
     os.chdir(place)
     try:

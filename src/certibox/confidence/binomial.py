@@ -13,7 +13,6 @@ from scipy.stats import beta, binomtest
 
 from certibox.errors import InvalidInput
 
-
 SMALLEST_ALPHA = 1e-290
 
 
