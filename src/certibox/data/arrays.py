@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from certibox.data.images import Images
+from certibox.data.images import MOST_CLASSES, Images, too_many_classes
 from certibox.errors import InvalidImages
 
 _AT_ONCE = 64  # images; 38 MB of floats at 224×224×3
@@ -127,7 +127,10 @@ def integer_labels(labels: ArrayLike | Tensor, name: str) -> Tensor:
     array = _as_numpy(labels, name)
     if array.dtype.kind not in "ui":
         raise InvalidImages(f"{name}: labels are {array.dtype}, wanted integers 0, 1, …; encode them first")
-    return torch.from_numpy(array.astype(np.int64))
+    if array.size and int(array.max()) >= MOST_CLASSES:
+        raise too_many_classes(int(array.max()), name)
+    column = array.ndim == 2 and array.shape[1] == 1  # as many data sets have them
+    return torch.from_numpy((array[:, 0] if column else array).astype(np.int64))
 
 
 def one_line(error: Exception) -> str:
