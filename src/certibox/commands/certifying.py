@@ -210,7 +210,7 @@ def _classes(options: Certify | Predict, client: QueryClient, images: Images) ->
         raise InvalidInput("the number of classes is unknown: the data shows one class alone; wanted --num-classes K")
     seen = images.labels.bincount(minlength=images.num_classes)
     if options.limit is not None and len(images) == options.limit and int(seen.min()) < 2:  # then others are likely
-        shown = f"the first {len(images)} images show some classes once or never"
+        shown = f"the first {len(images)} images show {int((seen > 0).sum())} classes, some of them once or never"
         raise InvalidInput(
             f"the number of classes is unknown: {shown}, so others may be left out; wanted --num-classes K"
         )

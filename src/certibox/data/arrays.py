@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from certibox.data.images import MOST_CLASSES, Images, too_many_classes
+from certibox.data.pixels import refuse_masked
 from certibox.errors import InvalidImages
 
 _AT_ONCE = 64  # images; 38 MB of floats at 224×224×3
@@ -56,9 +57,7 @@ def _as_numpy(values: ArrayLike | Tensor, name: str) -> np.ndarray:
         values = values.detach().cpu()
         # numpy has no bfloat16; float32 holds every half-precision value.
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    if np.ma.isMaskedArray(values) and (masked := np.ma.count_masked(values)):
-        hidden = f"{masked:,} of {np.size(values):,} entries are masked"
-        raise InvalidImages(f"{name}: {hidden}, and what lies below is no value; fill them or leave those images out")
+    refuse_masked(values, name)
     try:
         return np.asarray(values)
     except ValueError as error:
