@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from certibox.commands.arguments import ours, parse, typed
+from certibox.commands.arguments import in_flags, ours, parse, typed
 from certibox.commands.fields import require_effect
 from certibox.commands.options import DataOptions
 from certibox.data import load_images
@@ -89,3 +89,8 @@ def test_a_configuration_may_be_called_a_subset(words: list[str]) -> None:
     assert options(*words).configuration == "one"
     assert typed(words) == {"data", "configuration"}
     assert ours(["--data", "--subsets", "--out=--subset=a"]) == ["--data", "--subsets", "--out=--subset=a"]
+
+
+def test_a_message_names_a_flag_once() -> None:
+    text = "name one with label_column (--label-column), not 'label_column' or my_label_column"
+    assert in_flags(text, DataOptions) == "name one with --label-column, not 'label_column' or my_label_column"

@@ -78,10 +78,11 @@ def in_flags(text: str, options: type) -> str:
         options: Class of the command's options.
     """
     names = "|".join(item.name for item in fields(options) if "_" in item.name and not _positional(item))
-    # Not within a path, a longer name or quotes.
-    return (
-        re.sub(rf"(?<![\w/.'\"-])(?:{names})(?![\w/'\"]|\.\w)", lambda found: _flag(found[0]), text) if names else text
-    )
+    if not names:
+        return text
+    # Not within a path, a longer name or quotes; a message that gives the flag too, in brackets, gives it once.
+    named = rf"(?<![\w/.'\"-])({names})(?: \(--[\w-]+\))?(?![\w/'\"]|\.\w)"
+    return re.sub(named, lambda found: _flag(found[1]), text)
 
 
 def ours(arguments: list[str]) -> list[str]:
