@@ -175,9 +175,10 @@ def _run(name: str, arguments: list[str], whole: bool) -> int:
         if name not in COMMANDS:
             raise InvalidInput(f"there is no command {name!r}; wanted {_known_commands(name)}")
         kind, run = COMMANDS[name].load()
-        from certibox.commands.arguments import parse, typed
+        from certibox.commands.arguments import ours, parse, typed
         from certibox.commands.fields import require_effect
 
+        arguments = ours(arguments)
         options = parse(name, kind, arguments)
         require_effect(options, typed(arguments))
         with process.interruptible(name), process.printing_alone(whole), _warnings_in_lines(name):

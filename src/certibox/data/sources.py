@@ -94,6 +94,7 @@ def load_images(
     """
     asked = Asked(split, limit, image_column, label_column, configuration, channels, skip_unreadable)
     images = _read(source, asked)
+    asked.tell_of_one_class(images)
     if channels in (None, images.shape[0]):
         return images
     return replace(images, images=torch.from_numpy(with_channels(images.images.numpy(), channels)))
