@@ -23,7 +23,7 @@ LINES = {  # a line of each command that is right, to which one wrong option is 
     "query-cost": "--train-images 99 --epochs 1 --method ZO-DS --estimator rge --d-z 16 --certify-images 5 --sigma 0.3",
     "import-authors": "--encoder images.npz --decoder images.npz --out new",
     "paper list": "",
-    "paper run": "table1 --scale cpu --data images --dry-run true",
+    "paper run": "table1 --scale cpu --data images",
 }
 VALUES: dict[Any, tuple[str, ...]] = {
     int: ("x", "1.5", "-1", LARGE, "1e400", "", "nan"),
@@ -205,7 +205,8 @@ def invocations() -> Iterator[Case]:
                     line = [*name.split(), value, *[word for word in base if not _is_place(word)]]
                 else:
                     flag = f"--{item.name.replace('_', '-')}"
-                    line = [*name.split(), *base, *([f"{flag}={value}"] if value[:1] == "-" else [flag, value])]
+                    right = [word for word in base if item.name != "pilot" or word not in ("--sigma", "0.3")]  # its own
+                    line = [*name.split(), *right, *([f"{flag}={value}"] if value[:1] == "-" else [flag, value])]
                 yield Case(f"{name} {item.name} {_short(value)}", tuple(line), value)
         if name in ("train", "certify", "query-cost"):
             for file in CONFIGS:
