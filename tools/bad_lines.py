@@ -145,6 +145,8 @@ TEXTS: dict[str, tuple[str, ...]] = {
         "\x1b[31m=done/certificates.jsonl",
         "",
     ),
+    "experiments": ("nowhere", "[/b]"),
+    "work": (),
     "tables": ("table99", "", "[/b]"),
     "scale": ("nope", ""),
     "encoder": ("nowhere", "notes.txt", "fifo", "box.py"),
