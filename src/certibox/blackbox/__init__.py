@@ -12,7 +12,7 @@ from torch import nn
 
 from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, differentiable, is_told_apart
 from certibox.blackbox.function import FunctionBox
-from certibox.blackbox.model_files import advice_on
+from certibox.blackbox.model_files import ELSEWHERE, advice_on
 from certibox.blackbox.onnx import OnnxBox
 from certibox.blackbox.outputs import check_outputs
 from certibox.blackbox.sklearn import SklearnBox
@@ -24,6 +24,7 @@ from certibox.errors import InvalidInput
 __all__ = [
     "MODEL_FILES",
     "OUTPUTS",
+    "WEIGHT_FILES",
     "BlackBox",
     "BoxSpec",
     "FunctionBox",
@@ -41,6 +42,7 @@ __all__ = [
 
 _FILES = {".onnx": OnnxBox, ".tflite": TfliteBox}  # by the end of the name
 MODEL_FILES = tuple(_FILES)
+WEIGHT_FILES = frozenset((*_FILES, *ELSEWHERE, ".npy", ".npz", ".bin", ".ubj", ".gguf"))  # ends of their names
 _ONLY = {  # what only some adapters take, and whose that is
     "input_name": ((OnnxBox, TfliteBox), "files of models"),
     "output_name": ((OnnxBox, TfliteBox), "files of models"),

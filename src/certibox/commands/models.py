@@ -8,6 +8,7 @@ from typing import Any
 
 from certibox import seeds
 from certibox.blackbox import MODEL_FILES, advice_on
+from certibox.commands.identity import identity, watched
 from certibox.commands.loading import load_module, unchanged
 from certibox.defense.autoencoders import load_autoencoder
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, one_of
@@ -94,14 +95,16 @@ def load_model(model: str) -> tuple[Any, str | None]:
     place, _, name = model.rpartition(":")
     if not place or not all(part.isidentifier() for part in name.split(".")):
         raise InvalidInput(advice_on(model) or f"model is {model!r}; wanted {_WANTED}")
-    module, identity = load_module(place)
-    found: Any = module
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise InvalidInput(f"{place} has no {name!r}; wanted {_defined(module, name)}") from error
-    return _built(found, model), identity
+    with watched() as read:
+        module, folder = load_module(place)
+        found: Any = module
+        for part in name.split("."):
+            try:
+                found = getattr(found, part)
+            except AttributeError as error:
+                raise InvalidInput(f"{place} has no {name!r}; wanted {_defined(module, name)}") from error
+        built = _built(found, model)
+    return built, identity(module, folder, read)
 
 
 def _built(found: Any, model: str) -> Any:
