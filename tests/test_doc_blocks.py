@@ -112,8 +112,8 @@ SMALLER: list[tuple[Any, str, Callable[..., Any]]] = [
 
 
 def save_digits(folder: Path, count: int, side: int) -> None:
-    """Images of digits, a folder a class."""
-    digits = cb.load_images("digits")
+    """Images of digits of the split that the folder is named after, a folder a class."""
+    digits = cb.load_images("digits", folder.name)
     assert digits.labels is not None
     for i in range(count):
         at = i % len(digits)

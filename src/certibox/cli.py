@@ -13,7 +13,7 @@ from typing import Any
 
 from certibox.commands import process
 from certibox.commands.lines import one_line, tell
-from certibox.errors import BoxFailed, CertiboxError, InvalidInput, did_you_mean
+from certibox.errors import BoxFailed, CertiboxError, InvalidInput, Notice, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -232,10 +232,15 @@ def _warnings_in_lines(name: str) -> Iterator[None]:
     """Warnings inside the block are lines on standard error, without the line of code that raised them."""
     import warnings
 
+    shown = set[str]()
+
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        tell(f"certibox {name}: note: {one_line(message)}")
+        if (text := one_line(message)) not in shown:
+            shown.add(text)
+            tell(f"certibox {name}: note: {text}")
 
     with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=Notice)
         warnings.showwarning = show
         yield
 

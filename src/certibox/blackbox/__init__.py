@@ -19,7 +19,7 @@ from certibox.blackbox.sklearn import SklearnBox
 from certibox.blackbox.tflite import TfliteBox
 from certibox.blackbox.torch_module import TorchBox
 from certibox.data.pixels import as_images
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, Notice
 
 __all__ = [
     "MODEL_FILES",
@@ -164,7 +164,7 @@ def as_blackbox(
             )
     box = adapter(model, outputs, **declared)
     if (doubt := box.spec.doubt) is not None:
-        warnings.warn(doubt, stacklevel=2)
+        warnings.warn(doubt, Notice, stacklevel=2)
     return box
 
 

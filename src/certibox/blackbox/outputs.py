@@ -12,7 +12,7 @@ from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
 from certibox.blackbox.numbers import as_numbers
-from certibox.errors import BadOutput
+from certibox.errors import BadOutput, Notice
 
 _SHAPES = {"logits": "(n, K)", "probabilities": "(n, K)", "labels": "(n,)", "values": "(n, ...)"}
 _RANGE_TOLERANCE = 1e-4  # a probability may leave [0, 1] by this much
@@ -133,6 +133,7 @@ def _warn_of_probabilities(logits: Tensor, spec: BoxSpec) -> None:
         warnings.warn(
             f"the logits of box {spec.name} look like probabilities: those of each image sum to 1; declare "
             "outputs='probabilities' if they are",
+            Notice,
             stacklevel=3,
         )
 

@@ -62,8 +62,10 @@ def _check_words(arguments: list[str]) -> None:
         if len(word) > LONGEST:
             raise InvalidInput(f"{word[:40]}... has {len(word):,} characters; wanted {LONGEST:,} at most")
         flag, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if value[:1] in ("[", "{", "&", "*", "!"):
-            check_text(value, flag or next((before for before in arguments[position - 1 : position]), word))
+        before = arguments[position - 1] if position else ""
+        named = flag or (before if before.startswith("--") else "")  # else it is the name of a file
+        if named and value[:1] in ("[", "{", "&", "*", "!"):
+            check_text(value, named)
         if flag == "--config":
             for file in [value] if value else arguments[position + 1 : position + 2]:
                 check_file(file)

@@ -14,12 +14,12 @@ import torch
 
 from certibox import seeds
 from certibox.data.images import Images
-from certibox.errors import InvalidInput, did_you_mean
+from certibox.errors import InvalidInput, Notice, did_you_mean
 
 
 def aloud(text: str) -> None:
     """Say what a caller should know although nothing is wrong."""
-    warnings.warn(text, UserWarning, stacklevel=2)
+    warnings.warn(text, Notice, stacklevel=2)
 
 
 @dataclass(frozen=True)
