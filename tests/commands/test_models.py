@@ -34,7 +34,7 @@ def logits(images):
 """
 
 
-@pytest.mark.parametrize("name", ["logits", "net", "net.predict", "net.inner.predict", "Net"])
+@pytest.mark.parametrize("name", ["logits", "net", "net.predict", "net.inner.predict", "Net", "Net.predict"])
 def test_functions_objects_methods_and_classes_are_found(place: Path, name: str) -> None:
     Path("forms.py").write_text(FORMS)
     model, identity = load_model(f"forms.py:{name}")

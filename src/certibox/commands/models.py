@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from inspect import getattr_static
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from certibox import seeds
@@ -78,7 +79,8 @@ def defense_folder(name: str) -> Path:
 def load_model(model: str) -> tuple[Any, str | None]:
     """What `file.py:name`, `package.module:name` or the file of a model stands for, and what tells it from another.
 
-    The name may have dots, as `object.method` has. A class is built by a call without arguments. No pickle is loaded.
+    The name may have dots, as `object.method` and `Class.method` have. A class is built by a call without arguments.
+    No pickle is loaded.
 
     Args:
         model: Name of the model, as --model gives it.
@@ -99,6 +101,8 @@ def load_model(model: str) -> tuple[Any, str | None]:
         module, folder = load_module(place)
         found: Any = module
         for part in name.split("."):
+            if isinstance(getattr_static(found, part, None), FunctionType):  # a method wants an object of its class
+                found = _built(found, model)
             try:
                 found = getattr(found, part)
             except AttributeError as error:
