@@ -79,10 +79,11 @@ def in_flags(text: str, options: type) -> str:
         options: Class of the command's options.
     """
     names = "|".join(item.name for item in fields(options) if "_" in item.name and not _positional(item))
+    if not names:
+        return text
     # Not within a path, a longer name or quotes.
-    return (
-        re.sub(rf"(?<![\w/.'\"-])(?:{names})(?![\w/'\"]|\.\w)", lambda found: _flag(found[0]), text) if names else text
-    )
+    text = re.sub(rf"(?<![\w/.'\"-])(?:{names})(?![\w/'\"]|\.\w)", lambda found: _flag(found[0]), text)
+    return re.sub(r"(--[a-z-]+)=\(([^()]*)\)", r"\1 [\2]", text)  # a tuple is a list there
 
 
 def typed(arguments: list[str]) -> set[str]:
