@@ -167,16 +167,18 @@ def _name(words: list[str]) -> tuple[str, list[str]]:
 
 def _run(name: str, arguments: list[str], whole: bool) -> int:
     """The command `name`, its errors as messages and exit statuses."""
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # its errors arrive as ours, in one line
+    for library in ("DATASETS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "critical")  # their errors arrive as ours, in one line
     os.environ.update(WAITING | {key: os.environ[key] for key in WAITING if key in os.environ})
     kind = None
     try:
         if name not in COMMANDS:
             raise InvalidInput(f"there is no command {name!r}; wanted {_known_commands(name)}")
         kind, run = COMMANDS[name].load()
-        from certibox.commands.arguments import parse, typed
+        from certibox.commands.arguments import ours, parse, typed
         from certibox.commands.fields import require_effect
 
+        arguments = ours(arguments)
         options = parse(name, kind, arguments)
         require_effect(options, typed(arguments))
         with process.interruptible(name), process.printing_alone(whole), _warnings_in_lines(name):

@@ -66,6 +66,13 @@ def test_a_scripted_function_is_refused_with_the_way_to_wrap_it(x: Tensor) -> No
     assert torch.equal(as_blackbox(lambda images: scripted(torch.from_numpy(images)), "logits")(x), x.flatten(1))
 
 
+WHOLE: list[Callable[[nn.Module], Any]] = [
+    torch.jit.script,
+    lambda module: torch.jit.trace(module.eval(), torch.zeros(4, *SHAPE)),
+    lambda module: torch.jit.freeze(torch.jit.script(module.eval())),
+]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantiz")
 def test_an_int8_module_takes_single_precision_whatever_the_images_have(x: Tensor) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
@@ -73,9 +80,18 @@ def test_an_int8_module_takes_single_precision_whatever_the_images_have(x: Tenso
     box = as_blackbox(quantised, "logits")
     assert torch.equal(box(x.double()), box(x))
     torch.testing.assert_close(box(x), flat(x).detach(), atol=0.02, rtol=0)
+    with pytest.raises(NotDifferentiable, match="box Sequential computes in whole numbers, which have none"):
+        differentiable(box)
+    programs = [as_blackbox(program(quantised), "logits") for program in WHOLE]
     flat[1].get_parameter("bias").data.add_(1)
     other = torch.ao.quantization.quantize_dynamic(flat, {nn.Linear}, torch.qint8)
     assert as_blackbox(other, "logits").spec.identity != box.spec.identity
+    for program, made in zip(WHOLE, programs, strict=True):
+        torch.testing.assert_close(made(x), box(x), atol=0.02, rtol=0)
+        assert as_blackbox(program(quantised), "logits").spec.identity == made.spec.identity
+        assert as_blackbox(program(other), "logits").spec.identity != made.spec.identity
+        with pytest.raises(NotDifferentiable, match="computes in whole numbers"):
+            differentiable(made)
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")

@@ -141,10 +141,13 @@ def published(page: str) -> list[list[str]]:
     return [argv for block in blocks for argv in command_lines(block)]
 
 
+NEWCOMERS = ("README.md", "docs/quickstart.md", "docs/models-and-data.md", "docs/extending.md", "examples/README.md")
+
+
 def examples() -> list[list[str]]:
     """Every command line that the help and the pages for newcomers show."""
     helped = [argv for command in COMMANDS.values() for argv in command_lines(inspect.getdoc(command.load()[0]) or "")]
-    return helped + published("README.md") + published("examples/README.md")
+    return helped + [argv for page in NEWCOMERS for argv in published(page)]
 
 
 @pytest.mark.parametrize("argv", examples(), ids=" ".join)

@@ -62,6 +62,8 @@ class TorchBox:
         self.spec = BoxSpec(outputs, **declared)
         self._pace = Pace(self.spec.batch_size) if self.free_batch_size and on_cpu else None
         self.module = module
+        self.is_quantised = any(map(_is_quantised, module.modules()))
+        """Whether a part computes in whole numbers, through which no gradient passes."""
         self._keeps_mode = not _in_eval_mode(module)
         self.answers_alone = not (self._keeps_mode or any(map(_mixes_a_batch, module.modules())))
         """Whether an image is answered alone, whatever else is in the batch."""
@@ -113,8 +115,7 @@ class TorchBox:
         like = x if (reference := _reference(self.module)) is None else reference
         if self.spec.dtype is not None:
             return like.device, getattr(torch, self.spec.dtype)
-        whole = reference is None and any(map(_is_quantised, self.module.modules()))
-        return like.device, torch.float32 if whole else like.dtype
+        return like.device, torch.float32 if reference is None and self.is_quantised else like.dtype
 
     def _lay_out(self, channels_last: bool) -> None:
         self._channels_last = channels_last
@@ -147,6 +148,8 @@ def _filled_up(x: Tensor, n: int) -> Tensor:
 
 def _is_quantised(module: nn.Module) -> bool:
     """Whether a module is quantised: its numbers are whole, and what it takes is single precision."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "quantized::" in str(getattr(module, "inlined_graph", ""))  # none of a part without a forward
     return "quantized" in type(module).__module__
 
 

@@ -15,6 +15,7 @@ from certibox.commands.fields import require_range
 from certibox.commands.settings_files import check_file, check_text
 from certibox.errors import InvalidInput, did_you_mean, one_of
 
+ALSO = {"--subset": "--configuration"}  # flags that others know by another name -> ours
 LONGEST = 4096  # characters of a word of the command line: that of a path, and more than any list needs
 
 _METAVARS = {int: "N", float: "X", list[float]: "[X, ...]", list[int]: "[N, ...]", list[str]: "[FILE, ...]"}
@@ -81,9 +82,16 @@ def in_flags(text: str, options: type) -> str:
     names = "|".join(item.name for item in fields(options) if "_" in item.name and not _positional(item))
     if not names:
         return text
-    # Not within a path, a longer name or quotes.
-    text = re.sub(rf"(?<![\w/.'\"-])(?:{names})(?![\w/'\"]|\.\w)", lambda found: _flag(found[0]), text)
+    # Not within a path, a longer name or quotes; a message that gives the flag too, in brackets, gives it once.
+    named = rf"(?<![\w/.'\"-])({names})(?: \(--[\w-]+\))?(?![\w/'\"]|\.\w)"
+    text = re.sub(named, lambda found: _flag(found[1]), text)
     return re.sub(r"(--[a-z-]+)=\(([^()]*)\)", r"\1 [\2]", text)  # a tuple is a list there
+
+
+def ours(arguments: list[str]) -> list[str]:
+    """The words of a command line, with flags by the names that the help has."""
+    parts = [word.partition("=") for word in arguments]
+    return [f"{ALSO.get(flag, flag)}{equals}{value}" for flag, equals, value in parts]
 
 
 def typed(arguments: list[str]) -> set[str]:
