@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from certibox.blackbox import as_blackbox, check_outputs, differentiable
-from certibox.errors import BadOutput, InvalidInput, NotDifferentiable
+from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable
 
 SHAPE = (2, 3, 4)
 
@@ -223,3 +223,15 @@ def test_images_of_any_memory_are_answered_alike_and_stay_as_they_are(x: Tensor)
             torch.testing.assert_close(answer, wanted)
             assert torch.equal(images.detach(), before)
         box(x.bfloat16())
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_program_exported_for_a_fixed_number_of_images_takes_any_number(at_once: int) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)).eval()
+    x = torch.linspace(0, 1, 48).reshape(3, 1, 4, 4).requires_grad_()
+    box = as_blackbox(torch.export.export(net, (torch.zeros(at_once, 1, 4, 4),)), "logits")
+    assert torch.allclose(box(x), net(x), atol=1e-6)
+    came, wanted = (torch.autograd.grad(f(x).square().sum(), x)[0] for f in (differentiable(box), net))
+    assert torch.allclose(came, wanted, atol=1e-5)
+    with pytest.raises(InvalidImages, match=r"images have shape \(1, 5, 5\); box GraphModule takes \(1, 4, 4\)"):
+        box.spec.check_images(torch.zeros(1, 1, 5, 5))

@@ -73,6 +73,7 @@ def test_messages_name_flags_where_python_names_parameters() -> None:
         ("num_classes is 1; wanted 2", "--num-classes is 1; wanted 2"),
         ("runs/batch_size/x is 'batch_size'", "runs/batch_size/x is 'batch_size'"),
         ("train_batch_size is 1", "train_batch_size is 1"),
+        ("give image_shape=(8, 8, 1) if", "give --image-shape [8, 8, 1] if"),
     ):
         assert in_flags(text, kind) == shown
 

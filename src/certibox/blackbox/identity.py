@@ -25,7 +25,8 @@ from certibox.blackbox.code import PLAIN, is_pinned, library, of_class, of_funct
 _DEEPEST = 120  # levels below which only kinds of values count
 # What differs between two equal fits, or changes no answer.
 _LEFT_OUT = re.compile(
-    r"_sklearn_version|(mean|std)_(fit|score)_time|refit_time_|n_jobs|verbose|memory|pre_dispatch|device|_compiled_call_impl"
+    r"_sklearn_version|(mean|std)_(fit|score)_time|refit_time_|n_jobs|verbose|memory|pre_dispatch|device"
+    r"|_compiled_call_impl|_is_torch_compile"
 )
 _RANDOM = (np.random.RandomState, np.random.Generator, np.random.BitGenerator, random.Random, torch.Generator)
 _BY_KIND = (*_RANDOM, logging.Logger, torch.device, weakref.ref, weakref.ProxyType)  # only that there is one

@@ -84,7 +84,8 @@ def in_flags(text: str, options: type) -> str:
         return text
     # Not within a path, a longer name or quotes; a message that gives the flag too, in brackets, gives it once.
     named = rf"(?<![\w/.'\"-])({names})(?: \(--[\w-]+\))?(?![\w/'\"]|\.\w)"
-    return re.sub(named, lambda found: _flag(found[1]), text)
+    text = re.sub(named, lambda found: _flag(found[1]), text)
+    return re.sub(r"(--[a-z-]+)=\(([^()]*)\)", r"\1 [\2]", text)  # a tuple is a list there
 
 
 def ours(arguments: list[str]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from certibox.blackbox import BlackBox, BoxSpec, TorchBox, as_blackbox
+from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
+from certibox.blackbox.identity import joined
 from certibox.commands.devices import require_device
 from certibox.commands.fields import Needs, option
 from certibox.commands.lines import tell
@@ -21,6 +22,22 @@ _SEEN = (
     "the box sees pixels as noise and a defense leave them, from about -1 to 2, as its gradients want it; "
     "--clip true keeps them to [0, 1], --levels 256 rounds them too"
 )
+
+
+class _Identified:
+    """A box that a file defines, with an identity that changes with the file; all else is the box's own."""
+
+    def __init__(self, box: BlackBox, identity: str | None) -> None:
+        self._box = box
+        self.spec = replace(box.spec, identity=joined(box.spec.identity, identity))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._box(x)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of a copy that is being made, which has no box yet
+            raise AttributeError(name)
+        return getattr(self._box, name)
 
 
 @dataclass(frozen=True)
@@ -93,8 +110,9 @@ class BoxOptions:
         try:
             if self.device is not None and isinstance(model, nn.Module):
                 model = model.to(self.device)
-            if not isinstance(getattr(model, "spec", None), BoxSpec):  # else it is a box, with a name of its own
-                declared |= {"identity": identity, "name": self.model if self.name is None else self.name}
+            if isinstance(getattr(model, "spec", None), BoxSpec):  # a box, with a name of its own
+                return _Identified(as_blackbox(model, outputs=self.outputs, **declared), identity)
+            declared |= {"identity": identity, "name": self.model if self.name is None else self.name}
             return as_blackbox(model, outputs=self.outputs, **declared)
         except InvalidInput as error:
             if str(error).startswith("model is "):  # an object, which its user knows by this name
@@ -132,6 +150,6 @@ class BoxOptions:
         """
         box = self.box(images.shape[0])
         box.spec.check_images(images.floats([0]))
-        if isinstance(box, TorchBox) and not box.spec.clip:
+        if hasattr(box, "differentiable") and not box.spec.clip:
             tell(_SEEN)
         return QueryClient(box, budget=self.budget, ledger=ledger)
