@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import certibox.commands.identity
 from certibox.commands.models import load_model
 from certibox.errors import InvalidInput
 
@@ -138,6 +139,25 @@ def test_a_repaired_model_does_not_go_on_with_the_rows_of_the_old_one(place: Pat
     assert run(f"{line} --out o").status == 0
     Path("m.py").write_text("import box\n" + BOXES[kind].format(sign="-"))
     refused(f"{line} --out o", "another model: model is 'bare:m")
+
+
+def test_the_identity_of_a_large_file_is_of_pieces_all_over_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LARGEST", 100), ("PIECES", 11), ("PIECE", 10)):
+        monkeypatch.setattr(certibox.commands.identity, name, value)
+    (place / "m.py").write_text("open('w.bin', 'rb').read()\ndef f(x):\n    return x\n")
+    content = bytearray(1090)  # pieces begin at 0, 108, ... 1080
+    seen = set()
+    for at in (0, 108, 1089, 50):
+        changed = content.copy()
+        changed[at] = 1
+        (place / "w.bin").write_bytes(changed)
+        certibox.commands.identity._READ.clear()
+        seen.add(load_model("m.py:f")[1])
+    assert len(seen) == 4  # the first three, and the last, which lies in no piece
+    (place / "w.bin").write_bytes(content)
+    assert load_model("m.py:f")[1] in seen
+    (place / "w.bin").write_bytes(content + b"0")
+    assert load_model("m.py:f")[1] not in seen
 
 
 def test_what_a_model_file_sets_is_set_back(place: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import certibox
 from certibox.blackbox import WEIGHT_FILES
 
-LARGEST = 2**30  # bytes of a file that is digested
+LARGEST = 2**30  # bytes of a file that is digested whole
+PIECES, PIECE = 256, 2**20  # of a larger one, in bytes each, the first and the last among them
 _MOST_FOLDERS = 100  # beside a Python file, that are looked into for the weights it names
 _READ: dict[Path, set[Path]] = {}  # files that a module, by its own file, read while it was imported
 _open: list[set[Path]] = []  # sets that are being filled; the hook below does nothing without one
@@ -63,7 +64,7 @@ def identity(module: Any, folder: Path, read: set[Path]) -> str:
     """Digest of a module's file, of those that it imported, of what they read, and of the weights that they name.
 
     Weights count by name too, since libraries open them below Python, and models when they are first asked. Where the
-    files lie does not enter. A file that is no regular one, or above a GiB, does not either.
+    files lie does not enter. A file that is no regular one does not either; of one above a GiB, pieces do.
 
     Args:
         module: Imported module.
@@ -117,12 +118,18 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None for one that is gone, too large or no regular one."""
+    """SHA-256 of a file, of its size and pieces all over it where it is large; None for what is no regular file."""
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+        if not stat.S_ISREG(found.st_mode):
             return None
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            if found.st_size <= LARGEST:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            total = hashlib.sha256(str(found.st_size).encode())
+            for piece in range(PIECES):
+                file.seek(piece * (found.st_size - PIECE) // (PIECES - 1))
+                total.update(file.read(PIECE))
+            return total.hexdigest()
     except OSError:
         return None
