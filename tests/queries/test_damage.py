@@ -102,6 +102,10 @@ REFUSED = {
         "its table spend holds impossible numbers",
     ),
     "another column": (sql("ALTER TABLE spend RENAME answered TO paid"), "its table spend has the columns id, phase"),
+    "a trigger": (
+        sql("CREATE TRIGGER undo AFTER INSERT ON spend BEGIN UPDATE committed SET queries = 0; END"),
+        "it holds the trigger undo, which certibox never made",
+    ),
     "zero bytes": (lambda path: path.write_bytes(b""), "it is empty, which a ledger never is"),
     "cut": (lambda path: os.truncate(path, 8192), "it is damaged"),
     "zeros": (lambda path: path.write_bytes(bytes(8192)), "file is not a database"),

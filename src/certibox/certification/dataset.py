@@ -264,7 +264,10 @@ def _resume(
             settings = settings | {"stream": row.stream}
         _require_same(row, settings, path)
         require_same({"num_classes": len(row.counts)}, {"num_classes": num_classes}, str(path))
-        if row.idx >= len(images) or row.image != image_digest(images.floats([row.idx])[0]):
+        if row.idx >= len(images):
+            came = f"{path} holds a certificate of image {row.idx}, but the images here end at {len(images) - 1}"
+            raise InvalidInput(f"{came}; wanted as many images as before, or a new file")
+        if row.image != image_digest(images.floats([row.idx])[0]):
             raise InvalidInput(
                 f"{path} holds a certificate of another image {row.idx}; wanted the same images or a new file"
             )

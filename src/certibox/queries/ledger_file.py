@@ -196,6 +196,8 @@ def _damage(db: sqlite3.Connection) -> str | None:
     (said,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if said != "ok":
         return "it is damaged: " + " ".join(said.split())
+    if alien := db.execute("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone():
+        return f"it holds the {alien[0]} {alien[1]}, which certibox never made"
     tables = _tables(db)
     optional = {"identity"} if db.execute("PRAGMA application_id").fetchone() == (0,) else set()
     for table, columns in _COLUMNS.items():
