@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shlex
@@ -255,3 +256,14 @@ def test_a_file_that_cannot_be_imported_is_one_line_whatever_it_raises(
     monkeypatch.setattr("builtins.print", print)  # set back afterwards
     (place / "odd.py").write_text(body)
     refused(certify(more="--model odd.py:f"), f"odd.py {words}")
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[red]", "{x}", "*x", "!x", "<script>"])
+def test_a_run_is_named_as_it_is_written(place: Path, run, name: str) -> None:
+    assert run(certify()).status == 0
+    ran = run(f"report {shlex.quote(f'{name}=out')} --alpha 0.01")
+    assert ran.status == 0
+    assert f"│ {name} " in ran.out
+    page = (place / "report" / "report.html").read_text()
+    assert html.escape(name) in page
+    assert "<script>" not in page

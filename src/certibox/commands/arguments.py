@@ -60,8 +60,9 @@ def _check_words(arguments: list[str]) -> None:
         if len(word) > LONGEST:
             raise InvalidInput(f"{word[:40]}... has {len(word):,} characters; wanted {LONGEST:,} at most")
         flag, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if value[:1] in ("[", "{", "&", "*", "!"):
-            check_text(value, flag or next((before for before in arguments[position - 1 : position]), word))
+        before = flag or next(iter(arguments[max(0, position - 1) : position]), "")
+        if value[:1] in ("[", "{", "&", "*", "!") and before.startswith("--"):  # else it is the name of a file
+            check_text(value, before)
         if flag == "--config":
             for file in [value] if value else arguments[position + 1 : position + 2]:
                 check_file(file)
