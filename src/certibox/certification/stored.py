@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from certibox.certification.certificate import Certificate
-from certibox.certification.noise import check_stream
 from certibox.confidence.sequential import RULES
 from certibox.confidence.stopping import RuleTable
 from certibox.errors import ConfigMismatch, InvalidInput, UnreadableFile
 from certibox.records.certificates import CertificateRow, append_row, is_rows, read_rows, require_votes
+from certibox.records.checks import check_stream
 from certibox.storage.files import PathLike, exclusive, require_place, write_text_atomic
 from certibox.storage.settings import require_same
 
