@@ -141,6 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         status = 141
     if status == 141:
         process.let_go()
+    process.leave(_name(words)[0], status)
     return status
 
 
