@@ -78,7 +78,11 @@ def test_an_exception_that_cannot_say_what_it_is_is_shown_all_the_same() -> None
         def __str__(self) -> str:
             raise ValueError
 
-    assert one_line(Mute()) == "(no text)"
+    class Ends(BaseException):
+        def __str__(self) -> str:
+            raise SystemExit(0)
+
+    assert one_line(Mute()) == one_line(Ends()) == "(no text)"
 
 
 @pytest.mark.parametrize("text", ["://" * 10**5, "?a" * 10**5, "token" * 10**5, "a=" * 10**5, "//" + "a" * 10**6])

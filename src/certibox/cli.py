@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -140,6 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         status = 141
     if status == 141:
         process.let_go()
+    process.leave(_name(words)[0], status)
     return status
 
 
@@ -214,10 +216,13 @@ def _failure(error: BaseException) -> tuple[int, str]:
         return 130, process.INTERRUPTED
     if isinstance(error, OSError):  # a place to write to that is no folder, is not ours, or is full
         return 2, f"{error.filename or 'a file'}: {error.strerror or error}; check the path"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return 2, "there is not enough memory; wanted fewer images (--limit), or fewer of them at a time"
     came = f"{type(error).__name__}: {one_line(error)}"
     return 2, f"this is a fault of certibox: {came}; CERTIBOX_TRACEBACK=1 in the environment shows where"
+
+
+_NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)  # as torch says it
 
 
 def _in_flags(text: str, kind: type | None) -> str:

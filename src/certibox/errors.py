@@ -24,8 +24,8 @@ NEAR = 0.7  # similarity from which a name passes for a slip of another: a lette
 
 _KEYS = r"api[ _-]?key|access[ _-]?key|token|secret|signature|credentials?|session[ _-]?id|passw(?:or)?d|pwd"
 _VALUE = r"(?:(?<=['\"])[^'\"]*|[^\s'\",;&)}\]]+)"  # up to the end of the quotation, or of the word
+_COLOURS = r"\x1b\[[0-?]*[ -/]*[@-~]"  # of a terminal
 _MASKED = [  # what a text from outside never shows, and what stands there instead
-    (r"\x1b\[[0-?]*[ -/]*[@-~]", ""),  # colours of a terminal
     (r"//[^/\s]*@", "//...@"),  # user and password of a URL
     (r"(://[^\s?]*)\?\S*", r"\1?..."),
     (r"\?[^\s?=]+=\S*", "?..."),  # of a URL without its host
@@ -139,6 +139,17 @@ def did_you_mean(came: object, known: Iterable[str]) -> str:
     return f"; did you mean {names[near[0]]}?" if near else ""
 
 
+def masked(text: str) -> str:
+    """A text without passwords, tokens and keys, as far as they can be told by what stands before them.
+
+    Args:
+        text: Text, of any origin.
+    """
+    for pattern, instead in _MASKED:
+        text = re.sub(pattern, instead, text)
+    return text
+
+
 def one_line(text: object, most: int = 300) -> str:
     """A text from outside as it may be shown: on one line, without control characters and without secrets.
 
@@ -150,9 +161,8 @@ def one_line(text: object, most: int = 300) -> str:
     """
     try:
         line = str(text)[:_READ]
-    except Exception:  # an exception of somebody else may not know how to say what it is
+    except BaseException:  # an exception of somebody else may not know how to say what it is
         return "(no text)"
-    for pattern, instead in _MASKED:
-        line = re.sub(pattern, instead, line)
-    line = "".join(letter for letter in " ".join(line.split()) if letter.isprintable())
+    line = " ".join(masked(re.sub(_COLOURS, "", line)).split())
+    line = "".join(letter for letter in line if letter.isprintable())
     return line if len(line) <= most else line[: most - 3] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ import pytest
 
 from certibox.records.certificates import CertificateRow
 from certibox.storage.tensors import read_tensors, tensors_digest
-from command_line import AE, CHECK, IMAGES, N0, N, certify, timeless, totals, train
+from command_line import AE, CHECK, CLASSES, IMAGES, N0, N, certify, timeless, totals, train
 
 
 def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
@@ -38,6 +39,7 @@ def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
         ("report good.jsonl --alpha 1e-12", ["n = 30", "smallest n is 40"]),
         ("report good.jsonl --radii [-1]", ["-1"]),
         ("report good.jsonl --out images.npz", ["images.npz"]),
+        ("report stream.jsonl", ["stream.jsonl, line 1", "stream is 3; wanted 1 or 2"]),
     ],
 )
 def test_merge_and_report_name_the_file_and_write_nothing(
@@ -50,6 +52,7 @@ def test_merge_and_report_name_the_file_and_write_nothing(
     shutil.copy("other/certificates.jsonl", "other.jsonl")
     (place / "corrupt.jsonl").write_text(good.replace('"n0": 10', '"n0": "ten"').replace('"n0": "ten"', '"n0": 10', 1))
     (place / "torn.jsonl").write_text(good[:40])
+    (place / "stream.jsonl").write_text(good.replace('"stream": 2', '"stream": 3'))
     (place / "folder").mkdir()
     (place / "certificates.jsonl").write_text(good)  # what an earlier merge left
     refused(line, *words)
@@ -203,3 +206,64 @@ def test_a_torn_last_row_is_certified_again_and_a_corrupt_one_is_named(place: Pa
 def timeless_text(text: str, place: Path) -> list[CertificateRow]:
     (place / "earlier.jsonl").write_text(text)
     return timeless(place / "earlier.jsonl")
+
+
+@pytest.mark.parametrize("theirs", ["defense/defense.safetensors", "defense/defense.json", "training/rows.jsonl"])
+def test_training_refuses_files_of_others_before_a_query_and_leaves_them(place: Path, refused, theirs: str) -> None:
+    diary = place / "out" / theirs
+    diary.parent.mkdir(parents=True)
+    diary.write_text("my diary\n")
+    refused(train(out="out"), theirs, "is a file that certibox did not write")
+    assert diary.read_text() == "my diary\n"
+    ledger = place / "out" / "ledger.sqlite"
+    assert not ledger.exists() or totals(ledger) == (0, 0, 0)
+
+
+def test_certify_refuses_a_table_of_others_before_a_query(place: Path, refused) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "certificates.tsv").write_text("my diary\n")
+    refused(certify(), "out/certificates.tsv is a file that certibox did not write")
+    assert not (place / "out" / "ledger.sqlite").exists()
+
+
+def test_a_budget_does_not_begin_again_where_the_ledger_is_gone(place: Path, run, refused) -> None:
+    assert run(certify(more="--budget 1000")).status == 0
+    (place / "out" / "ledger.sqlite").unlink()
+    refused(certify(more="--budget 1000"), "budget is 1000", "out/ledger.sqlite", "is gone", "--ledger")
+    assert not (place / "out" / "ledger.sqlite").exists()
+    assert run(certify(more="--budget 1000 --ledger new.sqlite")).status == 0
+
+
+def test_fewer_images_than_there_are_rows_are_told_so(run, refused) -> None:
+    assert run(certify(more=f"--num-classes {CLASSES}")).status == 0
+    refused(
+        certify(more=f"--num-classes {CLASSES} --limit 1"),
+        "holds a certificate of image 1, but the images here end at 0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("class E(BaseException):\n    def __str__(self): raise E()\nraise E()", "cannot be imported: E: (no text)"),
+        ("import builtins\nbuiltins.print = None\nraise ValueError('x')", "cannot be imported: ValueError: x"),
+        ("raise RuntimeError('token=hunter2')", "cannot be imported: RuntimeError: token=..."),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_one_line_whatever_it_raises(
+    place: Path, refused, monkeypatch: pytest.MonkeyPatch, body: str, words: str
+) -> None:
+    monkeypatch.setattr("builtins.print", print)  # set back afterwards
+    (place / "odd.py").write_text(body)
+    refused(certify(more="--model odd.py:f"), f"odd.py {words}")
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[red]", "{x}", "*x", "!x", "<script>"])
+def test_a_run_is_named_as_it_is_written(place: Path, run, name: str) -> None:
+    assert run(certify()).status == 0
+    ran = run(f"report {shlex.quote(f'{name}=out')} --alpha 0.01")
+    assert ran.status == 0
+    assert f"│ {name} " in ran.out
+    page = (place / "report" / "report.html").read_text()
+    assert html.escape(name) in page
+    assert "<script>" not in page

@@ -75,3 +75,20 @@ def test_what_a_box_writes_to_the_descriptor_is_no_output_either(place: Path) ->
     assert process.returncode == 0
     assert [text[:7] for text in out.splitlines()] == ["here", '{"idx":']
     assert all(word in err for word in ("raw", "child", "thread"))
+
+
+def test_a_thread_of_the_model_that_never_ends_does_not_keep_the_process(place: Path) -> None:
+    (place / "m.py").write_text(
+        "import box, threading, time\nf = box.logits\n"
+        "threading.Thread(target=time.sleep, args=(300,), name='beat').start()\n"
+    )
+    soon = START.replace("process.prepare", "process.GRACE = 0.1\nprocess.prepare")
+    command = [sys.executable, "-c", soon, *shlex.split(certify("m.py:f"))]
+    ran = subprocess.run(
+        command, cwd=place, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0
+    assert ran.stderr.splitlines()[-1] == (
+        "certibox certify: note: threads that were not certibox's did not end, and were left: beat"
+    )
+    assert len(read_rows(place / "out" / "certificates.jsonl")) == 12

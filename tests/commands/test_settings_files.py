@@ -27,6 +27,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("radii: " + "[" * 200 + "]" * 200, ["levels"]),
         ("radii: [" + "1," * 6000 + "]", ["values"]),
         ("a: [1,\n b: : }\n", ["line 2"]),
+        ("seed: 1" + ":59" * 5000, ["line 1: 1:59", "15,001 characters; wanted 4,096 at most"]),
     ],
 )
 def test_what_is_no_plain_value_is_named_at_once(text: str, words: list[str]) -> None:

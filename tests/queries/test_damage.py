@@ -102,6 +102,10 @@ REFUSED = {
         "its table spend holds impossible numbers",
     ),
     "another column": (sql("ALTER TABLE spend RENAME answered TO paid"), "its table spend has the columns id, phase"),
+    "a trigger": (
+        sql("CREATE TRIGGER undo AFTER INSERT ON spend BEGIN UPDATE committed SET queries = 0; END"),
+        "it holds the trigger undo, which certibox never made",
+    ),
     "zero bytes": (lambda path: path.write_bytes(b""), "it is empty, which a ledger never is"),
     "cut": (lambda path: os.truncate(path, 8192), "it is damaged"),
     "zeros": (lambda path: path.write_bytes(bytes(8192)), "file is not a database"),
@@ -246,6 +250,46 @@ def test_what_0_1_0_had_in_its_log_is_not_lost(path: Path) -> None:
         for end in ("", "-wal"):
             shutil.copy(path.with_name(path.name + end), killed.with_name(killed.name + end))
     assert left(killed) == LEFT - 10
+
+
+def flip(at: int) -> Callable[[Path], object]:
+    """Change one byte of a file."""
+
+    def act(log: Path) -> None:
+        content = bytearray(log.read_bytes())
+        content[at] ^= 0xFF
+        log.write_bytes(content)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flip(0), "is damaged"),
+        (flip(20), "is damaged"),
+        (flip(60), "is damaged at byte 32"),
+        (flip(-1), "is damaged at byte"),
+        (lambda log: os.truncate(log, log.stat().st_size - 1), "is damaged at byte"),
+        (lambda log: log.write_bytes(b"x" * 9000), "is damaged"),
+        (lambda log: log.rename(log.with_name(log.name.replace("-wal", "-shm"))), "is gone while"),
+    ],
+)
+def test_a_log_of_0_1_0_that_is_damaged_or_lost_is_refused(
+    damage: Callable[[Path], object], reason: str, path: Path
+) -> None:
+    old(path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("INSERT INTO spend (phase, sent_at, attempted) VALUES ('train', '', 10)")
+        db.execute("UPDATE committed SET queries = queries + 10")
+        db.commit()
+        killed = path.with_name("killed.sqlite")
+        for end in ("", "-wal"):
+            shutil.copy(path.with_name(path.name + end), killed.with_name(killed.name + end))
+    damage(killed.with_name("killed.sqlite-wal"))
+    said = refusal(killed)
+    assert f"(killed.sqlite-wal, its log, {reason}" in said
+    assert "; restore it from a copy, or begin a new ledger elsewhere" in said
 
 
 def test_a_damaged_ledger_of_0_1_0_is_refused(path: Path) -> None:

@@ -26,7 +26,7 @@ from certibox.certification.alone import booked_as, meter_of
 from certibox.certification.asking import UNNAMED
 from certibox.certification.canaries import STREAM, Canaries
 from certibox.certification.images import check_units, farthest, image_digest
-from certibox.certification.noise import NEWEST, STREAMS, check_stream
+from certibox.certification.noise import NEWEST, STREAMS
 from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.certification.stored import believed, read, replay, row_of, shared_settings
@@ -35,6 +35,7 @@ from certibox.confidence.stopping import StoppingRule
 from certibox.data import Images
 from certibox.errors import ConfigMismatch, InvalidInput, Notice
 from certibox.records.certificates import CertificateRow, add_row, is_rows
+from certibox.records.checks import check_stream
 from certibox.storage.files import exclusive, truncate_partial_line
 from certibox.storage.settings import require_same
 
@@ -266,7 +267,10 @@ def _resume(
             settings = settings | {"stream": row.stream}
         _require_same(row, settings, path)
         require_same({"num_classes": len(row.counts)}, {"num_classes": num_classes}, str(path))
-        if row.idx >= len(images) or row.image != image_digest(images.floats([row.idx])[0]):
+        if row.idx >= len(images):
+            came = f"{path} holds a certificate of image {row.idx}, but the images here end at {len(images) - 1}"
+            raise InvalidInput(f"{came}; wanted as many images as before, or a new file")
+        if row.image != image_digest(images.floats([row.idx])[0]):
             raise InvalidInput(
                 f"{path} holds a certificate of another image {row.idx}; wanted the same images or a new file"
             )

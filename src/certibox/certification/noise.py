@@ -16,11 +16,13 @@ from torch import Tensor
 
 from certibox import seeds
 from certibox.confidence.gaussian import NoiseLaw
-from certibox.errors import InvalidInput
+from certibox.records.checks import VERSIONS
 
 BLOCK = 100  # samples in a block of noise; part of what a seed means, so never change it
 MANY = 4  # threads from which on noise is drawn by as many at once
-STREAMS: dict[int, Callable[..., torch.Generator]] = {1: seeds.generator, 2: seeds.wide_generator}
+STREAMS: dict[int, Callable[..., torch.Generator]] = dict(
+    zip(VERSIONS, (seeds.generator, seeds.wide_generator), strict=True)
+)
 """What makes a block's generator, by the version of the stream: part of what a seed means, so only added to."""
 NEWEST = max(STREAMS)
 SERIAL = 1 << 16  # values of noise up to which starting threads costs more than it saves
@@ -73,20 +75,6 @@ def noisy_batches(
             if not drawing:
                 drawing.append(_begin(pool, x, law, low, min(low + batch_size, stop), path, kept, generator))
             yield take(low + batch_size)
-
-
-def check_stream(stream: int) -> int:
-    """The version of a stream of noise, if there is such a one.
-
-    Args:
-        stream: Version.
-
-    Raises:
-        InvalidInput: There is no such version.
-    """
-    if isinstance(stream, bool) or stream not in STREAMS:
-        raise InvalidInput(f"stream is {stream!r}; wanted {' or '.join(str(known) for known in STREAMS)}")
-    return int(stream)
 
 
 def _processors() -> int:

@@ -20,11 +20,12 @@ from certibox.certification.alone import BatchCheck
 from certibox.certification.asking import BaseClassifier, Voter
 from certibox.certification.certificate import Certificate, Prediction, fixed_bounds, reach
 from certibox.certification.images import certifiable, check_units, image_digest, largest_distance, warn_of_radius
-from certibox.certification.noise import NEWEST, check_stream, noisy_batches
+from certibox.certification.noise import NEWEST, noisy_batches
 from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.confidence.gaussian import Gaussian, NoiseLaw
 from certibox.confidence.stopping import Decision, StoppingRule, asked, decided
 from certibox.errors import InvalidInput
+from certibox.records.checks import check_stream
 from certibox.seeds.switches import settled
 
 

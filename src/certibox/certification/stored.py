@@ -13,6 +13,7 @@ from certibox.confidence.sequential import RULES
 from certibox.confidence.stopping import RuleTable
 from certibox.errors import ConfigMismatch, InvalidInput, UnreadableFile
 from certibox.records.certificates import CertificateRow, append_row, is_rows, read_rows, require_votes
+from certibox.records.checks import check_stream
 from certibox.storage.files import PathLike, exclusive, require_place, write_text_atomic
 from certibox.storage.settings import require_same
 
@@ -69,6 +70,7 @@ def read(path: PathLike, rules: RuleTable | None = None) -> list[CertificateRow]
     for line, row in enumerate(rows, 1):
         try:
             require_same(_of_one_file(row), _of_one_file(rows[0]), "this row")
+            check_stream(row.stream)
             _certificate(row).require_true(rules)
         except (InvalidInput, ConfigMismatch) as error:
             came = f"{path}, line {line}: row of image {row.idx} does not hold: {error}"

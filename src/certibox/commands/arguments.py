@@ -12,12 +12,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from certibox.commands.fields import require_range
-from certibox.commands.settings_files import check_file, check_text
+from certibox.commands.settings_files import LONGEST, check_file, check_text
 from certibox.errors import InvalidInput, did_you_mean, one_of
 
 ALSO = {"--subset": "--configuration"}  # flags that others know by another name -> ours
-LONGEST = 4096  # characters of a word of the command line: that of a path, and more than any list needs
-
 _METAVARS = {int: "N", float: "X", list[float]: "[X, ...]", list[int]: "[N, ...]", list[str]: "[FILE, ...]"}
 _KINDS = {
     int: "a whole number",

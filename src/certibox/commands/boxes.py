@@ -15,13 +15,16 @@ from certibox.commands.fields import Needs, option
 from certibox.commands.lines import tell
 from certibox.commands.models import load_model
 from certibox.data import Images
-from certibox.errors import CertiboxError, InvalidInput
+from certibox.errors import CertiboxError, InvalidInput, one_line
 from certibox.queries.client import QueryClient
 
 _SEEN = (
     "the box sees pixels as noise and a defense leave them, from about -1 to 2, as its gradients want it; "
     "--clip true keeps them to [0, 1], --levels 256 rounds them too"
 )
+
+
+LEDGER = "ledger.sqlite"  # of a run, in its folder
 
 
 class _Identified:
@@ -121,7 +124,7 @@ class BoxOptions:
         except (CertiboxError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            came = f"{self.model} raised {type(error).__name__} while it was looked at: {error}"
+            came = f"{self.model} raised {type(error).__name__} while it was looked at: {one_line(error)}"
             raise InvalidInput(f"{came}; wanted a model whose attributes can be read") from error
 
     def _declared(self, channels: int) -> dict[str, Any]:
@@ -153,3 +156,17 @@ class BoxOptions:
         if hasattr(box, "differentiable") and not box.spec.clip:
             tell(_SEEN)
         return QueryClient(box, budget=self.budget, ledger=ledger)
+
+
+def require_ledger(ledger: Path, work: Path, budget: int | None, advice: str) -> None:
+    """Refuse to begin a budget anew over work that was paid for, where the ledger that says how much is gone.
+
+    Args:
+        ledger: Ledger of the work, in its folder.
+        work: File that is there where work has begun.
+        budget: Most queries that may be spent; None for no limit.
+        advice: What to do.
+    """
+    if budget is not None and work.exists() and not ledger.exists():
+        came = f"budget is {budget}, and {ledger}, which says what {work} has spent of it, is gone"
+        raise InvalidInput(f"{came}; {advice}")

@@ -16,7 +16,7 @@ from certibox.certification.certificate import out_of_reach
 from certibox.certification.sampling import Sampling
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.commands import process
-from certibox.commands.boxes import BoxOptions
+from certibox.commands.boxes import LEDGER, BoxOptions, require_ledger
 from certibox.commands.fields import Needs, option
 from certibox.commands.lines import tell
 from certibox.commands.models import defense_folder
@@ -28,7 +28,8 @@ from certibox.data import Images
 from certibox.defense.saved import Defense, load_defense
 from certibox.errors import InvalidInput
 from certibox.queries.client import QueryClient
-from certibox.records.tsv import write_tsv
+from certibox.records.tsv import is_tsv, write_tsv
+from certibox.storage.files import require_place
 
 _NO_SIGMA = "sigma is not given; wanted the noise's standard deviation in pixels on [0, 1], such as --sigma 0.25"
 
@@ -103,12 +104,18 @@ def run_certify(options: Certify) -> None:
     sampling = Sampling(*options.sample_sizes(), options.alpha)  # what can only abstain is refused before images load
     out = folder(options.out)
     name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
+    table = (out / name).with_suffix(".tsv")
     images = _images(options)
+    if images.labels is not None:
+        require_place(table, is_tsv)
     if index >= len(images):
         raise InvalidInput(
             f"shard {options.shard} of {len(images)} images is empty; wanted at most {len(images)} shards"
         )
-    client, smoothed, model, defense = _smoothed(options, images, Path(options.ledger or out / "ledger.sqlite"))
+    if options.ledger is None:
+        advice = "restore it, or name a new one with --ledger and lower budget by what was spent"
+        require_ledger(out / LEDGER, out / name, options.budget, advice)
+    client, smoothed, model, defense = _smoothed(options, images, Path(options.ledger or out / LEDGER))
     rule = options.build_rule(smoothed.sigma)
     sampling = replace(sampling, rule=rule, second_class=options.second_class)
     sampling.sizes(smoothed.law, smoothed.num_classes)  # again below, but after the canaries
@@ -129,7 +136,7 @@ def run_certify(options: Certify) -> None:
             progress=progress,
         )
     if images.labels is not None:
-        write_tsv(rows, (out / name).with_suffix(".tsv"))
+        write_tsv(rows, table)
     run = report.Run(out.name, rows, client.spent)
     decided = options.radii_at(smoothed.sigma)  # a rule may stop before it knows about any other, 0 included
     OUT.print(report.render_table([run], list(decided) if rule and options.tolerance is None else [0.0, *decided]))

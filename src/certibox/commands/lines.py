@@ -5,25 +5,13 @@ from __future__ import annotations
 import re
 import sys
 
+from certibox.errors import masked
+
 LONGEST = 2000  # characters of a line about an error; of a longer one the middle is left out
 
 # Control characters (a tab and a line break are none here), marks that turn the direction of text around, and halves of
 # characters, which no encoding can write.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_SECRETS = (
-    (re.compile(r"(\w{1,20}://)[^\s/@'\"]+@"), r"\1...@"),  # user and password of an address
-    (re.compile(r"(\w{1,20}://[^\s?'\"]+)\?[^\s'\"]+"), r"\1?..."),  # what an address is asked with
-    (re.compile(r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*)(?:['\"]?)(?:\w{1,20}\s+)?[^\s'\",;}]+"), r"\1..."),
-    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), r"\1..."),
-    (
-        re.compile(
-            r"(?i)\b([\w-]{0,40}(?:token|secret|password|passwd|api[_-]?key|access[_-]?key)['\"]?\s*[:=]\s*['\"]?)"
-            r"[^\s'\",;&}]+"
-        ),
-        r"\1...",
-    ),
-    (re.compile(r"\b(sk|hf|ghp|gho|xox[bap])([_-])[A-Za-z0-9_-]{12,}"), r"\1\2..."),
-)
 
 
 def plain(text: str) -> str:
@@ -33,17 +21,6 @@ def plain(text: str) -> str:
         text: Text, of any origin.
     """
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def masked(text: str) -> str:
-    """A text without passwords, tokens and keys, as far as they can be told by what stands before them.
-
-    Args:
-        text: Text, of any origin.
-    """
-    for pattern, shown in _SECRETS:
-        text = pattern.sub(shown, text)
-    return text
 
 
 def one_line(text: object) -> str:
@@ -57,7 +34,7 @@ def one_line(text: object) -> str:
         if len(whole) > 4 * LONGEST:  # nothing below has to read it all
             whole = f"{whole[: 2 * LONGEST]} ... {whole[-2 * LONGEST :]}"
         line = plain(masked(" ".join(whole.split())))
-    except Exception as error:  # an error of a model's own class, whose text is an error too
+    except BaseException as error:  # an error of a model's own class, whose text is an error too
         line = f"a {type(text).__name__} without a text ({type(error).__name__})"
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
@@ -70,8 +47,13 @@ def tell(text: str) -> None:
     """
     line = one_line(text)
     try:
-        print(line, file=sys.stderr, flush=True)
+        _write(line)
     except UnicodeError:
-        print(line.encode("ascii", "backslashreplace").decode("ascii"), file=sys.stderr, flush=True)
+        _write(line.encode("ascii", "backslashreplace").decode("ascii"))
     except (OSError, ValueError, AttributeError):
         return
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(f"{line}\n")  # not print, which is a name that a model file may have taken
+    sys.stderr.flush()

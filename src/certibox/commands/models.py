@@ -12,7 +12,8 @@ from certibox.blackbox import MODEL_FILES, advice_on
 from certibox.commands.identity import identity, watched
 from certibox.commands.loading import load_module, unchanged
 from certibox.defense.autoencoders import load_autoencoder
-from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, one_of
+from certibox.defense.saved import TENSORS
+from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, one_line, one_of
 from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
 from certibox.networks.autoencoder import Latent
 
@@ -65,14 +66,14 @@ def defense_folder(name: str) -> Path:
     """
     folder = Path(name)
     for place in (folder, folder / "defense"):
-        if (place / "defense.safetensors").is_file():
+        if (place / TENSORS).is_file():
             return place
     try:
         held = sorted(path.name for path in folder.iterdir())
     except OSError:
         held = []
     holds = f"which holds {', '.join(held[:6])}{', ...' if len(held) > 6 else ''}" if held else "which holds nothing"
-    came = f"there is no {folder / 'defense.safetensors'} in {name!r}, {holds if folder.is_dir() else 'no directory'}"
+    came = f"there is no {folder / TENSORS} in {name!r}, {holds if folder.is_dir() else 'no directory'}"
     raise UnreadableFile(f"{came}; wanted the directory of a saved defense, such as runs/mine/defense")
 
 
@@ -113,7 +114,7 @@ def load_model(model: str) -> tuple[Any, str | None]:
 
 def _built(found: Any, model: str) -> Any:
     """An object of a class; what is no class comes back as it is."""
-    if not isinstance(found, type):
+    if not issubclass(type(found), type):  # what an object says of its class is its own code
         return found
     try:
         with unchanged():
@@ -123,7 +124,7 @@ def _built(found: Any, model: str) -> Any:
     except BaseException as error:
         text = f"model is the class {found.__name__} of {model}, which a call without arguments does not build"
         raise InvalidInput(
-            f"{text} ({type(error).__name__}: {error}); wanted an object of it that the file defines"
+            f"{text} ({type(error).__name__}: {one_line(error)}); wanted an object of it that the file defines"
         ) from error
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TextIO
 
+GRACE = 10.0  # seconds
 INTERRUPTED = "interrupted; work so far is kept, run the same command to go on"
 
 
@@ -137,3 +140,27 @@ def let_go() -> None:
     """Write what is left to standard output to nowhere, since nobody reads it: else the interpreter complains."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def leave(name: str, status: int) -> None:
+    """Let the process end within `GRACE` seconds, though threads that a model began may never do.
+
+    Args:
+        name: Name of the command.
+        status: Exit status.
+    """
+    left = [
+        thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
+    ]
+
+    def end() -> None:
+        time.sleep(GRACE)
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+        told = f"certibox {name}: note: threads that were not certibox's did not end, and were left: {', '.join(left)}"
+        with suppress(OSError):
+            os.write(2, f"{ascii(told)[1:-1]}\n".encode())
+        os._exit(status)
+
+    if left:
+        threading.Thread(target=end, daemon=True).start()

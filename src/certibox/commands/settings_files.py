@@ -11,6 +11,7 @@ from certibox.errors import InvalidInput, UnreadableFile
 
 LARGEST = 64 * 1024  # bytes; a file that sets every option has some 3,000
 DEEPEST, MOST = 8, 5000  # lists in lists, and values
+LONGEST = 4096  # characters of a value, in a file or of a flag: of a path, and more than any list needs
 _WANTED = "wanted lines such as 'sigma: 0.25', with the flags' names and _ for -"
 _KINDS = {
     stat.S_ISDIR: "a directory",
@@ -75,6 +76,9 @@ def _check_event(event: yaml.Event, count: int, depth: int, place: str) -> None:
         raise InvalidInput(f"{place}, line {line}: {came}; wanted the value itself, in place of an anchor or alias")
     if (tag := getattr(event, "tag", None)) is not None:
         raise InvalidInput(f"{place}, line {line}: the tag {tag}; wanted a plain value")
+    if len(value := getattr(event, "value", "")) > LONGEST:
+        came = f"{value[:40]}... has {len(value):,} characters"
+        raise InvalidInput(f"{place}, line {line}: {came}; wanted {LONGEST:,} at most")
     if depth > DEEPEST or count > MOST:
         raise InvalidInput(f"{place}, line {line}: more than {DEEPEST} levels or {MOST} values; {_WANTED}")
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from certibox.commands.boxes import BoxOptions
+from certibox.commands.boxes import LEDGER, BoxOptions, require_ledger
 from certibox.commands.fields import Needs, option
 from certibox.commands.models import is_saved, saved_autoencoder, untrained_autoencoder
 from certibox.commands.options import LONGEST_TRAINING, DataOptions, EstimatorOptions, ScheduleOptions, folder
 from certibox.commands.printing import OUT, spent
 from certibox.commands.progress import bar
+from certibox.defense.saved import require_defense_place
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided
 from certibox.networks import Autoencoder
@@ -172,8 +173,10 @@ def run_train(options: Train) -> None:
         options: Options of the command.
     """
     out, settings = folder(options.out), options.build_settings()
+    require_defense_place(folder(str(out / "defense")))
     images = options.images()
-    client = options.client(out / "ledger.sqlite", images)
+    require_ledger(out / LEDGER, out / "training" / "config.json", options.budget, "restore it, or give another out")
+    client = options.client(out / LEDGER, images)
     bottleneck = METHODS[options.method].bottleneck
     autoencoder, stage1 = options.build_autoencoder(images.shape) if bottleneck else (None, None)
     with bar(f"training {options.method}", client) as progress:

@@ -76,7 +76,7 @@ class Pile:
         return names + (", …" if len(self.failed) > _NAMED else "")
 
     def _unreadable(self) -> UnreadableFile:
-        skip = "" if self.skip else ", or leave such images out with skip_unreadable (--skip-unreadable)"
+        skip = "" if self.skip else ", or leave such images out with skip_unreadable"
         if len(self.failed) == 1:
             return UnreadableFile(f"{self.failed[0][1]}{skip}")
         inside = f" of {self.root}" if self.root else ""

@@ -24,9 +24,12 @@ from certibox.networks.devices import usable_device
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
 from certibox.seeds.switches import settled
-from certibox.storage.files import write_json_atomic
+from certibox.storage.files import require_place, write_json_atomic
 from certibox.storage.settings import require_same
-from certibox.storage.tensors import load_module, module_digest, read_tensors, under, write_tensors
+from certibox.storage.strict import is_json
+from certibox.storage.tensors import is_tensors, load_module, module_digest, read_tensors, under, write_tensors
+
+TENSORS, FACTS = "defense.safetensors", "defense.json"  # files of a saved defense
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,8 +197,8 @@ class Defense:
         }
         directory.mkdir(parents=True, exist_ok=True)
         known = {} if self.trained_on is None else {"trained_on": self.trained_on}
-        write_tensors(directory / "defense.safetensors", self.pipeline.state_dict() | known, facts)
-        write_json_atomic(directory / "defense.json", facts)
+        write_tensors(directory / TENSORS, self.pipeline.state_dict() | known, facts)
+        write_json_atomic(directory / FACTS, facts)
         return directory
 
     def _checked(self, x: Tensor | np.ndarray) -> Tensor:
@@ -226,6 +229,19 @@ class Defense:
         return [(name, module) for name in named if (module := getattr(self.pipeline, name)) is not None]
 
 
+def require_defense_place(directory: str | Path) -> None:
+    """Refuse a folder where no defense can be saved, before one is trained.
+
+    Args:
+        directory: Directory to write into.
+
+    Raises:
+        InvalidInput: `require_place` refuses one of the files.
+    """
+    for name, ours in ((TENSORS, is_tensors), (FACTS, is_json)):
+        require_place(Path(directory) / name, ours)
+
+
 @settled()
 def load_defense(
     directory: str | Path,
@@ -252,7 +268,7 @@ def load_defense(
         InvalidInput: A network of your own is missing or does not fit, or the box answers differently.
         ConfigMismatch: The box is declared otherwise.
     """
-    tensors, facts = read_tensors(Path(directory) / "defense.safetensors")
+    tensors, facts = read_tensors(Path(directory) / TENSORS)
     if "modules" not in facts:
         raise UnreadableFile(
             f"{directory} holds a checkpoint of training, not a defense; wanted what Defense.save wrote"

@@ -14,7 +14,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import sys
 import uuid
+from array import array
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -148,8 +150,10 @@ def connect(file: Path) -> sqlite3.Connection:
         file: Absolute path of the ledger.
 
     Raises:
-        NoLedger: The file is damaged.
+        NoLedger: The file is damaged, or the log is that 0.1.0 kept beside it.
     """
+    if reason := _log_damage(file):
+        raise NoLedger(reason, _restore(None))
     db = sqlite3.connect(
         f"{file.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False
     )
@@ -160,6 +164,47 @@ def connect(file: Path) -> sqlite3.Connection:
         db.close()
         raise _no_ledger(error) or error from error
     return db
+
+
+def _log_damage(file: Path) -> str | None:
+    """What is wrong with the write-ahead log of a ledger of 0.1.0: SQLite passes over what it cannot read there."""
+    log, index = (file.with_name(f"{file.name}{end}") for end in ("-wal", "-shm"))
+    with file.open("rb") as opened:
+        logs = opened.read(20)[18:19] == b"\x02"
+    if not logs or not log.exists():
+        return f"{log.name}, its log, is gone while {index.name} is there" if logs and index.exists() else None
+    content = log.read_bytes()
+    head, size = content[:32], int.from_bytes(content[8:12])
+    if not content:
+        return None
+    swapped = (head[3] & 1) != (sys.byteorder == "big") if len(head) == 32 else False
+    sums = _sums(head[:24], (0, 0), swapped)
+    if len(head) < 32 or size < 512 or head[24:] != _stored(sums):
+        return f"{log.name}, its log, is damaged"
+    for start in range(32, len(content), 24 + size):
+        frame = content[start : start + 24 + size]
+        if len(frame) == 24 + size and frame[8:16] != head[16:24]:
+            return None  # what is left of an earlier round, whose pages are in the file
+        sums = _sums(frame[:8] + frame[24:], sums, swapped)
+        if len(frame) < 24 + size or frame[16:24] != _stored(sums):
+            return f"{log.name}, its log, is damaged at byte {start}"
+    return None
+
+
+def _sums(content: bytes, sums: tuple[int, int], swapped: bool) -> tuple[int, int]:
+    """The running checksum of SQLite's log."""
+    words = array("I", content[: len(content) // 8 * 8])
+    if swapped:
+        words.byteswap()
+    one, two = sums
+    for first, second in zip(words[::2], words[1::2], strict=True):
+        one = (one + first + two) & 0xFFFFFFFF
+        two = (two + second + one) & 0xFFFFFFFF
+    return one, two
+
+
+def _stored(sums: tuple[int, int]) -> bytes:
+    return b"".join(part.to_bytes(4) for part in sums)
 
 
 def check(db: sqlite3.Connection) -> None:
@@ -196,6 +241,8 @@ def _damage(db: sqlite3.Connection) -> str | None:
     (said,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if said != "ok":
         return "it is damaged: " + " ".join(said.split())
+    if alien := db.execute("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone():
+        return f"it holds the {alien[0]} {alien[1]}, which certibox never made"
     tables = _tables(db)
     optional = {"identity"} if db.execute("PRAGMA application_id").fetchone() == (0,) else set()
     for table, columns in _COLUMNS.items():

@@ -11,6 +11,7 @@ from certibox.errors import InvalidInput
 from certibox.storage.settings import LONGEST
 
 MOST = 1 << 53  # the largest integer up to which floats hold all of them
+VERSIONS = (1, 2)  # of the streams of noise, see `certification.noise`
 
 
 _IMAGE = re.compile("[0-9a-f]{64}")
@@ -160,3 +161,17 @@ def check_outcome(row: Outcome) -> None:
     _check_radius(row.radius, row.predict, where)
     correct = None if row.label is None else row.predict == row.label
     require(row.correct is correct, where, f"correct is {row.correct} for label {row.label} and predict {row.predict}")
+
+
+def check_stream(stream: int) -> int:
+    """The version of a stream of noise, if there is such a one.
+
+    Args:
+        stream: Version.
+
+    Raises:
+        InvalidInput: There is no such version.
+    """
+    if isinstance(stream, bool) or stream not in VERSIONS:
+        raise InvalidInput(f"stream is {stream!r}; wanted {' or '.join(str(known) for known in VERSIONS)}")
+    return int(stream)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from certibox.errors import ConfigMismatch
-from certibox.storage.files import append_text, read_json, write_json_atomic
+from certibox.storage.files import append_text, read_json, require_place, write_json_atomic
 from certibox.storage.settings import digest, require_same
+from certibox.storage.strict import is_json, is_json_lines
+from certibox.storage.tensors import is_tensors
 
 SHOWN = 12  # characters of a model's identity in a message
 
@@ -16,7 +18,8 @@ SHOWN = 12  # characters of a model's identity in a message
 class RunDirectory:
     """Where a training run keeps `config.json`, `rows.jsonl`, `checkpoint.safetensors` and TensorBoard's files.
 
-    Opening it with another configuration raises `ConfigMismatch` and touches nothing.
+    Opening it with another configuration raises `ConfigMismatch`, and over files of others `InvalidInput`; neither
+    touches anything.
     """
 
     def __init__(self, directory: str | Path, config: dict[str, Any]) -> None:
@@ -25,6 +28,8 @@ class RunDirectory:
             self.path / name for name in ("checkpoint.safetensors", "rows.jsonl", "config.json")
         )
         plain = json.loads(json.dumps(config))
+        for place, ours in ((self._config, is_json), (self._rows, is_json_lines), (self.checkpoint, is_tensors)):
+            require_place(place, ours)
         if self._config.exists():
             there = read_json(self._config)
             _require_same_model(there, plain, self.path)
