@@ -18,5 +18,5 @@ _MODEL = LogisticRegression(max_iter=2000).fit(_DIGITS.floats().flatten(1).numpy
 
 
 def predict(images: np.ndarray) -> np.ndarray:
-    """Class probabilities (n, 10) of images (n, 1, 8, 8), float32 pixels on [0, 1]."""
+    """Class probabilities (n, 10) of images (n, 1, 8, 8), float32 pixels, clipped to [0, 1]."""
     return _MODEL.predict_proba(images.reshape(len(images), -1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,13 @@ def linear_onnx(
         helper.make_node("Identity", ["logits"], ["values"]),
         helper.make_node("Sigmoid", ["logits"], ["sigmoid"]),
     ]
+    if classes == 1:  # one score an image, without an axis of its own
+        initializers.append(helper.make_tensor("-1", TensorProto.INT64, [1], [-1]))
+        nodes += [helper.make_node("Reshape", [name, "-1"], [f"flat {name}"]) for name in ("logits", "sigmoid")]
     infos = [
-        info(name, TensorProto.INT64, [batch]) if name == "labels" else info(name, TensorProto.FLOAT, [batch, classes])
+        info(name, TensorProto.INT64, [batch])
+        if name == "labels"
+        else info(name, TensorProto.FLOAT, [batch] if name.startswith("flat ") else [batch, classes])
         for name in outputs
     ]
     path = write_onnx(path, nodes, [info("x", dtype, [batch, *shape])], infos, initializers)
@@ -100,11 +105,14 @@ def linear_tflite(
     answers: Quantised = FLOAT,
     batch: int = 1,
     signature: tuple[int, ...] | None = None,
+    bias: np.ndarray | None = None,
+    then: Sequence[str] = (),
 ) -> Path:
     """The product of an image, flattened as it comes, with a matrix (K, d), as a TensorFlow Lite file.
 
     Where it takes whole numbers the entries of the matrix are whole, from -127 to 127. Without a scale the numbers are
-    no grid, and the answer is the flat image itself, whose numbers become floats.
+    no grid, and the answer is the flat image itself, whose numbers become floats. `then` names what the file answers
+    with instead: "y", the product, and "SOFTMAX", "LOGISTIC" or "ARG_MAX" of it, each in an output of its own.
     """
     builder = pytest.importorskip("flatbuffers").Builder(1024)
     schema: Any = pytest.importorskip("ai_edge_litert.schema_py_generated")
@@ -142,6 +150,35 @@ def linear_tflite(
     operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
     operator.builtinOptions = schema.FullyConnectedOptionsT()
     graph.operators, model.operatorCodes, model.subgraphs = [operator], [code], [graph]
+    if bias is not None:
+        operator.inputs = [0, 1, len(graph.tensors)]
+        add("bias", bias.shape, FLOAT, bias.astype("<f4"))
+    if then:
+        graph.outputs = [_then(name, batch, len(weight), schema, model, add) for name in then]
     builder.Finish(model.Pack(builder), b"TFL3")
     path.write_bytes(bytes(builder.Output()))
     return path
+
+
+def _then(name: str, batch: int, classes: int, schema: Any, model: Any, add: Callable[..., None]) -> int:
+    """The place of what an operator makes of the product; of "y", the product itself."""
+    (graph,) = model.subgraphs
+    if name == "y":
+        return 2
+    operator, code = schema.OperatorT(), schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
+    code.version, operator.opcodeIndex, operator.inputs = 1, len(model.operatorCodes), [2]
+    kinds = schema.BuiltinOptions
+    if name == "SOFTMAX":
+        operator.builtinOptionsType, operator.builtinOptions = kinds.SoftmaxOptions, schema.SoftmaxOptionsT()
+        operator.builtinOptions.beta = 1.0
+    if name == "ARG_MAX":
+        operator.builtinOptionsType, operator.builtinOptions = kinds.ArgMaxOptions, schema.ArgMaxOptionsT()
+        operator.builtinOptions.outputType = schema.TensorType.INT64
+        operator.inputs = [2, len(graph.tensors)]
+        add("axis", (1,), ("int32", 0.0, 0), np.array([1], "<i4"))
+    operator.outputs = [len(graph.tensors)]
+    add(name, (batch,) if name == "ARG_MAX" else (batch, classes), ("int64", 0.0, 0) if name == "ARG_MAX" else FLOAT)
+    graph.operators.append(operator)
+    model.operatorCodes.append(code)
+    return operator.outputs[0]

@@ -112,8 +112,8 @@ SMALLER: list[tuple[Any, str, Callable[..., Any]]] = [
 
 
 def save_digits(folder: Path, count: int, side: int) -> None:
-    """Images of digits, a folder a class."""
-    digits = cb.load_images("digits")
+    """Images of digits of the split that the folder is named after, a folder a class."""
+    digits = cb.load_images("digits", folder.name)
     assert digits.labels is not None
     for i in range(count):
         at = i % len(digits)
@@ -159,8 +159,29 @@ def guarantees() -> dict[str, Any]:
     return {f"{use}_{size}": rows_of(sigmas[size], uses[use]) for size in sigmas for use in uses}
 
 
+def models_and_data() -> dict[str, Any]:
+    """A model of each kind for digits of 8×8 pixels, and digits in files."""
+    from datasets import Dataset
+    from sklearn.linear_model import LogisticRegression
+
+    from file_makers import linear_tflite, onnx_with_weights_elsewhere
+
+    digits = cb.load_images("digits", split="validation")
+    assert digits.labels is not None
+    pixels, labels = digits.floats().flatten(1).numpy(), digits.labels.numpy()
+    weight = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+    onnx_with_weights_elsewhere(Path("model.onnx"), "weights.bin", weight)
+    linear_tflite(Path("model.tflite"), weight.T, (8, 8, 1))
+    Image.fromarray(digits.images[0, 0].numpy()).save("photo.png")
+    np.savez("digits.npz", images=digits.images.numpy(), labels=labels)
+    Dataset.from_dict({"image": digits.images[:9].tolist(), "digit": labels[:9]}).to_parquet("digits.parquet")
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    return {"network": network, "classifier": LogisticRegression(max_iter=9, tol=1.0).fit(pixels, labels)}
+
+
 FURNISH: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/guarantees.md": guarantees,
+    "docs/models-and-data.md": models_and_data,
     "docs/extending.md": lambda: write_release(Path()) or {},
     "docs/reproducing.md": lambda: save_digits(Path("data/mnist/train"), 1966, 28) or {},
 }
@@ -200,10 +221,20 @@ def extended(told: dict[str, Any]) -> None:
     assert estimator.cost(4) == estimator.q + 1
 
 
+def brought(told: dict[str, Any]) -> None:
+    """Every box answers for ten classes, and every set has its images."""
+    assert [cb.QueryClient(box)(told["x"][None]).shape for box in told["boxes"]] == [(1, 10)] * 7
+    assert [len(images) for images in told["sets"]] == [100, 9, 297, 500, 500, 1]
+    assert [images.labels is None for images in told["sets"]] == [False] * 5 + [True]
+    train, test = (set(images.digests.tolist()) for images in (told["train"], told["test"]))
+    assert (len(train | test), len(train & test)) == (297, 0)
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "README.md": defended,
     "docs/quickstart.md": quickstart,
     "docs/extending.md": extended,
+    "docs/models-and-data.md": brought,
 }
 
 

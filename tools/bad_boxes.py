@@ -119,8 +119,6 @@ CHANCES: tuple[tuple[str, bool | None], ...] = (
     ("chances", True),
     ("np.round(chances, 2)", True),
     ("np.round(chances, 3).tolist()", True),
-    ("1 / (1 + np.exp(-scores[:, 0]))", True),
-    ("1 / (1 + np.exp(-scores[:, :1]))", True),
     ("1 / (1 + np.exp(-scores))", False),
     ("np.log(chances)", False),
     ("scores", False),
@@ -135,6 +133,8 @@ CHANCES: tuple[tuple[str, bool | None], ...] = (
     ("{'a': 0.2, 'b': 0.8}", False),
     ("chances[:-1]", False),
 )
+TWO = "--data binary.npz --num-classes 2"  # for models of one score an image, which are of two classes
+SCORE = ("1 / (1 + np.exp(-scores[:, 0]))", "1 / (1 + np.exp(-scores[:, :1]))")
 LABELS: tuple[tuple[str, bool | None], ...] = (
     ("classes", True),
     ("classes.astype(np.uint8)", True),
@@ -391,9 +391,9 @@ MODULES: tuple[tuple[str, str, str, bool | None, str], ...] = (
         "box = nn.Sequential(nn.Flatten(), nn.Linear(16, 1), nn.Sigmoid())\n",
         "probabilities",
         True,
-        "--num-classes 2",
+        TWO,
     ),
-    ("one logit", "box = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))\n", "logits", True, "--num-classes 2"),
+    ("one logit", "box = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))\n", "logits", True, TWO),
     (
         "a dictionary",
         "class M(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.l = nn.Linear(16, 3)\n    def forward(self, x):\n        return {'logits': self.l(x.flatten(1))}\nbox = M()\n",
@@ -499,6 +499,7 @@ def boxes() -> list[Box]:
     """All models, each with a name of its own."""
     found = [Box(f"answers {text}", _answering(text), "logits", good) for text, good in ANSWERS]
     found += [Box(f"chances {text}", _answering(text), "probabilities", good) for text, good in CHANCES]
+    found += [Box(f"chances {text}", _answering(text), "probabilities", True, TWO) for text in SCORE]
     found += [Box(f"labels {text}", _answering(text), "labels", good) for text, good in LABELS]
     found += [Box(f"raises {text}", f"def box(images):\n    raise {text}\n", "logits", False) for text in RAISED]
     found += [Box(f"file: {name}", source, kind, good) for name, source, kind, good in FILES]

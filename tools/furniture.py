@@ -60,6 +60,7 @@ def furnish_files(place: Path) -> None:
     for name in ("empty", "texts", "broken", "mixed", "cmyk", "images", "outside"):
         (place / name).mkdir()
     np.savez(place / "images.npz", images=pixels, labels=labels)
+    np.savez(place / "binary.npz", images=pixels, labels=np.arange(12) % 2)
     _arrays(place, pixels, labels)
     _pictures(place, pixels)
     _tables(place)
@@ -134,7 +135,8 @@ def _certify(place: Path) -> None:
     """One certified run, in `done`."""
     from certibox.cli import main
 
-    line = "certify --model box.py:logits --outputs logits --data images.npz --sigma 0.3 --n 300 --limit 3 --out done"
+    box = "--model box.py:logits --outputs logits --num-classes 3 --data images.npz"
+    line = f"certify {box} --sigma 0.3 --n 300 --limit 3 --out done"
     here, path = os.getcwd(), list(sys.path)
     os.chdir(place)
     try:

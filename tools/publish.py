@@ -1,6 +1,7 @@
 """Carry measured numbers into the docs: a table between `<!-- name -->` and `<!-- /name -->` comes from a file here.
 
-python tools/publish.py            rewrite the tables of README.md and docs/ from the committed results
+python tools/publish.py            rewrite the tables of README.md and docs/ from the committed results, and those of
+                                   docs/models-and-data.md from what the tests try
 python tools/publish.py --demo DIR first take the numbers and the pictures of a finished demo in DIR
 """
 
@@ -19,6 +20,8 @@ from certibox.report import markdown
 from certibox.storage.files import read_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import accepted
 import families
 import gradient_quality
 import live_latents
@@ -69,6 +72,7 @@ TABLES: dict[str, Callable[[], str]] = {  # by the name that its place in the do
     "certificates-pipelines": sequential_pipelines.table,
     "worth": query_efficiency.worth,
     "prices": query_efficiency.prices,
+    **{name: partial(accepted.printed, table) for name, table in accepted.tables().items()},
     **{f"queries-{study}": partial(query_efficiency.report, study) for study in query_efficiency.STUDIES},
 }
 

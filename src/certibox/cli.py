@@ -14,7 +14,7 @@ from typing import Any
 
 from certibox.commands import process
 from certibox.commands.lines import one_line, tell
-from certibox.errors import BoxFailed, CertiboxError, InvalidInput, did_you_mean
+from certibox.errors import BoxFailed, CertiboxError, InvalidInput, Notice, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -169,16 +169,18 @@ def _name(words: list[str]) -> tuple[str, list[str]]:
 
 def _run(name: str, arguments: list[str], whole: bool) -> int:
     """The command `name`, its errors as messages and exit statuses."""
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # its errors arrive as ours, in one line
+    for library in ("DATASETS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "critical")  # their errors arrive as ours, in one line
     os.environ.update(WAITING | {key: os.environ[key] for key in WAITING if key in os.environ})
     kind = None
     try:
         if name not in COMMANDS:
             raise InvalidInput(f"there is no command {name!r}; wanted {_known_commands(name)}")
         kind, run = COMMANDS[name].load()
-        from certibox.commands.arguments import parse, typed
+        from certibox.commands.arguments import ours, parse, typed
         from certibox.commands.fields import require_effect
 
+        arguments = ours(arguments)
         options = parse(name, kind, arguments)
         require_effect(options, typed(arguments))
         with process.interruptible(name), process.printing_alone(whole), _warnings_in_lines(name):
@@ -237,10 +239,15 @@ def _warnings_in_lines(name: str) -> Iterator[None]:
     """Warnings inside the block are lines on standard error, without the line of code that raised them."""
     import warnings
 
+    shown = set[str]()
+
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        tell(f"certibox {name}: note: {one_line(message)}")
+        if (text := one_line(message)) not in shown:
+            shown.add(text)
+            tell(f"certibox {name}: note: {text}")
 
     with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=Notice)
         warnings.showwarning = show
         yield
 

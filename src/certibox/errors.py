@@ -45,6 +45,10 @@ class CertiboxError(Exception):
     exit_status = 2
 
 
+class Notice(UserWarning):
+    """Category of what certibox warns of. Commands show each text once, in a line, whatever the filters of warnings."""
+
+
 class InvalidInput(CertiboxError, ValueError):
     """A value, file or configuration given by the user is wrong."""
 

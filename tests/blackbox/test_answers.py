@@ -174,7 +174,7 @@ def test_one_output_has_two_classes(shape: tuple[int, ...]) -> None:
     for outputs in ("probabilities", "logits"):
         with pytest.raises(BadOutput, match=r"at least 2 classes, got 1|must be \(n, K\), got shape \(3,\)"):
             asked(answer, outputs, num_classes=3)
-    with pytest.raises(BadOutput, match=r"must be in \[0, 1\], got -0.5"):
+    with pytest.raises(BadOutput, match=r"must be in \[0, 1\], got 1.5"):
         asked(answer * 1.5, "probabilities")
 
 
@@ -263,6 +263,22 @@ def test_log_probabilities_and_logits_are_told_what_to_declare() -> None:
         probabilities(logits.log_softmax(1).tolist())
     with pytest.raises(BadOutput, match=r"in \[0, 1\], got 3; if they are logits, declare outputs='logits'"):
         probabilities(logits.tolist())
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[25.0, 25.0, 50.0], [10.0, 10.0, 81.0]], "got 81; those of each image sum to about 100: divide them by"),
+        (
+            [[0.001] * 900 + [0.0] * 100] * 2,
+            "got 0.9; they are rounded to steps of 1/1000, too coarse for 1000",
+        ),
+    ],
+    ids=["percent", "too coarse"],
+)
+def test_probabilities_in_other_units_are_told_to_be_divided(rows: list[list[float]], words: str) -> None:
+    with pytest.raises(BadOutput, match=words):
+        probabilities(rows)
 
 
 def test_logits_that_sum_to_1_are_warned_of_at_the_first_answer_alone() -> None:

@@ -298,7 +298,7 @@ def test_normalisation_in_other_units_than_the_range_is_warned_of(declared: dict
         ("labels", torch.tensor([0, 3]), None, "labels must be in 0..2, got 3"),
         ("labels", torch.tensor([-1, 2]), None, "labels must be in 0..2, got -1"),
         ("labels", torch.tensor([1, 1.25]), None, "labels must be integers, got 1.25"),
-        ("probabilities", torch.tensor([[0.5, 0.5, 0], [1.1, 0, -0.1]]), None, r"in \[0, 1\], got -0.1"),
+        ("probabilities", torch.tensor([[0.5, 0.5, 0], [1.1, 0, -0.1]]), None, r"in \[0, 1\], got 1.1"),
         ("probabilities", torch.tensor([[0.5, 0.5, 0], [1.25, 0, 0]]), None, r"in \[0, 1\], got 1.25"),
         ("probabilities", torch.tensor([[0.5, 0.5, 0], [0.5, 0.25, 0]]), None, "sum to 1, got 0.75"),
         ("logits", [[1, 2, 3]], None, "logits must be a tensor, got list"),

@@ -306,3 +306,9 @@ def test_a_function_has_the_identity_that_was_given_and_no_other() -> None:
         assert (box.spec.identity, is_told_apart(box), is_told_apart(named)) == (None, False, True)
         assert as_blackbox(function, "logits", identity="3").spec.identity == "3"
     assert as_blackbox(partial(rooted), "logits").spec.name == "rooted"
+
+
+def test_what_compiling_leaves_on_a_module_is_no_setting() -> None:
+    first, net = digest_of(Net()), Net()
+    net._is_torch_compile = True  # pyright: ignore[reportArgumentType]  # as torch.compile does
+    assert digest_of(net) == first

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from certibox.blackbox import as_blackbox, check_outputs, differentiable
-from certibox.errors import BadOutput, InvalidInput, NotDifferentiable
+from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable
 
 SHAPE = (2, 3, 4)
 
@@ -66,6 +66,13 @@ def test_a_scripted_function_is_refused_with_the_way_to_wrap_it(x: Tensor) -> No
     assert torch.equal(as_blackbox(lambda images: scripted(torch.from_numpy(images)), "logits")(x), x.flatten(1))
 
 
+WHOLE: list[Callable[[nn.Module], Any]] = [
+    torch.jit.script,
+    lambda module: torch.jit.trace(module.eval(), torch.zeros(4, *SHAPE)),
+    lambda module: torch.jit.freeze(torch.jit.script(module.eval())),
+]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantiz")
 def test_an_int8_module_takes_single_precision_whatever_the_images_have(x: Tensor) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
@@ -73,9 +80,18 @@ def test_an_int8_module_takes_single_precision_whatever_the_images_have(x: Tenso
     box = as_blackbox(quantised, "logits")
     assert torch.equal(box(x.double()), box(x))
     torch.testing.assert_close(box(x), flat(x).detach(), atol=0.02, rtol=0)
+    with pytest.raises(NotDifferentiable, match="box Sequential computes in whole numbers, which have none"):
+        differentiable(box)
+    programs = [as_blackbox(program(quantised), "logits") for program in WHOLE]
     flat[1].get_parameter("bias").data.add_(1)
     other = torch.ao.quantization.quantize_dynamic(flat, {nn.Linear}, torch.qint8)
     assert as_blackbox(other, "logits").spec.identity != box.spec.identity
+    for program, made in zip(WHOLE, programs, strict=True):
+        torch.testing.assert_close(made(x), box(x), atol=0.02, rtol=0)
+        assert as_blackbox(program(quantised), "logits").spec.identity == made.spec.identity
+        assert as_blackbox(program(other), "logits").spec.identity != made.spec.identity
+        with pytest.raises(NotDifferentiable, match="computes in whole numbers"):
+            differentiable(made)
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
@@ -207,3 +223,15 @@ def test_images_of_any_memory_are_answered_alike_and_stay_as_they_are(x: Tensor)
             torch.testing.assert_close(answer, wanted)
             assert torch.equal(images.detach(), before)
         box(x.bfloat16())
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_program_exported_for_a_fixed_number_of_images_takes_any_number(at_once: int) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)).eval()
+    x = torch.linspace(0, 1, 48).reshape(3, 1, 4, 4).requires_grad_()
+    box = as_blackbox(torch.export.export(net, (torch.zeros(at_once, 1, 4, 4),)), "logits")
+    assert torch.allclose(box(x), net(x), atol=1e-6)
+    came, wanted = (torch.autograd.grad(f(x).square().sum(), x)[0] for f in (differentiable(box), net))
+    assert torch.allclose(came, wanted, atol=1e-5)
+    with pytest.raises(InvalidImages, match=r"images have shape \(1, 5, 5\); box GraphModule takes \(1, 4, 4\)"):
+        box.spec.check_images(torch.zeros(1, 1, 5, 5))

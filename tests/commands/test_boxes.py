@@ -61,7 +61,7 @@ def test_a_torch_module_is_said_to_see_pixels_beyond_the_range(place: Path, run)
     [
         ("--layout NWHC", ["layout is 'NWHC'", "did you mean NHWC"]),
         ("--dtype int8", ["dtype is 'int8'", "uint8"]),
-        ("--mean [1,2]", ["1 channels", "has 2"]),
+        ("--mean [.1,.2]", ["1 channels", "has 2"]),
         ("--std [0]", ["std is (0.0,)"]),
         ("--image-shape [3,4,4]", ["(1, 4, 4)", "(3, 4, 4)"]),
         ("--output-name y", ["output", "files of models"]),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from certibox.commands.arguments import parse
+from certibox.commands.arguments import in_flags, ours, parse, typed
 from certibox.commands.fields import require_effect
 from certibox.commands.options import DataOptions
 from certibox.data import load_images
@@ -81,3 +81,16 @@ def test_one_file_is_taken_whole_in_silence_or_divided(tmp_path: Path) -> None:
     held, rest = given.images(), options(*data, "train:0.8").images()
     assert sorted([*held.images[:, 0, 0, 0].tolist(), *rest.images[:, 0, 0, 0].tolist()]) == list(range(10))
     assert len(held) == 2
+
+
+@pytest.mark.parametrize("words", [["--subset", "one"], ["--subset=one"], ["--configuration=one"]])
+def test_a_configuration_may_be_called_a_subset(words: list[str]) -> None:
+    words = ours(["--data", "org/name", *words])
+    assert options(*words).configuration == "one"
+    assert typed(words) == {"data", "configuration"}
+    assert ours(["--data", "--subsets", "--out=--subset=a"]) == ["--data", "--subsets", "--out=--subset=a"]
+
+
+def test_a_message_names_a_flag_once() -> None:
+    text = "name one with label_column (--label-column), not 'label_column' or my_label_column"
+    assert in_flags(text, DataOptions) == "name one with --label-column, not 'label_column' or my_label_column"

@@ -73,6 +73,7 @@ def test_messages_name_flags_where_python_names_parameters() -> None:
         ("num_classes is 1; wanted 2", "--num-classes is 1; wanted 2"),
         ("runs/batch_size/x is 'batch_size'", "runs/batch_size/x is 'batch_size'"),
         ("train_batch_size is 1", "train_batch_size is 1"),
+        ("give image_shape=(8, 8, 1) if", "give --image-shape [8, 8, 1] if"),
     ):
         assert in_flags(text, kind) == shown
 
@@ -140,10 +141,13 @@ def published(page: str) -> list[list[str]]:
     return [argv for block in blocks for argv in command_lines(block)]
 
 
+NEWCOMERS = ("README.md", "docs/quickstart.md", "docs/models-and-data.md", "docs/extending.md", "examples/README.md")
+
+
 def examples() -> list[list[str]]:
     """Every command line that the help and the pages for newcomers show."""
     helped = [argv for command in COMMANDS.values() for argv in command_lines(inspect.getdoc(command.load()[0]) or "")]
-    return helped + published("README.md") + published("examples/README.md")
+    return helped + [argv for page in NEWCOMERS for argv in published(page)]
 
 
 @pytest.mark.parametrize("argv", examples(), ids=" ".join)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import certibox.commands.identity
 from certibox.commands.models import load_model
 from certibox.errors import InvalidInput
 
@@ -34,7 +35,7 @@ def logits(images):
 """
 
 
-@pytest.mark.parametrize("name", ["logits", "net", "net.predict", "net.inner.predict", "Net"])
+@pytest.mark.parametrize("name", ["logits", "net", "net.predict", "net.inner.predict", "Net", "Net.predict"])
 def test_functions_objects_methods_and_classes_are_found(place: Path, name: str) -> None:
     Path("forms.py").write_text(FORMS)
     model, identity = load_model(f"forms.py:{name}")
@@ -79,12 +80,84 @@ def test_the_identity_changes_with_the_file_its_neighbours_and_what_it_reads(pla
     assert seen[2] == seen[3]
 
 
-def test_a_repaired_model_does_not_go_on_with_the_rows_of_the_old_one(place: Path, run, refused) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def f(x): return np.load('weights.npy')",  # when it is asked
+        "f = below_python(str(Path(__file__).parent / 'folder' / 'weights.onnx'))",  # where no hook sees it
+        "class f:\n  def __init__(self): self.w = Path('weights.txt').read_text()",  # when it is built
+    ],
+)
+def test_the_identity_changes_with_weights_however_they_are_read(place: Path, body: str) -> None:
+    Path("folder").mkdir()
+    Path("reads.py").write_text(
+        f"import numpy as np\nfrom pathlib import Path\nclass below_python:\n  def __init__(self, x): pass\n{body}\n"
+    )
+    seen = []
+    for text in ("1", "1", "2"):
+        for name in ("weights.npy", "weights.txt", "folder/weights.onnx"):
+            Path(name).write_text(text)
+        Path("rows.jsonl").write_text(text)  # named nowhere
+        seen.append(load_model("reads.py:f")[1])
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_the_identity_of_a_module_holds_its_package_wherever_that_lies(
+    place: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path_factory.mktemp("elsewhere") / "package_of_this_test"
+    package.mkdir()
+    monkeypatch.syspath_prepend(package.parent)
+    (package / "__init__.py").touch()
+    (package / "models.py").write_text("from package_of_this_test.core import f\n")
+
+    def identity() -> str | None:
+        for name in [name for name in sys.modules if name.startswith(package.name)]:
+            del sys.modules[name]
+        return load_model(f"{package.name}.models:f")[1]
+
+    (package / "core.py").write_text("def f(x): return x\n")
+    first = identity()
+    assert identity() == first  # from bytecode that Python kept, say
+    (package / "core.py").write_text("def f(x): return -x\n")
+    assert identity() != first
+
+
+BOXES = {
+    "a function": "def f(x): return {sign}box.logits(x)",
+    "a box": "import certibox as cb\nf = cb.as_blackbox(lambda x: {sign}box.logits(x), outputs='logits', name='mine')",
+    "an object of the protocol": "import torch\nfrom certibox.blackbox import BoxSpec\nclass f:\n"
+    "  spec = property(lambda self: BoxSpec('logits', name='mine'))\n"
+    "  def __call__(self, x): return {sign}torch.from_numpy(box.logits(x.numpy()))",
+}
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_a_repaired_model_does_not_go_on_with_the_rows_of_the_old_one(place: Path, run, refused, kind: str) -> None:
     line = "certify --model m.py:f --outputs logits --data images.npz --rule fixed --n0 5 --n 20 --alpha .1 --sigma 1"
-    Path("m.py").write_text("import box\ndef f(x): return box.logits(x)\n")
+    Path("m.py").write_text("import box\n" + BOXES[kind].format(sign=""))
     assert run(f"{line} --out o").status == 0
-    Path("m.py").write_text("import box\ndef f(x): return -box.logits(x)\n")
-    refused(f"{line} --out o", "model is 'bare:m.py:f:")
+    Path("m.py").write_text("import box\n" + BOXES[kind].format(sign="-"))
+    refused(f"{line} --out o", "another model: model is 'bare:m")
+
+
+def test_the_identity_of_a_large_file_is_of_pieces_all_over_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LARGEST", 100), ("PIECES", 11), ("PIECE", 10)):
+        monkeypatch.setattr(certibox.commands.identity, name, value)
+    (place / "m.py").write_text("open('w.bin', 'rb').read()\ndef f(x):\n    return x\n")
+    content = bytearray(1090)  # pieces begin at 0, 108, ... 1080
+    seen = set()
+    for at in (0, 108, 1089, 50):
+        changed = content.copy()
+        changed[at] = 1
+        (place / "w.bin").write_bytes(changed)
+        certibox.commands.identity._READ.clear()
+        seen.add(load_model("m.py:f")[1])
+    assert len(seen) == 4  # the first three, and the last, which lies in no piece
+    (place / "w.bin").write_bytes(content)
+    assert load_model("m.py:f")[1] in seen
+    (place / "w.bin").write_bytes(content + b"0")
+    assert load_model("m.py:f")[1] not in seen
 
 
 def test_what_a_model_file_sets_is_set_back(place: Path) -> None:

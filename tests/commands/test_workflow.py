@@ -262,6 +262,8 @@ def test_too_few_classes_in_the_labels_name_the_flag(place: Path, run, refused) 
     np.savez(place / "two.npz", images=np.zeros((4, 1, 4, 4), np.uint8), labels=[0, 1, 0, 1])
     refused(certify(more="--data two.npz"), "3 scores", "2 classes", "--num-classes 3")
     assert totals("out/ledger.sqlite") == (1, 1, 0)  # one answer tells
+    np.savez(place / "one.npz", images=np.zeros((4, 1, 4, 4), np.uint8), labels=[0] * 4)
+    refused(certify(more="--data one.npz"), "the data shows one class alone; wanted --num-classes K")
     assert run(certify(more=f"--limit 2 --num-classes {CLASSES}")).status == 0
 
 

@@ -251,9 +251,20 @@ def test_labels_of_any_integer_type_become_int64() -> None:
     assert images.labels is not None
     assert images.labels.dtype == torch.int64
     assert images.labels.tolist() == [2, 0, 1]
+    column = images_from_arrays(random_pixels(3, 4, 4), np.array([[2], [0], [1]]))  # as many data sets have them
+    assert column.labels is not None
+    assert column.labels.tolist() == [2, 0, 1]
 
 
-@pytest.mark.parametrize("labels", [[0.0, 1.0, 2.0], ["a", "b", "c"], [0, 1], [[0], [1], [2]], [0, 1, -1]])
+@pytest.mark.parametrize("label", [10**6, 10**12, 2**63])
+def test_labels_that_number_no_class_are_refused(label: int) -> None:
+    with pytest.raises(InvalidImages, match=f"mine: largest label is {label}, wanted below 1,000,000; number the"):
+        images_from_arrays(random_pixels(2, 4, 4), np.array([0, label], np.uint64), "mine")
+    largest = images_from_arrays(random_pixels(2, 4, 4), np.array([0, 999_999]))
+    assert largest.num_classes == 10**6
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 2.0], ["a", "b", "c"], [0, 1], [[0, 1], [1, 0], [2, 0]], [0, 1, -1]])
 def test_wrong_labels_are_refused(labels: list) -> None:
     with pytest.raises(InvalidImages, match=r"^arrays: .*label"):
         images_from_arrays(random_pixels(3, 4, 4), labels)
@@ -542,7 +553,8 @@ def test_columns_by_name_and_without_labels(hub, tmp_path: Path) -> None:
 def test_withheld_labels_are_no_labels(hub, tmp_path: Path) -> None:
     pixels = random_pixels(3, 1, 4, 5)
     dataset(hub, pixels, [-1, -1, -1], hub.ClassLabel(names=["a", "b"])).to_parquet(tmp_path / "test.parquet")
-    assert load_images(tmp_path, "test").labels is None
+    with pytest.warns(UserWarning, match="'label' holds -1 for every image: images are taken as unlabelled$"):
+        assert load_images(tmp_path, "test").labels is None
 
 
 @pytest.mark.parametrize(

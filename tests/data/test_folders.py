@@ -187,7 +187,7 @@ def test_unreadable_files_are_all_named_or_left_out_aloud(tmp_path: Path) -> Non
     for name in ("ant/1.png", "bee/0.png", "bee/2.png", "bee/3.png"):
         (tmp_path / name).write_bytes(b"junk")
     said = refused(tmp_path, UnreadableFile)
-    assert f"4 of 10 images of {tmp_path} cannot be read: ant/1.png, bee/0.png, bee/2.png, … (Unidentified" in said
+    assert f"4 of 10 images of {tmp_path} cannot be read: ant/1.png, bee/0.png, bee/2.png, … (it is no picture" in said
     assert "skip_unreadable (--skip-unreadable)" in said
     with pytest.warns(UserWarning, match=r"4 of 10 images cannot be read and were left out: ant/1\.png, ") as caught:
         images = load_images(tmp_path, skip_unreadable=True)
@@ -258,6 +258,21 @@ def test_metadata_that_name_no_labels_say_so(tmp_path: Path) -> None:
         assert load_images(root).labels is None
 
 
+@pytest.mark.parametrize("table", ["file_name,label\na.png,\nb.png, ", "file_name,label", ""])
+def test_metadata_without_a_label_say_so(tmp_path: Path, table: str) -> None:
+    root = with_metadata(tmp_path, table)
+    (root / "sub" / "c.png").unlink()
+    with pytest.warns(UserWarning, match=r"metadata\.csv: .*images are taken as unlabelled"):
+        assert load_images(root).labels is None
+
+
+def test_a_line_of_metadata_is_named_by_its_number(tmp_path: Path) -> None:
+    line = '{"file_name": "a.png", "label": 1}'
+    for second, words in (("[1]", "line 2 holds [1]; wanted an object"), ("{a", "line 2 cannot be read: JSONDecode")):
+        root = with_metadata(tmp_path / second[0], f"{line}\n{second}\n", "metadata.jsonl")
+        assert f"metadata.jsonl: {words}" in refused(root)
+
+
 def test_images_that_metadata_leave_out_are_counted(tmp_path: Path) -> None:
     root = with_metadata(tmp_path, "file_name,label\nb.png,4")
     with pytest.warns(UserWarning, match="2 of 3 files were left out: 2 images that the metadata does not name"):
@@ -275,7 +290,8 @@ def test_images_that_metadata_leave_out_are_counted(tmp_path: Path) -> None:
         ("file_name,label\nnone.png,1", "names 1 files that are not there, such as none.png"),
         ("file,label\na.png,1", "row 1 has no column 'file_name'; available: file, label"),
         ("file_name,label\na.png,1,2", "row 1 has more cells than the first line has names"),
-        ("file_name,label\na.png,1\nb.png,", "column 'label' holds ''; wanted an integer for every image"),
+        ("file_name,label\na.png,1\nb.png,", "column 'label' holds None; wanted an integer for every image"),
+        ("file_name,label\na.png,1\nb.png,0\na.png,0", "names a.png in more than one row; wanted one row an image"),
     ],
 )
 def test_metadata_that_are_wrong_are_refused(tmp_path: Path, table: str, words: str) -> None:

@@ -158,7 +158,7 @@ REFUSED: list[tuple[Any, type[CertiboxError], str]] = [
     (TensorDataset(torch.zeros(0, 1, 2, 2)), InvalidInput, "TensorDataset holds no images"),
     (["a.png"], UnreadableFile, "a.png cannot be read: FileNotFoundError"),
     ([PIXELS[0], "a.png"], InvalidImages, "list item 0: holds numpy.ndarray, wanted a path like the others"),
-    ([{}], InvalidImages, "list item 0: holds dict, wanted a Pillow image, an array or a tensor"),
+    ([{}], InvalidImages, "list item 0: holds dict, wanted a Pillow image, a path, an array or a tensor"),
     ([(PIXELS[0], 1, 2)], InvalidImages, "list item 0: holds a tuple of 3, wanted an image or a pair"),
     ([(PIXELS[0], 1), (PIXELS[1], None)], InvalidInput, "1 of 2 images have no label; label all of them or none"),
     (Pairs(labels=["ant"] * 5), InvalidImages, "Pairs item 0: label 'ant' is no integer; encode labels"),

@@ -92,3 +92,12 @@ def test_a_type_that_torch_lacks_is_refused_where_it_is_kept() -> None:
     assert as_images(array, array_type=np.float32).dtype == torch.float32
     with pytest.raises(InvalidImages, match=rf"images are {array.dtype}; wanted floats .*, such as float32"):
         as_images(array)
+
+
+def test_masked_pixels_are_refused_at_every_border() -> None:
+    x = np.full((1, 1, 2, 2), 0.5, np.float32)
+    hidden = np.ma.masked_array(x, mask=x > 1)
+    assert torch.equal(as_images(hidden), torch.from_numpy(x))
+    hidden[0, 0, 1, 1] = np.ma.masked
+    with pytest.raises(InvalidImages, match="images: 1 of 4 entries are masked, and what lies below is no value"):
+        as_images(hidden)

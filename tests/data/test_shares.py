@@ -85,6 +85,12 @@ def test_a_share_is_a_number_between_0_and_1(share: str) -> None:
         load_images(PIXELS, f"train:{share}")
 
 
+@pytest.mark.parametrize("split", [":0.8", "train[:80%]", "a b:0.5", ":"])
+def test_a_colon_is_there_for_a_share(split: str) -> None:
+    with pytest.raises(InvalidInput, match=r"split is '.*'; wanted the name of a split, or NAME:SHARE"):
+        load_images(PIXELS, split)
+
+
 def test_a_share_without_images_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"train:0\.01 of 15 images is empty; choose a larger share"):
         load_images(PIXELS, "train:0.01")

@@ -62,6 +62,44 @@ def test_paths_in_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(load_images(paths, skip_unreadable=True)) == 2
 
 
+def test_paths_beside_their_labels(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for path, x in zip(paths, PIXELS, strict=False):
+        Image.fromarray(np.moveaxis(x, 0, 2)).save(path)
+    images = load_images([(paths[1], 4), (Path(paths[0]), 3)])
+    np.testing.assert_array_equal(images.images.numpy(), PIXELS[[1, 0]])
+    assert images.labels is not None
+    assert (images.labels.tolist(), images.files) == ([4, 3], (paths[1], paths[0]))
+    assert load_images(np.array(paths)).files == tuple(paths)
+    assert f"{tmp_path} is a folder; wanted a regular file" in refused([str(tmp_path), *paths])
+    assert f"2 of 2 images cannot be read: {tmp_path}, {tmp_path} (" in refused([str(tmp_path)] * 2)
+
+
+@pytest.mark.parametrize(("images", "labels"), [("X", "y"), ("image", "targets"), ("data", "fine_labels")])
+def test_arrays_of_the_usual_names(tmp_path: Path, images: str, labels: str) -> None:
+    np.savez(tmp_path / "set.npz", **{images: PIXELS, labels: np.arange(5)})
+    loaded = load_images(tmp_path / "set.npz")
+    np.testing.assert_array_equal(loaded.images.numpy(), PIXELS)
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_arrays_of_other_names_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x=PIXELS, species=np.arange(5))
+    with pytest.warns(UserWarning, match="taken as unlabelled, as none of the arrays species is named as labels"):
+        assert load_images(tmp_path / "set.npz").labels is None
+    np.savez(tmp_path / "splits.npz", x_train=PIXELS, y_train=np.arange(5))
+    assert "splits.npz: holds x_train, y_train, wanted an array 'images' or 'x', and 'labels'" in refused(
+        tmp_path / "splits.npz"
+    )
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "3"])
+def test_a_limit_is_a_whole_number(limit: Any) -> None:
+    assert f"limit is {limit!r}, wanted a whole number of at least 1" in refused(PIXELS, limit=limit)
+    assert len(load_images(PIXELS, limit=int(np.int64(3)))) == 3
+
+
 @pytest.mark.parametrize("name", ["set.txt", "set.zip", "set.pt", "set"])
 def test_other_files_say_what_is_taken(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"something")

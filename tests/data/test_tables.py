@@ -98,16 +98,41 @@ def test_whole_numbers_of_any_type_are_labels(tmp_path: Path) -> None:
 
 def test_rows_sorted_by_class_are_noticed_under_a_limit(tmp_path: Path) -> None:
     file = write(tmp_path / "set.parquet", label=[0] * 12 + [1] * 12)
-    with pytest.warns(UserWarning, match="the first 12 rows are all of class 0; rows may be sorted by class"):
+    with pytest.warns(UserWarning, match="the first 12 images are all of class 0; images may be sorted by class"):
         load_images(file, limit=12)
     assert labels(load_images(file, limit=13)) == [0] * 12 + [1]
     assert len(load_images(file)) == 24
+    arrays = np.zeros((24, 4, 4), np.uint8), [0] * 12 + [1] * 12
+    with pytest.warns(UserWarning, match="arrays: the first 12 images are all of class 0; images may be sorted"):
+        load_images(arrays, limit=12)
+    assert len(load_images(arrays, limit=13)) == 13
+
+
+def test_cells_without_an_image_are_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [encoded(0), None, encoded(2), encoded(3)]
+    file = write(tmp_path / "set.parquet", image=cells, label=[0, 1, 2, 3])
+    assert "set.parquet row 1 holds no image; fill it or leave it out" in refused(file)
+    with pytest.warns(UserWarning, match=r"1 of 4 images cannot be read and were left out: set\.parquet row 1$"):
+        assert labels(load_images(file, skip_unreadable=True)) == [0, 2, 3]
+
+
+def test_a_column_without_a_value_holds_no_labels(tmp_path: Path) -> None:
+    file = write(tmp_path / "set.parquet", label=[None, None])
+    with pytest.warns(UserWarning, match="'label' holds no value for every image: images are taken as unlabelled$"):
+        assert load_images(file).labels is None
+    assert "column 'label' holds None; wanted an integer" in refused(write(tmp_path / "a.parquet", label=[None, 1]))
+
+
+def test_a_broken_file_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set.parquet").write_bytes(b"")
+    assert "set.parquet cannot be read: " in refused(tmp_path / "set.parquet")
+    assert capfd.readouterr().err == ""
 
 
 def test_unreadable_rows_are_counted(tmp_path: Path) -> None:
     cells = [encoded(0), b"junk", encoded(2), b"junk"]
     file = write(tmp_path / "set.parquet", image=cells, label=[0, 1, 2, 3])
-    assert "2 of 4 images cannot be read: set.parquet row 1, set.parquet row 3 (Unidentified" in refused(file)
+    assert "2 of 4 images cannot be read: set.parquet row 1, set.parquet row 3 (it is no picture" in refused(file)
     with pytest.warns(UserWarning, match=r"2 of 4 images cannot be read and were left out: set\.parquet row 1, "):
         images = load_images(file, skip_unreadable=True)
     assert (values(images), labels(images)) == ([0, 2], [0, 2])

@@ -171,7 +171,8 @@ def test_images_of_another_size_are_named_and_nothing_is_saved(tmp_path: Path, c
     np.savez(tmp_path / "small.npz", images=pictures(2, side=8)[0].images.numpy())
     line = ["import-authors", "--encoder", str(encoder), "--decoder", str(decoder), "--out", str(tmp_path / "out")]
     assert main([*line, "--data", str(tmp_path / "small.npz")]) == 2
-    (message,) = capsys.readouterr().err.splitlines()
+    note, message = capsys.readouterr().err.splitlines()
+    assert "small.npz has no splits" in note
     assert "(2, 1, 8, 8)" in message
     assert "(1, 28, 28)" in message
     assert not (tmp_path / "out").exists()

@@ -415,12 +415,12 @@ def test_a_batch_that_the_box_says_it_did_not_answer_is_given_back(keeps: bool, 
     assert len(client(images(16))) == 16
 
 
-def test_what_an_adapter_refuses_before_its_model_is_asked_is_given_back_and_keeps_its_words() -> None:
+def test_what_the_declaration_refuses_is_not_attempted() -> None:
     estimator = LogisticRegression().fit(np.eye(4), range(4))
     client = QueryClient(as_blackbox(estimator, "probabilities"), budget=20)
-    with pytest.raises(InvalidImages, match=r"^images \(1, 3, 3\) have 9 pixels; "):
+    with pytest.raises(InvalidImages, match=r"\b9\b"):
         client(torch.rand(2, 1, 3, 3))
-    assert (client.attempts, client.lost, client.left) == (2, 0, 20)
+    assert (client.attempts, client.lost, client.left) == (0, 0, 20)
 
 
 def test_an_error_of_the_box_is_shown_without_its_secrets() -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
@@ -215,6 +216,17 @@ def test_a_box_finds_the_type_and_the_device_that_it_has_set() -> None:
             assert set_now()[:2] == (torch.float64, "meta")
         assert set_now() == FRESH
     assert set_now()[:2] == (torch.float64, "meta")
+
+
+@pytest.mark.parametrize("inside", [nullcontext, settled])
+def test_what_a_box_sets_while_it_is_asked_is_set_back(inside: Callable[[], AbstractContextManager[None]]) -> None:
+    with inside():
+        before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+        with as_found():
+            torch.set_default_dtype(torch.float64)
+            torch.set_grad_enabled(False)
+            torch.set_num_threads(before[2] + 1)
+        assert (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()) == before
 
 
 @pytest.mark.usefixtures("unusual")

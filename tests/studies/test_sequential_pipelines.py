@@ -10,6 +10,9 @@ import pytest
 import sequential_pipelines as study
 from certibox.paper.logbook import Rows
 
+# These tiny runs certify a few of the images that they select or train on.
+pytestmark = pytest.mark.filterwarnings("ignore:.* images trained this defense:UserWarning")
+
 IMAGES = 3
 
 

@@ -15,6 +15,9 @@ from certibox.paper.logbook import Rows
 from certibox.paper.stages import Workshop
 from pictures import draw
 
+# These tiny runs certify a few of the images that they select or train on.
+pytestmark = pytest.mark.filterwarnings("ignore:.* images trained this defense:UserWarning")
+
 VALIDATION, VOTES = 8, tune_paper.VOTES  # images of a tiny plan
 
 

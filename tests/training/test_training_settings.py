@@ -118,7 +118,8 @@ def test_the_names_in_the_options_and_plans_are_those_of_the_tables() -> None:
 def test_the_command_line_and_plans_spell_the_same_settings() -> None:
     options = Train(
         model="m", outputs="logits", data="d", out="o", sigma=0.25, gamma=2.0, estimator="cge", mu=0.1, epochs=3,
-        train_batch_size=16, targets="soft", augmentation="flip", validation_votes=1, validate_every=2, seed=5,
+        denoise_epochs=0, train_batch_size=16, targets="soft", augmentation="flip", validation_votes=1,
+        validate_every=2, seed=5,
     )  # fmt: skip
     schedule = Schedule((Phase(3, 1e-3, shape="one-cycle"),), 16)
     wanted = TrainingSettings(

@@ -12,18 +12,19 @@ from torch import nn
 
 from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, differentiable, is_told_apart
 from certibox.blackbox.function import FunctionBox
-from certibox.blackbox.model_files import advice_on
+from certibox.blackbox.model_files import ELSEWHERE, advice_on
 from certibox.blackbox.onnx import OnnxBox
 from certibox.blackbox.outputs import check_outputs
 from certibox.blackbox.sklearn import SklearnBox
 from certibox.blackbox.tflite import TfliteBox
 from certibox.blackbox.torch_module import TorchBox
 from certibox.data.pixels import as_images
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, Notice
 
 __all__ = [
     "MODEL_FILES",
     "OUTPUTS",
+    "WEIGHT_FILES",
     "BlackBox",
     "BoxSpec",
     "FunctionBox",
@@ -41,6 +42,7 @@ __all__ = [
 
 _FILES = {".onnx": OnnxBox, ".tflite": TfliteBox}  # by the end of the name
 MODEL_FILES = tuple(_FILES)
+WEIGHT_FILES = frozenset((*_FILES, *ELSEWHERE, ".npy", ".npz", ".bin", ".ubj", ".gguf"))  # ends of their names
 _ONLY = {  # what only some adapters take, and whose that is
     "input_name": ((OnnxBox, TfliteBox), "files of models"),
     "output_name": ((OnnxBox, TfliteBox), "files of models"),
@@ -150,19 +152,18 @@ def as_blackbox(
                 f"{', '.join(refused)} given for box {model.spec.name}, which has a spec; leave that out"
             )
         return model
-    adapter = _adapter(model)
+    adapter = _adapter(model, name)
     if outputs is None:
         raise InvalidInput(f"outputs was not given; say what the model answers: {', '.join(OUTPUTS)}")
     if not isinstance(output_key, str | int | None):
         raise InvalidInput(f"output_key is {output_key!r}; give a key, a position or the name of an attribute")
     for field, (adapters, owners) in _ONLY.items():
         if field in declared and adapter not in adapters:
-            raise InvalidInput(
-                f"{field}={declared[field]!r} was given for a {type(model).__name__}; only {owners} have it"
-            )
+            shown = model if isinstance(model, str | Path) else f"a {type(model).__name__}"
+            raise InvalidInput(f"{field}={declared[field]!r} was given for {shown}; only {owners} have it")
     box = adapter(model, outputs, **declared)
     if (doubt := box.spec.doubt) is not None:
-        warnings.warn(doubt, stacklevel=2)
+        warnings.warn(doubt, Notice, stacklevel=2)
     return box
 
 
@@ -170,7 +171,7 @@ def _is_blackbox(model: object) -> TypeGuard[BlackBox]:
     return callable(model) and isinstance(getattr(model, "spec", None), BoxSpec)
 
 
-def _adapter(model: object) -> Callable[..., BlackBox]:
+def _adapter(model: object, name: str | None) -> Callable[..., BlackBox]:
     """The adapter for a kind of model. Raises InvalidInput where there is none."""
     if isinstance(model, type):
         raise InvalidInput(f"model is the class {model.__name__}; give an instance of it")
@@ -194,7 +195,7 @@ def _adapter(model: object) -> Callable[..., BlackBox]:
             f"model is a {type(model).__name__}, whose predict may take and answer anything; give a function such as "
             "lambda images: model.predict(images)"
         )
-    raise _no_model(model)
+    raise _no_model(model, name)
 
 
 def _file_adapter(path: Path) -> Callable[..., BlackBox]:
@@ -206,8 +207,9 @@ def _file_adapter(path: Path) -> Callable[..., BlackBox]:
     raise _no_model(str(path)) if advice is None else InvalidInput(advice)
 
 
-def _no_model(model: object) -> InvalidInput:
+def _no_model(model: object, name: str | None = None) -> InvalidInput:
     shown = repr(model)[:80] if isinstance(model, str | int | float) else f"a {type(model).__name__}"
+    shown = shown if name is None else f"{name}, {shown}"
     return InvalidInput(
         f"model is {shown}; give a torch module, a function on numpy float32 (n, c, h, w), a fitted scikit-learn "
         f"estimator, or the path of a file that ends in {' or '.join(MODEL_FILES)}"

@@ -187,7 +187,7 @@ class BoxSpec:
         """Pixels as the model wants them: clip, round, map to the range, normalise. (n, c, h, w) -> (n, c, h, w)
 
         Args:
-            x: Images (n, c, h, w), floats on [0, 1].
+            x: Images (n, c, h, w), floats, on [0, 1] where they are clean.
 
         Returns:
             Images of the same dtype on the same device; x itself where nothing is declared.
@@ -270,7 +270,7 @@ class BlackBox(Protocol):
         """Answers to images, on their device and without gradients.
 
         Args:
-            x: Images (n, c, h, w), float pixels on [0, 1], at most `spec.max_batch` of them.
+            x: Images (n, c, h, w), float pixels, on [0, 1] where they are clean; at most `spec.max_batch`.
 
         Returns:
             Logits or probabilities (n, K) of floats, labels (n,) of int64, or values (n, ...) of floats.
@@ -291,6 +291,8 @@ def differentiable(box: BlackBox) -> Callable[[Tensor], Tensor]:
         reason = "answers with labels"
     elif box.spec.levels is not None:
         reason = f"rounds its input to {box.spec.levels} levels, so that they are zero"
+    elif getattr(box, "is_quantised", False):
+        reason = "computes in whole numbers, which have none"
     elif (function := getattr(box, "differentiable", None)) is None:
         reason = "gives none"
     else:

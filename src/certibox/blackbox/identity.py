@@ -25,12 +25,14 @@ from certibox.blackbox.code import PLAIN, is_pinned, library, of_class, of_funct
 _DEEPEST = 120  # levels below which only kinds of values count
 # What differs between two equal fits, or changes no answer.
 _LEFT_OUT = re.compile(
-    r"_sklearn_version|(mean|std)_(fit|score)_time|refit_time_|n_jobs|verbose|memory|pre_dispatch|device|_compiled_call_impl"
+    r"_sklearn_version|(mean|std)_(fit|score)_time|refit_time_|n_jobs|verbose|memory|pre_dispatch|device"
+    r"|_compiled_call_impl|_is_torch_compile"
 )
 _RANDOM = (np.random.RandomState, np.random.Generator, np.random.BitGenerator, random.Random, torch.Generator)
 _BY_KIND = (*_RANDOM, logging.Logger, torch.device, weakref.ref, weakref.ProxyType)  # only that there is one
 _TREES = {"BinaryTree", "BinaryTree32", "BinaryTree64", "cKDTree"}  # they count questions, and save addresses
-_UNNAMED = re.compile(r" # .*|___torch_mangle_\d+\.")  # lines of files, and numbers in the order of making
+# Lines of files, numbers in the order of making, addresses.
+_UNNAMED = re.compile(r" # .*|___torch_mangle_\d+\.|(?<=object\()0x[0-9a-f]+")
 _PLAINEST = frozenset((int, float, str, bool, type(None)))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -103,6 +105,8 @@ class _Walk:
             return "code", code
         if (to_numpy := getattr(value, "to_numpy", None)) is not None:  # of a table or a column of one
             return "table", (list(getattr(value, "columns", ())), to_numpy())
+        if isinstance(value, torch.ScriptObject):
+            return "scripted", (value._type().qualified_name(), *_scripted_state(value))
         if isinstance(value, _BY_KIND):
             return "kind", (type(value).__name__,)
         return "object", self._of_object(value)
@@ -236,8 +240,8 @@ def _program(module: nn.Module) -> Any:
     if isinstance(module, torch.jit.ScriptModule):
         try:
             code, constants = module.code_with_constants
-        except RuntimeError:  # a part without a forward
-            return "no forward"
+        except (RuntimeError, AttributeError):  # a part without a forward
+            return ("no forward", _script_attributes(module))
         texts = [_UNNAMED.sub("", text) for text in (code, str(module.inlined_graph))]
         return (texts, dict(constants.const_mapping), _script_attributes(module))
     if isinstance(module, torch.fx.GraphModule):
@@ -245,8 +249,17 @@ def _program(module: nn.Module) -> Any:
     return None
 
 
+def _scripted_state(value: Any) -> tuple[Any, ...]:
+    """What an object of TorchScript would save."""
+    return (value.__getstate__(),) if value._has_method("__getstate__") else ()
+
+
 def _script_attributes(module: torch.jit.ScriptModule) -> dict[str, Any]:
     """Settings that a scripted module reads while it runs."""
     names = getattr(getattr(module, "_concrete_type", None), "get_attributes", dict)()
     found = {name: getattr(module, name, None) for name in names}
-    return {name: value for name, value in found.items() if name != "training" and is_pinned(value)}
+    return {name: value for name, value in found.items() if name != "training" and _is_read(value)}
+
+
+def _is_read(value: Any) -> bool:
+    return is_pinned(value) or isinstance(value, torch.ScriptObject)  # of which weights in whole numbers are

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
 from certibox.blackbox.numbers import as_numbers
-from certibox.errors import BadOutput
+from certibox.errors import BadOutput, Notice
 
 _SHAPES = {"logits": "(n, K)", "probabilities": "(n, K)", "labels": "(n,)", "values": "(n, ...)"}
 _RANGE_TOLERANCE = 1e-4  # a probability may leave [0, 1] by this much
@@ -133,6 +133,7 @@ def _warn_of_probabilities(logits: Tensor, spec: BoxSpec) -> None:
         warnings.warn(
             f"the logits of box {spec.name} look like probabilities: those of each image sum to 1; declare "
             "outputs='probabilities' if they are",
+            Notice,
             stacklevel=3,
         )
 
@@ -162,8 +163,8 @@ def _broken_values(outputs: Tensor, spec: BoxSpec) -> str | None:
         return None
     low, high = (extreme.item() for extreme in outputs.aminmax())  # NaN where there is one; a single pass over all
     if not (math.isfinite(low) and math.isfinite(high)):
-        finite = outputs.isfinite()
-        return f"{spec.outputs} must be finite, got {outputs[~finite][0].item()} ({(~finite).sum()} such values)"
+        wrong = ~outputs.isfinite()
+        return f"{spec.outputs} must be finite, got {_given(outputs, wrong)} ({wrong.sum()} such values)"
     if spec.outputs in ("logits", "values"):
         return None
     if spec.outputs == "labels" and outputs.is_floating_point():  # whole ones were converted before
@@ -172,32 +173,54 @@ def _broken_values(outputs: Tensor, spec: BoxSpec) -> str | None:
         top = (spec.num_classes or 0) - 1
         return None if low >= 0 and high <= top else f"labels must be in 0..{top}, got {low if low < 0 else high}"
     if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
-        logs = high <= 0 and bool(((outputs.exp().sum(1) - 1).abs() <= _SUM_TOLERANCE).all())
-        what = "these look like log-probabilities" if logs else "if they are logits"
-        came = low if low < -_RANGE_TOLERANCE else high
-        return f"probabilities must be in [0, 1], got {came:.6g}; {what}{':' if logs else ','} declare outputs='logits'"
+        came = _given(outputs, (outputs < -_RANGE_TOLERANCE) | (outputs > 1 + _RANGE_TOLERANCE))
+        return f"probabilities must be in [0, 1], got {came:.6g}; {_outside(outputs, low, high)}"
     return _broken_sums(outputs)
+
+
+def _given(outputs: Tensor, wrong: Tensor) -> float:
+    """The worst of the values that are wrong; of (1 - p, p), which one output became, the p that the model gave."""
+    if outputs.shape[1:] == (2,) and bool(wrong[:, 1].any()):
+        outputs, wrong = outputs[:, 1], wrong[:, 1]
+    found = outputs[wrong]
+    return found[(found - 0.5).abs().argmax()].item()
+
+
+def _outside(outputs: Tensor, low: float, high: float) -> str:
+    """What probabilities that leave [0, 1] may be, and what to do."""
+    if high <= 0 and bool(((outputs.exp().sum(1) - 1).abs() <= _SUM_TOLERANCE).all()):
+        return "these look like log-probabilities: declare outputs='logits'"
+    sums = outputs.sum(1)
+    if low >= 0 and bool(((sums / sums.mean() - 1).abs() <= _ROUNDED_TOLERANCE).all()):
+        return f"those of each image sum to about {sums.mean().item():.3g}: divide them by their sum"
+    return "if they are logits, declare outputs='logits'"
 
 
 def _broken_sums(probabilities: Tensor) -> str | None:
     """The sum that is not 1, with what it may mean; None where all are."""
     sums = probabilities.sum(1)
-    worst = sums[(sums - 1).abs().argmax()].item()
-    if abs(worst - 1) <= _SUM_TOLERANCE or abs(worst - 1) <= _rounding(probabilities):
+    worst, steps = sums[(sums - 1).abs().argmax()].item(), _steps(probabilities)
+    # Half a step each, up to a limit, in single precision.
+    rounding = min(_ROUNDED_TOLERANCE, probabilities.shape[1] * 0.5 / steps) + 1e-5 if steps else 0.0
+    if abs(worst - 1) <= max(_SUM_TOLERANCE, rounding):
         return None
-    return (
-        f"probabilities of an image must sum to 1, got {worst:.6g}; these look like independent sigmoids: declare "
-        "outputs='logits' if the largest decides, or answer with one label's column"
+    what = (
+        f"they are rounded to steps of 1/{steps}, too coarse for {probabilities.shape[1]} classes: answer with more "
+        "digits, or divide them by their sum"
+        if steps and abs(worst - 1) <= probabilities.shape[1] * 0.5 / steps
+        else "these look like independent sigmoids: declare outputs='logits' if the largest decides, or answer with "
+        "one label's column"
     )
+    return f"probabilities of an image must sum to 1, got {worst:.6g}; {what}"
 
 
-def _rounding(probabilities: Tensor) -> float:
-    """By how much rounded numbers may miss their sum: half a step each, up to a limit; 0 for numbers in full."""
+def _steps(probabilities: Tensor) -> int | None:
+    """The number of steps that all of these numbers are seen to be rounded to; None for numbers in full."""
     for steps in _STEPS:
         scaled = probabilities.double() * steps
         if bool(((scaled - scaled.round()).abs() < 1e-3).all()):
-            return min(_ROUNDED_TOLERANCE, probabilities.shape[1] * 0.5 / steps) + 1e-5  # single precision
-    return 0.0
+            return steps
+    return None
 
 
 def _typed(outputs: Tensor, spec: BoxSpec) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from certibox.blackbox.base import BoxSpec
 from certibox.blackbox.identity import digest_of, joined
 from certibox.blackbox.outputs import to_outputs
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, Notice
 from certibox.seeds.switches import Switch
 
 _METHODS = {"logits": "decision_function", "probabilities": "predict_proba", "labels": "predict", "values": "predict"}
@@ -60,7 +60,7 @@ class SklearnBox:
             if not np.array_equal(self._classes, np.arange(num_classes)):
                 some = ", ".join(map(str, self._classes[:5]))
                 warnings.warn(
-                    f"column k of {name} is class classes_[k] ({some}, ...); labels count columns", stacklevel=3
+                    f"column k of {name} is class classes_[k] ({some}, ...); labels count columns", Notice, stacklevel=3
                 )
             if outputs == "logits" and num_classes > 2 and _votes_one_vs_one(estimator):
                 raise InvalidInput(f"{name} has decision_function_shape='ovo', a score a pair; make it 'ovr'")

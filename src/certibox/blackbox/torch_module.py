@@ -28,9 +28,10 @@ class TorchBox:
     """A torch module, asked in eval mode without gradients, on the device and in the precision of its first parameter.
 
     The module is put in eval mode, and the weights of a convolutional one are laid out channels last (the same numbers;
-    faster). It may be compiled, scripted, traced, quantised or exported; of an exported program the module is taken,
-    whose mode was fixed by the export. Pixels are not clipped unless `clip` or `levels` is declared, since clipping
-    cuts gradients: with noise on them, and behind a defense, they leave [0, 1].
+    faster). It may be compiled, scripted, traced, quantised or exported. The mode of an exported program was fixed by
+    the export, and so were the sizes of its images and their number, unless they were declared dynamic: it is run on so
+    many at a time. Pixels are not clipped unless `clip` or `levels` is declared, since clipping cuts gradients: with
+    noise on them, and behind a defense, they leave [0, 1].
 
     Args:
         module: Module from float images (n, c, h, w) to outputs, or what `layout` and `dtype` declare.
@@ -48,6 +49,9 @@ class TorchBox:
         module = module if isinstance(module, nn.Module) else module.module()  # of an exported program
         name = _name(module)
         _require_weights(module, name)
+        self._at_once, *sizes = _exported_sizes(module)
+        if sizes:
+            declared["takes"] = tuple(sizes)
         reference = _reference(module)
         on_cpu = reference is None or reference.device.type == "cpu"
         self.free_batch_size = "batch_size" not in declared  # what is fastest may be measured
@@ -58,6 +62,8 @@ class TorchBox:
         self.spec = BoxSpec(outputs, **declared)
         self._pace = Pace(self.spec.batch_size) if self.free_batch_size and on_cpu else None
         self.module = module
+        self.is_quantised = any(map(_is_quantised, module.modules()))
+        """Whether a part computes in whole numbers, through which no gradient passes."""
         self._keeps_mode = not _in_eval_mode(module)
         self.answers_alone = not (self._keeps_mode or any(map(_mixes_a_batch, module.modules())))
         """Whether an image is answered alone, whatever else is in the batch."""
@@ -84,6 +90,11 @@ class TorchBox:
     def _forward(self, x: Tensor) -> Tensor:
         if not self._keeps_mode and getattr(self.module, "training", False):  # its owner may have gone on training it
             _in_eval_mode(self.module)
+        if self._at_once in (None, len(x)):
+            return self._run(x)
+        return torch.cat([self._run(_filled_up(part, self._at_once))[: len(part)] for part in x.split(self._at_once)])
+
+    def _run(self, x: Tensor) -> Tensor:
         device, dtype = self._wanted(x)
         channels_last = self._channels_last  # as it is now: another thread may find out that it does not work
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -97,15 +108,14 @@ class TorchBox:
             if not (channels_last and "view size is not compatible" in str(error)):
                 raise
         self._lay_out(channels_last=False)
-        return self._forward(x)
+        return self._run(x)
 
     def _wanted(self, x: Tensor) -> tuple[torch.device, torch.dtype]:
         """Device and type of the module's input, looked up every time: its user may move the module."""
         like = x if (reference := _reference(self.module)) is None else reference
         if self.spec.dtype is not None:
             return like.device, getattr(torch, self.spec.dtype)
-        whole = reference is None and any(map(_is_quantised, self.module.modules()))
-        return like.device, torch.float32 if whole else like.dtype
+        return like.device, torch.float32 if reference is None and self.is_quantised else like.dtype
 
     def _lay_out(self, channels_last: bool) -> None:
         self._channels_last = channels_last
@@ -122,8 +132,24 @@ def _reference(module: nn.Module) -> Tensor | None:
     return next((tensor for tensor in tensors if tensor.dtype in _PRECISIONS), None)
 
 
+def _exported_sizes(module: nn.Module) -> list[int | None]:
+    """Sizes of the images that an exported program takes, the batch first, None where one is free; else [None]."""
+    nodes = module.graph.find_nodes(op="placeholder") if isinstance(module, torch.fx.GraphModule) else []
+    example = nodes[0].meta.get("val") if len(nodes) == 1 else None
+    if not isinstance(example, Tensor) or example.dim() not in (2, 4):
+        return [None]
+    return [size if isinstance(size, int) else None for size in example.shape]
+
+
+def _filled_up(x: Tensor, n: int) -> Tensor:
+    """At most n images as n of them: the last one again and again."""
+    return torch.cat([x, x[-1:].expand(n - len(x), *x.shape[1:])])
+
+
 def _is_quantised(module: nn.Module) -> bool:
     """Whether a module is quantised: its numbers are whole, and what it takes is single precision."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "quantized::" in str(getattr(module, "inlined_graph", ""))  # none of a part without a forward
     return "quantized" in type(module).__module__
 
 

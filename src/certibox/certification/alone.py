@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from certibox.errors import BudgetExceeded
+from certibox.errors import BudgetExceeded, Notice
 
 PHASE = "batch check"
 TOLERANCE = 1e-3  # of the scores' range: rounding differs between sizes of batches
@@ -82,6 +82,10 @@ class BatchCheck:
         finally:
             self._reserved = before
 
+    def skip(self) -> None:
+        """Leave the check out: the run that is gone on with has made it."""
+        self._due = False
+
     def sample(self, images: Tensor) -> Tensor | None:
         """Copies of the images that are to be asked again, (2, c, h, w); None where there is nothing to ask.
 
@@ -108,7 +112,7 @@ class BatchCheck:
         except BudgetExceeded:  # others spend it too
             return
         if _differ(outputs, alone):
-            warnings.warn(DEPENDS, stacklevel=2)  # the same text every time, so that it is shown once
+            warnings.warn(DEPENDS, Notice, stacklevel=2)  # the same text every time, so that it is shown once
 
 
 def _differ(outputs: Tensor, alone: Tensor) -> bool:

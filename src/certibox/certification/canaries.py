@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from certibox.errors import BoxChanged, UnreadableFile
+from certibox.errors import BoxChanged, Notice, UnreadableFile
 from certibox.queries.fingerprint import moved
 from certibox.storage.files import append_line, parsed, require_place, whole_lines
 
@@ -87,7 +87,9 @@ class Canaries:
         """
         if ask is None or not self._answers:
             text = "nothing tells its base classifier from another one, and no first answers lie beside the rows"
-            warnings.warn(f"{self._rows}: {text}, so that a change of the model would not be seen", stacklevel=4)
+            warnings.warn(
+                f"{self._rows}: {text}, so that a change of the model would not be seen", Notice, stacklevel=4
+            )
             return
         then, now = np.array(self._answers), np.array(ask(len(self._answers)).tolist())
         if what := moved(then, now, "labels" if then.dtype.kind == "i" else "logits"):

@@ -33,7 +33,7 @@ from certibox.certification.stored import believed, read, replay, row_of, shared
 from certibox.certification.votes import VoteFile
 from certibox.confidence.stopping import StoppingRule
 from certibox.data import Images
-from certibox.errors import ConfigMismatch, InvalidInput
+from certibox.errors import ConfigMismatch, InvalidInput, Notice
 from certibox.records.certificates import CertificateRow, add_row, is_rows
 from certibox.records.checks import check_stream
 from certibox.storage.files import exclusive, truncate_partial_line
@@ -151,7 +151,7 @@ def warn_of_training_images(owner: object, images: Images, chosen: Sequence[int]
     known = int(torch.isin(digests[torch.as_tensor(chosen, dtype=torch.int64)], trained_on).sum())
     if known:
         text = "what is certified of them says little of new ones; certify images that it has not seen"
-        warnings.warn(f"{known} of {len(chosen)} images trained this defense: {text}", stacklevel=3)
+        warnings.warn(f"{known} of {len(chosen)} images trained this defense: {text}", Notice, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,8 @@ class _Run:
         mine = range(index, len(self.images), shards)
         todo = [i for i in mine if i not in rows]
         votes = canaries = None
+        if rows:
+            self.smoothed.batch_check.skip()
         if path:
             votes, settings = self._votes(path, settings)
             canaries = self._canaries(path, settings, rows, todo, votes)

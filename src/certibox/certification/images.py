@@ -16,7 +16,7 @@ from torch import Tensor
 from certibox.confidence.gaussian import NoiseLaw
 from certibox.confidence.stopping import StoppingRule
 from certibox.data.pixels import as_images
-from certibox.errors import InvalidImages, InvalidInput
+from certibox.errors import InvalidImages, InvalidInput, Notice
 
 
 def certifiable(x: Tensor | np.ndarray) -> Tensor:
@@ -38,7 +38,7 @@ def certifiable(x: Tensor | np.ndarray) -> Tensor:
         raise InvalidImages(f"pixels go from {low:g} to {high:g}; wanted [0, 1], the units of sigma: divide by 255")
     if high > 1.001 or low < -0.001:
         text = "an image has pixels outside [0, 1]: sigma and radius are in the units of its own pixels"
-        warnings.warn(text, stacklevel=3)  # the same text every time, so that it is shown once
+        warnings.warn(text, Notice, stacklevel=3)  # the same text every time, so that it is shown once
     return images
 
 
@@ -103,5 +103,6 @@ def warn_of_radius(radius: float, limit: float) -> None:
         warnings.warn(
             f"radii are certified beyond {limit:.4g}, the largest distance of two images of this size: they cover "
             "every image, and a smaller sigma costs less accuracy",
+            Notice,
             stacklevel=4,
         )

@@ -15,6 +15,8 @@ from certibox.commands.fields import require_range
 from certibox.commands.settings_files import LONGEST, check_file, check_text
 from certibox.errors import InvalidInput, did_you_mean, one_of
 
+ALSO = {"--subset": "--configuration"}  # flags that others know by another name -> ours
+
 _METAVARS = {int: "N", float: "X", list[float]: "[X, ...]", list[int]: "[N, ...]", list[str]: "[FILE, ...]"}
 _KINDS = {
     int: "a whole number",
@@ -60,9 +62,10 @@ def _check_words(arguments: list[str]) -> None:
         if len(word) > LONGEST:
             raise InvalidInput(f"{word[:40]}... has {len(word):,} characters; wanted {LONGEST:,} at most")
         flag, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        before = flag or next(iter(arguments[max(0, position - 1) : position]), "")
-        if value[:1] in ("[", "{", "&", "*", "!") and before.startswith("--"):  # else it is the name of a file
-            check_text(value, before)
+        before = arguments[position - 1] if position else ""
+        named = flag or (before if before.startswith("--") else "")  # else it is the name of a file
+        if named and value[:1] in ("[", "{", "&", "*", "!"):
+            check_text(value, named)
         if flag == "--config":
             for file in [value] if value else arguments[position + 1 : position + 2]:
                 check_file(file)
@@ -76,10 +79,18 @@ def in_flags(text: str, options: type) -> str:
         options: Class of the command's options.
     """
     names = "|".join(item.name for item in fields(options) if "_" in item.name and not _positional(item))
-    # Not within a path, a longer name or quotes.
-    return (
-        re.sub(rf"(?<![\w/.'\"-])(?:{names})(?![\w/'\"]|\.\w)", lambda found: _flag(found[0]), text) if names else text
-    )
+    if not names:
+        return text
+    # Not within a path, a longer name or quotes; a message that gives the flag too, in brackets, gives it once.
+    named = rf"(?<![\w/.'\"-])({names})(?: \(--[\w-]+\))?(?![\w/'\"]|\.\w)"
+    text = re.sub(named, lambda found: _flag(found[1]), text)
+    return re.sub(r"(--[a-z-]+)=\(([^()]*)\)", r"\1 [\2]", text)  # a tuple is a list there
+
+
+def ours(arguments: list[str]) -> list[str]:
+    """The words of a command line, with flags by the names that the help has."""
+    parts = [word.partition("=") for word in arguments]
+    return [f"{ALSO.get(flag, flag)}{equals}{value}" for flag, equals, value in parts]
 
 
 def typed(arguments: list[str]) -> set[str]:

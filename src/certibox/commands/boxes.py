@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from certibox.blackbox import BlackBox, BoxSpec, TorchBox, as_blackbox
+from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
+from certibox.blackbox.identity import joined
 from certibox.commands.devices import require_device
 from certibox.commands.fields import Needs, option
 from certibox.commands.lines import tell
@@ -24,6 +25,22 @@ _SEEN = (
 
 
 LEDGER = "ledger.sqlite"  # of a run, in its folder
+
+
+class _Identified:
+    """A box that a file defines, with an identity that changes with the file; all else is the box's own."""
+
+    def __init__(self, box: BlackBox, identity: str | None) -> None:
+        self._box = box
+        self.spec = replace(box.spec, identity=joined(box.spec.identity, identity))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._box(x)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of a copy that is being made, which has no box yet
+            raise AttributeError(name)
+        return getattr(self._box, name)
 
 
 @dataclass(frozen=True)
@@ -96,9 +113,14 @@ class BoxOptions:
         try:
             if self.device is not None and isinstance(model, nn.Module):
                 model = model.to(self.device)
-            if not isinstance(getattr(model, "spec", None), BoxSpec):  # else it is a box, with a name of its own
-                declared |= {"identity": identity, "name": self.model if self.name is None else self.name}
+            if isinstance(getattr(model, "spec", None), BoxSpec):  # a box, with a name of its own
+                return _Identified(as_blackbox(model, outputs=self.outputs, **declared), identity)
+            declared |= {"identity": identity, "name": self.model if self.name is None else self.name}
             return as_blackbox(model, outputs=self.outputs, **declared)
+        except InvalidInput as error:
+            if str(error).startswith("model is "):  # an object, which its user knows by this name
+                raise InvalidInput(f"{self.model}: {error}") from error
+            raise
         except (CertiboxError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -131,7 +153,7 @@ class BoxOptions:
         """
         box = self.box(images.shape[0])
         box.spec.check_images(images.floats([0]))
-        if isinstance(box, TorchBox) and not box.spec.clip:
+        if hasattr(box, "differentiable") and not box.spec.clip:
             tell(_SEEN)
         return QueryClient(box, budget=self.budget, ledger=ledger)
 

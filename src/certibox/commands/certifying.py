@@ -208,11 +208,13 @@ def _classes(options: Certify | Predict, client: QueryClient, images: Images) ->
     """The number of classes, as the box declares it or the data shows it."""
     if client.spec.num_classes is not None:
         return client.spec.num_classes
-    if images.class_names is not None:
+    if images.class_names is not None and len(images.class_names) > 1:
         return len(images.class_names)
     if images.num_classes is None:
         raise InvalidInput("the number of classes is unknown, for the data has no labels; wanted --num-classes K")
     assert images.labels is not None
+    if images.num_classes < 2:
+        raise InvalidInput("the number of classes is unknown: the data shows one class alone; wanted --num-classes K")
     seen = images.labels.bincount(minlength=images.num_classes)
     if options.limit is not None and len(images) == options.limit and int(seen.min()) < 2:  # then others are likely
         shown = f"the first {len(images)} images show {int((seen > 0).sum())} classes, some of them once or never"

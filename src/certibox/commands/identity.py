@@ -1,21 +1,26 @@
-"""What decides the answers of a model file, as far as files can tell: a digest of all that was read to import it."""
+"""What decides the answers of a model file, as far as files can tell: a digest of all that it was made from."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import stat
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import certibox
+from certibox.blackbox import WEIGHT_FILES
 
-LARGEST = 2**30  # bytes of a file that is digested
-_READ: dict[Path, set[Path]] = {}  # files opened for reading while something was imported, by the folder it lies in
+LARGEST = 2**30  # bytes of a file that is digested whole
+PIECES, PIECE = 256, 2**20  # of a larger one, in bytes each, the first and the last among them
+_MOST_FOLDERS = 100  # beside a Python file, that are looked into for the weights it names
+_READ: dict[Path, set[Path]] = {}  # files that a module, by its own file, read while it was imported
 _open: list[set[Path]] = []  # sets that are being filled; the hook below does nothing without one
 _hooked = False
 # Files of the interpreter, of installed packages and of certibox, whose versions are no part of a model, and of the
@@ -28,23 +33,19 @@ _ELSEWHERE = {*_INSTALLED, *_ENVIRONMENT, *_SYSTEM, Path(certibox.__file__).reso
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[None]:
-    """Note the files that are opened for reading inside the block: weights, tables, settings.
-
-    Args:
-        folder: Folder of what is imported.
-    """
+def watched() -> Iterator[set[Path]]:
+    """Note what is read inside the block: modules that are imported, and files that are opened: weights, tables."""
     global _hooked
     if not _hooked:  # a hook stays for good, so there is one, and only once it is needed
         sys.addaudithook(_note)
         _hooked = True
-    seen: set[Path] = set()
+    seen, before = set[Path](), set(sys.modules)
     _open.append(seen)
     try:
-        yield
+        yield seen
     finally:
-        _open.remove(seen)
-        _READ.setdefault(folder.resolve(), set()).update(seen)
+        _open.pop()
+        seen.update(_sources(sys.modules.keys() - before))
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
@@ -59,24 +60,45 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
             seen.add(Path(os.path.abspath(os.fsdecode(path))))
 
 
-def identity(module: Any, folder: Path) -> str:
-    """Digest of a module's file, of those that it imported from its folder, and of the files that they read.
+def identity(module: Any, folder: Path, read: set[Path]) -> str:
+    """Digest of a module's file, of those that it imported, of what they read, and of the weights that they name.
 
-    Where the files lie does not enter. A file that is no regular one, or above a GiB, does not either.
+    Weights count by name too, since libraries open them below Python, and models when they are first asked. Where the
+    files lie does not enter. A file that is no regular one does not either; of one above a GiB, pieces do.
 
     Args:
         module: Imported module.
-        folder: Folder that it lies in, or its package.
+        folder: Folder that it and what it imports are looked for in.
+        read: Files that were read to make the model, as `watched` notes them.
     """
     folder = folder.resolve()
-    modules = [other for name, other in list(sys.modules.items()) if name != "__main__"]
-    sources = {Path(file).resolve() for other in modules if isinstance(file := _file(other), str)}
-    beside = {path for path in sources if folder in path.parents}
-    found = {path.resolve() for path in beside | _READ.get(folder, set())}
-    own = {Path(file).resolve()} if isinstance(file := _file(module), str) else set()
-    kept = own | {path for path in found if not _is_foreign(path)}
+    own = {Path(file).resolve()} if isinstance(file := _file(module), str) else set[Path]()
+    for path in own:  # a module is imported once in a process
+        read = _READ[path] = _READ.get(path, set()) | read
+    beside = {path for path in _sources(sys.modules) if folder in path.parents}
+    found = own | {path for path in beside | {path.resolve() for path in read} if not _is_foreign(path)}
+    kept = found.union(*(_named(path) for path in found if path.suffix == ".py"))
     digests = sorted((_name(path, folder), digest) for path in kept if (digest := _digest(path)))
     return hashlib.sha256(repr(digests).encode()).hexdigest()
+
+
+def _sources(names: Iterable[str]) -> set[Path]:
+    """The files of modules."""
+    modules = [sys.modules.get(name) for name in list(names) if name != "__main__"]
+    return {Path(file).resolve() for module in modules if isinstance(file := _file(module), str)}
+
+
+def _named(source: Path) -> set[Path]:
+    """Files of weights that texts in a Python file name, by a path or the last part of one."""
+    try:
+        tree = ast.parse(source.read_bytes())
+        folders = islice((place for place in source.parent.iterdir() if place.is_dir()), _MOST_FOLDERS)
+        places = (Path.cwd(), source.parent, *folders)
+    except (OSError, ValueError, SyntaxError, RecursionError):
+        return set()
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    names = [text for text in texts if os.path.splitext(text)[1].lower() in WEIGHT_FILES]
+    return {Path(path).resolve() for name in names for place in places if os.path.isfile(path := place / name)}
 
 
 def _is_foreign(path: Path) -> bool:
@@ -96,12 +118,18 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None for one that is gone, too large or no regular one."""
+    """SHA-256 of a file, of its size and pieces all over it where it is large; None for what is no regular file."""
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+        if not stat.S_ISREG(found.st_mode):
             return None
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            if found.st_size <= LARGEST:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            total = hashlib.sha256(str(found.st_size).encode())
+            for piece in range(PIECES):
+                file.seek(piece * (found.st_size - PIECE) // (PIECES - 1))
+                total.update(file.read(PIECE))
+            return total.hexdigest()
     except OSError:
         return None

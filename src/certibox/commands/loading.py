@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from certibox.commands.identity import identity, watched
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, one_line
 
 # What a model file may set and certibox goes by: how to read it, and how to set it back.
@@ -66,8 +65,8 @@ def unchanged() -> Iterator[None]:
         yield
 
 
-def load_module(place: str) -> tuple[ModuleType, str]:
-    """The module of a file or a dotted name, and what tells it from another; see `identity`.
+def load_module(place: str) -> tuple[ModuleType, Path]:
+    """The module of a file or a dotted name, and the folder that it and what it imports are looked for in.
 
     A module is looked for in the working directory too, as `python -m` does.
 
@@ -79,14 +78,11 @@ def load_module(place: str) -> tuple[ModuleType, str]:
         InvalidInput: It cannot be imported.
     """
     if place.endswith(".py"):
-        folder = Path(place).resolve().parent
-        with watched(folder):
-            module = _import_file(Path(place))
-    else:
-        with watched(Path.cwd()):
-            module = _import_module(place)
-        folder = Path.cwd()  # which its imports, too, are looked for in
-    return module, identity(module, folder)
+        return _import_file(Path(place)), Path(place).resolve().parent
+    module = _import_module(place)
+    parts = Path(getattr(module, "__file__", None) or Path.cwd() / "none").resolve().parents
+    up = place.count(".") + hasattr(module, "__path__")  # from a.b to what holds a
+    return module, parts[min(up, len(parts) - 1)]
 
 
 def _import_module(name: str) -> ModuleType:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import getattr_static
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from certibox import seeds
 from certibox.blackbox import MODEL_FILES, advice_on
+from certibox.commands.identity import identity, watched
 from certibox.commands.loading import load_module, unchanged
 from certibox.defense.autoencoders import load_autoencoder
 from certibox.defense.saved import TENSORS
@@ -78,7 +80,8 @@ def defense_folder(name: str) -> Path:
 def load_model(model: str) -> tuple[Any, str | None]:
     """What `file.py:name`, `package.module:name` or the file of a model stands for, and what tells it from another.
 
-    The name may have dots, as `object.method` has. A class is built by a call without arguments. No pickle is loaded.
+    The name may have dots, as `object.method` and `Class.method` have. A class is built by a call without arguments.
+    No pickle is loaded.
 
     Args:
         model: Name of the model, as --model gives it.
@@ -95,14 +98,18 @@ def load_model(model: str) -> tuple[Any, str | None]:
     place, _, name = model.rpartition(":")
     if not place or not all(part.isidentifier() for part in name.split(".")):
         raise InvalidInput(advice_on(model) or f"model is {model!r}; wanted {_WANTED}")
-    module, identity = load_module(place)
-    found: Any = module
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise InvalidInput(f"{place} has no {name!r}; wanted {_defined(module, name)}") from error
-    return _built(found, model), identity
+    with watched() as read:
+        module, folder = load_module(place)
+        found: Any = module
+        for part in name.split("."):
+            if isinstance(getattr_static(found, part, None), FunctionType):  # a method wants an object of its class
+                found = _built(found, model)
+            try:
+                found = getattr(found, part)
+            except AttributeError as error:
+                raise InvalidInput(f"{place} has no {name!r}; wanted {_defined(module, name)}") from error
+        built = _built(found, model)
+    return built, identity(module, folder, read)
 
 
 def _built(found: Any, model: str) -> Any:

@@ -80,7 +80,7 @@ class DataOptions:
     )
     image_column: str | None = option("column of the images in a table, by default image", None)
     label_column: str | None = option("column of the labels in a table or in metadata.csv, by default label", None)
-    configuration: str | None = option("configuration of a Hugging Face data set that has several", None)
+    configuration: str | None = option("configuration of a Hugging Face data set that has several; or --subset", None)
     channels: int | None = option("bring all images to 1 channel, grey, or to 3, RGB", None)
     skip_unreadable: bool = option("leave out images that cannot be read, and count them", False)
 

@@ -70,18 +70,18 @@ def tsv_places(out: Path, runs: dict[str, Path]) -> dict[str, Path]:
 def _split(entry: str) -> tuple[str | None, str]:
     """Name and file of an entry: where several "=" could part them, that behind which a file is."""
     if Path(entry).exists() or "=" not in entry:
-        return None, _some(entry)
+        return None, _some(entry, entry)
     parts = [(entry[: found.start()], entry[found.end() :]) for found in re.finditer("=", entry)]
     name, file = next(((name, file) for name, file in parts if Path(file).exists()), parts[0])
     if not name.strip(" .") or not name.isprintable() or len(name) > LONGEST_NAME:
         wanted = f"wanted 1 to {LONGEST_NAME} plain characters as NAME=FILE"
         raise InvalidInput(f"the run of {file} is named {name[:LONGEST_NAME]!r}; {wanted}")
-    return name, _some(file)
+    return name, _some(file, entry)
 
 
-def _some(file: str) -> str:
+def _some(file: str, entry: str) -> str:
     if not file:
-        raise InvalidInput("a run has no file; wanted FILE or NAME=FILE")
+        raise InvalidInput(f"{entry!r} names no file; wanted FILE or NAME=FILE")
     return file
 
 

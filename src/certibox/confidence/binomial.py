@@ -13,6 +13,8 @@ from scipy.stats import beta, binomtest
 
 from certibox.errors import InvalidInput
 
+SMALLEST_ALPHA = 1e-290
+
 
 def check_alpha(alpha: float) -> float:
     """Return alpha, or raise `InvalidInput` unless it lies strictly between 0 and 1.
@@ -22,6 +24,8 @@ def check_alpha(alpha: float) -> float:
     """
     if not 0.0 < alpha < 1.0:
         raise InvalidInput(f"alpha is {alpha}; wanted a failure probability strictly between 0 and 1, such as 0.001")
+    if alpha < SMALLEST_ALPHA:  # its quantiles are lost in the rounding of doubles
+        raise InvalidInput(f"alpha is {alpha}; wanted at least {SMALLEST_ALPHA}, such as 0.001")
     return alpha
 
 

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from certibox.data.images import Images
+from certibox.data.images import MOST_CLASSES, Images, too_many_classes
+from certibox.data.pixels import refuse_masked
 from certibox.errors import InvalidImages
 
 _AT_ONCE = 64  # images; 38 MB of floats at 224×224×3
@@ -56,9 +57,7 @@ def _as_numpy(values: ArrayLike | Tensor, name: str) -> np.ndarray:
         values = values.detach().cpu()
         # numpy has no bfloat16; float32 holds every half-precision value.
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    if np.ma.isMaskedArray(values) and (masked := np.ma.count_masked(values)):
-        hidden = f"{masked:,} of {np.size(values):,} entries are masked"
-        raise InvalidImages(f"{name}: {hidden}, and what lies below is no value; fill them or leave those images out")
+    refuse_masked(values, name)
     try:
         return np.asarray(values)
     except ValueError as error:
@@ -127,7 +126,10 @@ def integer_labels(labels: ArrayLike | Tensor, name: str) -> Tensor:
     array = _as_numpy(labels, name)
     if array.dtype.kind not in "ui":
         raise InvalidImages(f"{name}: labels are {array.dtype}, wanted integers 0, 1, …; encode them first")
-    return torch.from_numpy(array.astype(np.int64))
+    if array.size and int(array.max()) >= MOST_CLASSES:
+        raise too_many_classes(int(array.max()), name)
+    column = array.ndim == 2 and array.shape[1] == 1  # as many data sets have them
+    return torch.from_numpy((array[:, 0] if column else array).astype(np.int64))
 
 
 def one_line(error: Exception) -> str:

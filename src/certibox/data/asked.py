@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from numbers import Integral
 from pathlib import PurePath
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 
 from certibox import seeds
 from certibox.data.images import Images
-from certibox.errors import InvalidInput, did_you_mean
+from certibox.errors import InvalidInput, Notice, did_you_mean
+
+_TELLING = 10  # images of one class from which they seem to be sorted
 
 
 def aloud(text: str) -> None:
     """Say what a caller should know although nothing is wrong."""
-    warnings.warn(text, UserWarning, stacklevel=2)
+    warnings.warn(text, Notice, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ class Share:
 def share_of(split: str) -> Share | None:
     """The share that NAME:SHARE means; None for a plain name."""
     name, colon, share = split.partition(":")
-    if not colon or not re.fullmatch(r"[\w.-]+", name):
+    if not colon:
         return None
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InvalidInput(f"split is {split!r:.80}; wanted the name of a split, or NAME:SHARE, as in train:0.8")
     try:
         value = float(share)
     except ValueError:
@@ -69,8 +74,8 @@ class Asked:
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise InvalidInput(f"limit is {self.limit}, wanted at least 1, or None for all images")
+        if self.limit is not None and (not isinstance(self.limit, Integral) or self.limit < 1):
+            raise InvalidInput(f"limit is {self.limit!r}, wanted a whole number of at least 1, or None for all images")
         if self.channels not in (None, 1, 3):
             raise InvalidInput(f"channels is {self.channels!r}; wanted 1 for grey, 3 for RGB, or None as they come")
         if not isinstance(self.split, str):
@@ -108,6 +113,16 @@ class Asked:
             chosen = images.select(self.share.of(len(images), images.name))
             images = replace(chosen, name=f"{images.name.removesuffix(f':{self.split}')}:{self.split}")
         return images.select(slice(self.limit)) if self.limit and self.limit < len(images) else images
+
+    def tell_of_one_class(self, images: Images) -> None:
+        """Say that the first images are of one class, as where images are sorted by class."""
+        if self.limit != len(images) or len(images) < _TELLING or images.labels is None:
+            return
+        if int(images.labels.min()) == int(images.labels.max()):
+            aloud(
+                f"{images.name}: the first {len(images)} images are all of class {int(images.labels[0])}; images may "
+                f"be sorted by class"
+            )
 
 
 def pick(splits: Mapping[Any, Any], split: str, name: str) -> Any:

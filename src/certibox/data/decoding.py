@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from certibox.data.arrays import one_line, stored_pixels, with_channels
@@ -71,7 +71,8 @@ class Pile:
             )
 
     def _names(self) -> str:
-        names = ", ".join(where.removeprefix(f"{self.root}{os.sep}") for where, _ in self.failed[:_NAMED])
+        start = f"{self.root}{os.sep}" if self.root else ""
+        names = ", ".join(where.removeprefix(start) for where, _ in self.failed[:_NAMED])
         return names + (", …" if len(self.failed) > _NAMED else "")
 
     def _unreadable(self) -> UnreadableFile:
@@ -80,9 +81,8 @@ class Pile:
             return UnreadableFile(f"{self.failed[0][1]}{skip}")
         inside = f" of {self.root}" if self.root else ""
         came = f"{len(self.failed)} of {self.tried} images{inside} cannot be read: {self._names()}"
-        cause = self.failed[0][1].__cause__
-        reason = f" ({one_line(cause)[:_REASON]})" if isinstance(cause, Exception) else ""
-        return UnreadableFile(f"{came}{reason}; check or replace them{skip}")
+        reason = str(self.failed[0][1]).partition(";")[0].rpartition(" cannot be read: ")[2]
+        return UnreadableFile(f"{came} ({reason[:_REASON]}); check or replace them{skip}")
 
     def tensor(self) -> Tensor:  # (n, c, h, w)
         return torch.frombuffer(self.buffer, dtype=torch.uint8).reshape(-1, *self.shape)
@@ -121,12 +121,20 @@ def read_image(file: Path | io.BytesIO, where: str) -> Image.Image:
         require_regular(file)
     with reading(where), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow says of large images and of odd headers
-        with Image.open(file) as image:
+        with _opened(file, where) as image:
             w, h = image.size
             if Image.MAX_IMAGE_PIXELS and w * h > Image.MAX_IMAGE_PIXELS:
                 most = f"{Image.MAX_IMAGE_PIXELS:,}"
                 raise UnreadableFile(f"{where} unpacks to {w}×{h} pixels; wanted at most {most}: shrink it")
             return upright(image, where)
+
+
+def _opened(file: Path | io.BytesIO, where: str) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:  # whose own words name an object in memory, where there is no path
+        reason = "it is no picture that Pillow knows"
+        raise UnreadableFile(f"{where} cannot be read: {reason}; check or replace it") from None
 
 
 def upright(image: Image.Image, where: str) -> Image.Image:
@@ -149,8 +157,12 @@ def pixels_of_item(item: Any, where: str) -> np.ndarray:
     if isinstance(item, Image.Image):
         with reading(where):
             return pixels_of(upright(item, where))
+    if isinstance(item, str | os.PathLike):
+        return pixels_of(read_image(Path(os.path.expanduser(item)), str(item)))
     if not isinstance(item, np.ndarray | Tensor):
-        raise InvalidImages(f"{where}: holds {type(item).__name__}, wanted a Pillow image, an array or a tensor")
+        raise InvalidImages(
+            f"{where}: holds {type(item).__name__}, wanted a Pillow image, a path, an array or a tensor"
+        )
     return stored_pixels(item[None], where)[0]
 
 

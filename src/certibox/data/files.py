@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from certibox.data.arrays import images_from_arrays
-from certibox.data.asked import Asked
+from certibox.data.asked import Asked, aloud
 from certibox.data.decoding import MOST_BYTES, gib, reading, require_regular
 from certibox.data.folders import DATASET_SUFFIXES, image_suffixes, read_files
 from certibox.data.images import Images
+from certibox.data.labels import LABEL_COLUMNS
 from certibox.data.rows import file_rows, from_rows
 from certibox.errors import InvalidInput, UnreadableFile
 
-_IMAGES, _LABELS = ("images", "x", "arr_0"), ("labels", "y", "arr_1")  # names of arrays in an .npz
+_IMAGES = ("images", "image", "x", "data", "arr_0")  # names of arrays in an .npz, whatever their case
+_LABELS = ("labels", "label", "y", "arr_1", *sorted(LABEL_COLUMNS))
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -52,7 +54,7 @@ def _npy(path: Path, asked: Asked) -> Images:
 def _npz(path: Path, asked: Asked) -> Images:
     with reading(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
-        found = [next((name for name in wanted if name in names), None) for wanted in (_IMAGES, _LABELS)]
+        found = [_named_like(wanted, names) for wanted in (_IMAGES, _LABELS)]
         for name in found:
             if name is not None:
                 with archive.open(_member(archive, name)) as member:
@@ -61,8 +63,20 @@ def _npz(path: Path, asked: Asked) -> Images:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = (None if name is None else arrays[name] for name in found)
     if images is None:
-        raise InvalidInput(f"{path}: holds {', '.join(names) or 'nothing'}, wanted an array 'images' or 'x'")
+        raise InvalidInput(
+            f"{path}: holds {', '.join(names) or 'nothing'}, wanted an array 'images' or 'x', and 'labels' or 'y': "
+            f"save those of one split under these names"
+        )
+    others = [name for name in names if name not in found]
+    if labels is None and others:
+        aloud(f"{path}: images are taken as unlabelled, as none of the arrays {', '.join(others)} is named as labels")
     return images_from_arrays(images, labels, path.name)
+
+
+def _named_like(wanted: Sequence[str], names: list[str]) -> str | None:
+    """The array whose name is the first of those that are wanted."""
+    known = {name.casefold(): name for name in reversed(names)}
+    return next((known[name] for name in wanted if name in known), None)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> str:

@@ -15,6 +15,7 @@ from certibox import seeds
 from certibox.errors import InvalidImages, InvalidInput
 
 Index = slice | Tensor | Sequence[int]
+MOST_CLASSES = 10**6  # a larger label is a key or a year, and tables of so many classes fill the memory
 _NAMED = 12  # classes that a line about them names
 
 
@@ -87,6 +88,8 @@ class Images:
         low, high = int(labels.min()), int(labels.max())
         if low < 0:
             raise InvalidImages(f"{self.name}: smallest label is {low}, wanted 0, 1, …; drop unlabelled images")
+        if high >= MOST_CLASSES:
+            raise too_many_classes(high, self.name)
         if self.class_names is not None and high >= len(self.class_names):
             raise InvalidImages(
                 f"{self.name}: label {high} has no name, only {len(self.class_names)} class names given"
@@ -191,6 +194,16 @@ class Images:
         rest, kept = self.select(order[held:]), self.select(order[:held])
         origin = f"share {share}, seed {seed} of {self.name}"
         return replace(rest, name=f"all but {origin}"), replace(kept, name=origin)
+
+
+def too_many_classes(label: int, name: str) -> InvalidImages:
+    """What to say of a label that numbers no class.
+
+    Args:
+        label: The label.
+        name: Origin of the images.
+    """
+    return InvalidImages(f"{name}: largest label is {label}, wanted below {MOST_CLASSES:,}; number the classes 0, 1, …")
 
 
 def _as_index(index: Index) -> slice | Tensor:

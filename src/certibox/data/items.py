@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
@@ -39,8 +40,8 @@ class MapStyle(Protocol):
         Args:
             index: Position of the item, from 0.
 
-        Returns: The image is a Pillow image, or an array or tensor (h, w), (c, h, w) or (h, w, c) with integers in
-            0..255 or floats in [0, 1]. The label is an integer, or None.
+        Returns: The image is a Pillow image, the path of one, or an array or tensor (h, w), (c, h, w) or (h, w, c) with
+            integers in 0..255 or floats in [0, 1]. The label is an integer, or None.
         """
         ...
 
@@ -52,6 +53,8 @@ def from_objects(source: Any, asked: Asked) -> Images:
     refuse_tables(source, "arrays")
     if isinstance(source, tuple):
         return _from_pair(source, asked)
+    if isinstance(source, np.ndarray) and source.dtype.kind == "U" and source.ndim == 1:
+        return _from_paths(source.tolist(), asked)
     single = isinstance(source, str | bytes | Path | Mapping | Image.Image)
     if hasattr(source, "__array__") and not single:
         return images_from_arrays(source[: asked.at_most] if getattr(source, "ndim", 0) else source)
@@ -93,25 +96,27 @@ def _from_items(source: MapStyle, asked: Asked) -> Images:
     name = type(source).__name__
     with reading(name):
         count = len(source)
-    pile, labels = Pile(asked.channels, asked.skip_unreadable), []
+    pile, facts = Pile(asked.channels, asked.skip_unreadable), []
     for i in range(count if asked.at_most is None else min(count, asked.at_most)):
-        pile.attempt(lambda at=i: _item(source, at, f"{name} item {at}", labels), f"{name} item {i}")
+        pile.attempt(lambda at=i: _item(source, at, f"{name} item {at}", facts), f"{name} item {i}")
     pile.finish(name)
+    labels, files = [label for label, _ in facts], tuple(file for _, file in facts if file is not None)
     if not labels:
         raise InvalidInput(f"{name} holds no images; wanted at least one")
     missing = labels.count(None)
     if missing not in (0, len(labels)):
         raise InvalidInput(f"{name}: {missing} of {len(labels)} images have no label; label all of them or none")
-    return Images(pile.tensor(), None if missing else torch.tensor(labels), name)
+    named = files if len(files) == len(labels) else None
+    return Images(pile.tensor(), None if missing else torch.tensor(labels), name, files=named)
 
 
-def _item(source: MapStyle, i: int, where: str, labels: list[int | None]) -> np.ndarray:
-    """The pixels of an item; its label joins the others."""
+def _item(source: MapStyle, i: int, where: str, facts: list[tuple[int | None, str | None]]) -> np.ndarray:
+    """The pixels of an item; its label and its path, if it is one, join those of the others."""
     with reading(where):
         item = source[i]
     image, label = _image_and_label(item, where)
     pixels = pixels_of_item(image, where)
-    labels.append(label)
+    facts.append((label, os.fspath(image) if isinstance(image, str | PathLike) else None))
     return pixels
 
 

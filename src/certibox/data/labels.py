@@ -13,7 +13,7 @@ from certibox.data.asked import aloud
 from certibox.errors import InvalidInput, did_you_mean
 
 _IMAGE_COLUMNS = frozenset({"img", "images", "picture", "pictures", "photo"})
-_LABEL_COLUMNS = frozenset(
+LABEL_COLUMNS = frozenset(
     {"labels", "target", "targets", "class", "classes", "category", "class_id", "label_id", "class_label", "digit", "y"}
     | {"fine_label", "fine_labels", "coarse_label", "coarse_labels"}
 )
@@ -98,24 +98,26 @@ def label_column(
 
 
 def _like_labels(name: str, kind: Any) -> bool:
-    return type(kind).__name__ == "ClassLabel" or name.casefold() in _LABEL_COLUMNS
+    return type(kind).__name__ == "ClassLabel" or name.casefold() in LABEL_COLUMNS
 
 
 def encode(values: list[Any], every: Iterable[Any], where: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """Labels (n,) of the values of a column, and the names of the classes where the values are names.
 
     every: all values that the column has, in all splits, so that numbers agree. where: the column, for messages.
-    -1 everywhere means that labels are withheld.
+    -1 or nothing everywhere means that labels are withheld, which is said aloud.
     """
-    if values and all(isinstance(value, str) for value in values):
+    if all(value in (None, -1) for value in values):
+        held = "no value" if values[0] is None else "-1"
+        aloud(f"{where} holds {held} for every image: images are taken as unlabelled")
+        return None, None
+    if all(isinstance(value, str) for value in values):
         numbers, names = number_classes((value for value in every if isinstance(value, str)), where)
         return torch.tensor([numbers[value] for value in values]), names
     whole = [_whole(value) for value in values]
     if None in whole:
         strange = values[whole.index(None)]
         raise InvalidInput(f"{where} holds {strange!r:.60}; wanted an integer for every image, or a name")
-    if set(whole) == {-1}:  # the convention for a split whose labels are withheld
-        return None, None
     return torch.tensor(whole), None
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from certibox.data.asked import Asked
+from certibox.data.asked import Asked, aloud
 from certibox.data.decoding import reading
 from certibox.data.labels import encode, label_column, require_column
 from certibox.errors import InvalidInput, UnreadableFile
@@ -48,9 +49,13 @@ def read_metadata(
     found = [file for file in files if file.name in METADATA_FILES]
     rows = [row for file in found for row in _rows(root, file)]
     mine = [row for row in rows if row[0].is_relative_to(base)]
-    if not mine:
+    if not found:
         return None
     where = str(root / found[0])
+    if not mine:
+        aloud(f"{where}: {otherwise}, as no row names an image{'' if base == PurePosixPath() else f' of {base}'}")
+        return None
+    _refuse_repeated([file for file, _ in mine], where)
     there = set(files)
     missing = [file for file, _ in mine if file not in there]
     if missing:
@@ -67,6 +72,12 @@ def read_metadata(
     return Listed([file for file, _ in mine], None if labels is None else labels.tolist(), names)
 
 
+def _refuse_repeated(files: list[PurePosixPath], where: str) -> None:
+    twice = next((file for file, count in Counter(files).items() if count > 1), None)
+    if twice is not None:
+        raise InvalidInput(f"{where} names {twice} in more than one row; wanted one row an image: keep one of them")
+
+
 def _rows(root: Path, file: PurePosixPath) -> Iterable[tuple[PurePosixPath, dict[str, Any]]]:
     path = root / file
     with reading(path), path.open(encoding="utf-8-sig", newline="") as text:
@@ -79,10 +90,15 @@ def _rows(root: Path, file: PurePosixPath) -> Iterable[tuple[PurePosixPath, dict
 
 
 def _json_lines(text: Iterable[str], path: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in text if line.strip()]
-    strange = next((row for row in rows if not isinstance(row, dict)), None)
-    if strange is not None:
-        raise UnreadableFile(f"{path}: a line holds {strange!r:.60}; wanted an object with {_FILE} on each line")
+    rows = []
+    for number, line in enumerate(text, start=1):
+        if not line.strip():
+            continue
+        with reading(f"{path}: line {number}"):
+            row = json.loads(line)
+        if not isinstance(row, dict):
+            raise UnreadableFile(f"{path}: line {number} holds {row!r:.60}; wanted an object with {_FILE}")
+        rows.append(row)
     return rows
 
 
@@ -100,5 +116,7 @@ def _inside(folder: PurePosixPath, name: Any, where: str) -> PurePosixPath:
 
 
 def _value(cell: Any) -> Any:
-    """A cell of CSV or JSON as a label: digits are integers."""
-    return int(cell) if isinstance(cell, str) and re.fullmatch(r"-?[0-9]{1,18}", cell.strip()) else cell
+    """A cell of CSV or JSON as a label: digits are integers, an empty cell is none."""
+    if not isinstance(cell, str):
+        return cell
+    return int(cell) if re.fullmatch(r"-?[0-9]{1,18}", cell.strip()) else cell if cell.strip() else None

@@ -20,10 +20,12 @@ def as_images(x: object, *, array_type: DTypeLike | None = None, single: bool = 
         single: Whether one image (c, h, w) is taken too.
 
     Raises:
-        InvalidImages: The images are something else, of integers, or of another number of dimensions.
+        InvalidImages: The images are something else, of integers, or of another number of dimensions, or entries of a
+            masked array are masked.
     """
     if not isinstance(x, Tensor | np.ndarray):
         raise InvalidImages(f"images are a {type(x).__name__}; wanted a float tensor or numpy array on [0, 1]")
+    refuse_masked(x, "images")
     if not (x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"):
         integers = not x.is_complex() if isinstance(x, Tensor) else x.dtype.kind in "uib"
         advice = ": divide 8-bit pixels by 255" if integers else ", such as float32"
@@ -33,6 +35,21 @@ def as_images(x: object, *, array_type: DTypeLike | None = None, single: bool = 
         wanted = wanted or f"a batch (n, channels, height, width){': x[None] for one image' if x.ndim == 3 else ''}"
         raise InvalidImages(f"images have shape {tuple(x.shape)}; wanted {wanted}")
     return x if isinstance(x, Tensor) else _as_tensor(x if array_type is None else x.astype(array_type, copy=False))
+
+
+def refuse_masked(values: object, name: str) -> None:
+    """Raise for masked entries, whose mask a conversion would drop without a word.
+
+    Args:
+        values: Array, or anything else.
+        name: Name of the array in the message.
+
+    Raises:
+        InvalidImages: Entries are masked.
+    """
+    if np.ma.isMaskedArray(values) and (masked := int(np.ma.count_masked(values))):
+        hidden = f"{masked:,} of {np.size(values):,} entries are masked"  # pyright: ignore[reportArgumentType]
+        raise InvalidImages(f"{name}: {hidden}, and what lies below is no value; fill them or leave those images out")
 
 
 def _as_tensor(x: np.ndarray) -> Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,13 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from certibox.data.arrays import one_line
-from certibox.data.asked import Asked, aloud, pick
+from certibox.data.asked import Asked, pick
 from certibox.data.decoding import Pile, pixels_of, pixels_of_item, read_image, reading
 from certibox.data.images import Images
 from certibox.data.labels import encode, image_column, label_column
-from certibox.errors import CertiboxError, InvalidImages, InvalidInput, did_you_mean
-
-_TELLING = 10  # rows of one class from which they seem to be sorted
+from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile, did_you_mean
 
 
 def _import_datasets(source: str) -> ModuleType:
@@ -30,6 +31,19 @@ def _import_datasets(source: str) -> ModuleType:
     except ImportError as error:
         raise InvalidInput(f"{source}: reading it needs Hugging Face datasets; pip install 'certibox[data]'") from error
     return datasets
+
+
+@contextmanager
+def _reading(what: str | Path) -> Iterator[None]:
+    """`reading`, while the library does not log the same failure in words of its own."""
+    log = logging.getLogger("datasets")
+    was = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with reading(what):
+            yield
+    finally:
+        log.setLevel(was)
 
 
 @dataclass(frozen=True)
@@ -62,8 +76,9 @@ def _configured(datasets: ModuleType, path: str, asked: Asked, **options: Any) -
         if len(names) > 1 or asked.configuration is not None:
             came = "none is named" if asked.configuration is None else f"{asked.configuration!r} is none of them"
             known = ", ".join(names) or "none"
-            near = did_you_mean(asked.configuration, names) or "; name one with configuration (--configuration)"
-            raise InvalidInput(f"{path} has the configurations {known}, but {came}{near}") from error
+            name_one = "; name one with configuration (--configuration)"
+            near = did_you_mean(asked.configuration, names) if asked.configuration else ""
+            raise InvalidInput(f"{path} has the configurations {known}, but {came}{near or name_one}") from error
         raise
 
 
@@ -95,7 +110,7 @@ def folder_rows(folder: Path, asked: Asked) -> Table:
     """One split of a folder of parquet or arrow files."""
     datasets = _import_datasets(str(folder))
     stored = (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
-    with reading(folder):
+    with _reading(folder):
         if stored:
             asked.refuse(str(folder), "configuration")
             loaded = datasets.load_from_disk(str(folder))
@@ -113,7 +128,7 @@ def file_rows(path: Path, asked: Asked) -> Table:
     asked.refuse(str(path), "configuration")
     datasets = _import_datasets(str(path))
     kind = path.suffix.lower().removeprefix(".")
-    with reading(path):
+    with _reading(path):
         rows = datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train", streaming=True)
     return Table(rows, path.name, (rows,), (path.parent,), has_splits=False)
 
@@ -150,43 +165,43 @@ def from_rows(table: Table, asked: Asked) -> Images:
     others = {name: kind for name, kind in columns.items() if name != image and type(kind).__name__ != "Image"}
     label = label_column(others, asked.label_column, name)
     pile, values, files = Pile(asked.channels, asked.skip_unreadable), [], []
-    with reading(name):
+    with _reading(name):
         for i, row in enumerate(islice(left_encoded(table.rows, image), asked.at_most)):
             where = f"{name} row {i}"
             if pile.attempt(lambda cell=row[image], at=where: _cell_pixels(cell, at, table.roots), where):
-                values.append(row[label] if label else -1)
+                values.append(row[label] if label else None)
                 files.append(_file_name(row[image], table.roots))
     pile.finish(name)
     if not values:
         raise InvalidInput(f"{name} holds no rows; choose another split")
-    every = _every(table, label) if label and isinstance(values[0], str) else ()
-    labels, names = encode(values, every, f"{name}: column {label!r}")
-    if labels is not None and hasattr(columns.get(label or ""), "names"):
-        names = tuple(columns[label or ""].names)
-    _tell_of_one_class(labels, asked, name)
+    labels, names = _labels(table, label, values) if label else (None, None)
     named = tuple(files) if all(files) else None
     return Images(pile.tensor(), labels, name, names if labels is not None else None, files=named)
 
 
+def _labels(table: Table, label: str, values: list[Any]) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """The labels (n,) that the cells of a column mean, and the names of the classes where they have some."""
+    every = _every(table, label) if isinstance(values[0], str) else ()
+    labels, names = encode(values, every, f"{table.name}: column {label!r}")
+    return labels, tuple(getattr(table.rows.features[label], "names", names) or ()) or None
+
+
 def _every(table: Table, label: str) -> list[Any]:
     """All values of a column, in all splits."""
-    with reading(table.name):
+    with _reading(table.name):
         having = [rows for rows in table.splits if label in (rows.features or {})]
         return [value for rows in having for part in rows.select_columns([label]).iter(1000) for value in part[label]]
-
-
-def _tell_of_one_class(labels: Tensor | None, asked: Asked, name: str) -> None:
-    """Say that the first rows are of one class, as where rows are sorted by class."""
-    if asked.at_most and labels is not None and len(labels) >= _TELLING and len(set(labels.tolist())) == 1:
-        aloud(f"{name}: the first {len(labels)} rows are all of class {int(labels[0])}; rows may be sorted by class")
 
 
 def _file_name(cell: Any, roots: tuple[Path, ...] | None) -> str | None:
     path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
     if not path or not isinstance(path, str):
         return None
-    inside = next((root for root in roots or () if Path(path).is_relative_to(root)), None)
-    return Path(path).relative_to(inside).as_posix() if inside else path
+    for root in roots or ():
+        for start in (root, root.resolve()):
+            if Path(path).is_relative_to(start):
+                return Path(path).relative_to(start).as_posix()
+    return path
 
 
 def _cell_pixels(cell: Any, where: str, roots: tuple[Path, ...] | None) -> np.ndarray:
@@ -194,6 +209,8 @@ def _cell_pixels(cell: Any, where: str, roots: tuple[Path, ...] | None) -> np.nd
     file = cell_file(cell, where, roots)
     if file is not None:
         return pixels_of(read_image(file, where))
+    if cell is None or (isinstance(cell, dict) and {"bytes", "path"} & cell.keys()):
+        raise UnreadableFile(f"{where} holds no image; fill it or leave it out")
     if not isinstance(cell, list | np.ndarray):
         raise InvalidImages(f"{where}: holds {type(cell).__name__}, wanted an image; choose another image column")
     return pixels_of_item(np.asarray(cell), where)
@@ -218,9 +235,8 @@ def _allowed(path: Path, where: str, roots: tuple[Path, ...] | None) -> Path:
         whole = (root / path).resolve()
         if whole.is_relative_to(root.resolve()) and (whole.exists() or len(roots) == 1):
             return whole
-    raise InvalidInput(
-        f"{where}: {str(path)!r:.120} lies outside {roots[0]}, and holds no image itself; put the file into the folder"
-    )
+    outside = f"{where}: {str(path)!r:.120} lies outside {roots[0].resolve()}"
+    raise InvalidInput(f"{outside}, and holds no image itself; put the file into the folder")
 
 
 def cell_image(cell: Any, where: str, roots: tuple[Path, ...] | None) -> Image.Image:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certibox.data.arrays import with_channels
+from certibox.data.arrays import refuse_tables, with_channels
 from certibox.data.asked import Asked, pick
 from certibox.data.decoding import reading
 from certibox.data.digits import read_digits
@@ -94,6 +94,7 @@ def load_images(
     """
     asked = Asked(split, limit, image_column, label_column, configuration, channels, skip_unreadable)
     images = _read(source, asked)
+    asked.tell_of_one_class(images)
     if channels in (None, images.shape[0]):
         return images
     return replace(images, images=torch.from_numpy(with_channels(images.images.numpy(), channels)))
@@ -106,6 +107,7 @@ def _read(source: ImageSource, asked: Asked) -> Images:
     table = given_rows(source, asked)
     if table is not None:
         return _one_split(from_rows(table, asked), asked, table)
+    refuse_tables(source, "arrays")
     asked.refuse(type(source).__name__, "image_column", "label_column", "configuration")
     images = source if isinstance(source, Images) else from_objects(source, asked)
     return _undivided(images, asked, images.name)

@@ -18,7 +18,7 @@ from certibox.blackbox.pace import Pace
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.data.pixels import as_images
 from certibox.defense.pipeline import RobustPipeline
-from certibox.errors import InvalidImages, InvalidInput, UnreadableFile
+from certibox.errors import InvalidImages, InvalidInput, Notice, UnreadableFile
 from certibox.networks import Autoencoder
 from certibox.networks.devices import usable_device
 from certibox.queries.client import QueryClient
@@ -317,5 +317,6 @@ def _warn_of_another_model(identity: str | None, client: QueryClient, directory:
     if None not in (identity, here) and identity != here:
         warnings.warn(
             f"the model has changed since the defense in {directory} was trained: certificates are of the new pair",
+            Notice,
             stacklevel=4,
         )

@@ -7,9 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
+_SET_BACK: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_num_threads, torch.set_num_threads),
+)
 AUTOCAST = ("cpu", "cuda")  # kinds of device whose autocast is switched off inside `settled`
 
 
@@ -96,17 +101,26 @@ def settled() -> Iterator[None]:
 
 @contextmanager
 def as_found() -> Iterator[None]:
-    """Inside `settled`, the default type and device that were set before it; elsewhere nothing changes."""
+    """Inside `settled`, the default type and device that were set before it; elsewhere nothing changes.
+
+    What the code inside, such as a box that is asked, sets itself of type, gradients and threads is set back.
+    """
     device, dtype = _device_found.get(), _dtype_found
-    if device is None or (device.type == "cpu" and dtype == torch.float32):
-        yield
-        return
-    with _value(_device_found, None), device:
-        torch.set_default_dtype(dtype)
-        try:
+    outside = torch.get_default_dtype() if device is None else torch.float32
+    before = [read() for read, _ in _SET_BACK]
+    try:
+        if device is None or (device.type == "cpu" and dtype == torch.float32):
             yield
-        finally:
-            torch.set_default_dtype(torch.float32)
+        else:
+            with _value(_device_found, None), device:
+                torch.set_default_dtype(dtype)
+                yield
+    finally:
+        if torch.get_default_dtype() != outside:
+            torch.set_default_dtype(outside)
+        for (read, write), value in zip(_SET_BACK, before, strict=True):
+            if read() != value:
+                write(value)
 
 
 def _to_float32() -> Callable[[], object]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from certibox.errors import InvalidInput, UnreadableFile
+from certibox.errors import InvalidInput, Notice, UnreadableFile
 from certibox.storage.places import REGULAR, Ours, PathLike, naming, read_bytes, reason, require_place
 from certibox.storage.strict import is_json, is_json_lines, parsed
 
@@ -139,7 +139,7 @@ def exclusive(path: PathLike, ours: Ours | None = None) -> Iterator[None]:
     try:
         if not _locked(descriptor, path):
             text = f"the file system of {path} keeps no locks; make sure that no other process writes to it"
-            warnings.warn(text, stacklevel=3)
+            warnings.warn(text, Notice, stacklevel=3)
         yield
     finally:
         os.close(descriptor)

@@ -21,7 +21,7 @@ from certibox import seeds
 from certibox.blackbox.base import is_told_apart
 from certibox.data import Images, augment
 from certibox.defense.pipeline import RobustPipeline
-from certibox.errors import BoxChanged
+from certibox.errors import BoxChanged, Notice
 from certibox.estimators import CGE, GradientEstimator, Guided, Subset, estimated_loss
 from certibox.estimators.step_size import choose_step, precision_is_safe
 from certibox.queries.client import QueryClient
@@ -103,6 +103,7 @@ class Objective:
             warnings.warn(
                 f"nothing tells box {self.client.spec.name} from another, and this run began before answers were kept "
                 "to recognise it by: give the model a name",
+                Notice,
                 stacklevel=2,
             )
             return

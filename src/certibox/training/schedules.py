@@ -11,6 +11,8 @@ from certibox.errors import InvalidInput
 from certibox.storage import values
 
 OPTIMIZERS, OBJECTIVES, SHAPES = ("adam", "sgd"), ("full", "denoise"), ("step", "one-cycle")
+MOST_LR = 1e6
+LR_WANTED = "a learning rate above 0 and at most 1,000,000, such as 0.001"
 MOST_EPOCHS = 10**6
 
 
@@ -44,7 +46,7 @@ class Phase:
         values.settle(
             self,
             epochs=values.whole("epochs", self.epochs, 0, MOST_EPOCHS, "a whole number of epochs, at least 0"),
-            lr=values.number("lr", self.lr, "a learning rate above 0, such as 0.001", low=0, above=True),
+            lr=values.number("lr", self.lr, LR_WANTED, low=0, high=MOST_LR, above=True),
             decay=values.number("decay", self.decay, "a factor above 0, such as 0.1", low=0, above=True),
             weight_decay=values.number("weight_decay", self.weight_decay, "a finite number, at least 0", low=0),
         )
