@@ -16,6 +16,7 @@ from certibox.commands.settings_files import LONGEST, check_file, check_text
 from certibox.errors import InvalidInput, did_you_mean, one_of
 
 ALSO = {"--subset": "--configuration"}  # flags that others know by another name -> ours
+
 _METAVARS = {int: "N", float: "X", list[float]: "[X, ...]", list[int]: "[N, ...]", list[str]: "[FILE, ...]"}
 _KINDS = {
     int: "a whole number",

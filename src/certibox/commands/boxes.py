@@ -117,10 +117,6 @@ class BoxOptions:
                 return _Identified(as_blackbox(model, outputs=self.outputs, **declared), identity)
             declared |= {"identity": identity, "name": self.model if self.name is None else self.name}
             return as_blackbox(model, outputs=self.outputs, **declared)
-        except InvalidInput as error:
-            if str(error).startswith("model is "):  # an object, which its user knows by this name
-                raise InvalidInput(f"{self.model}: {error}") from error
-            raise
         except (CertiboxError, KeyboardInterrupt):
             raise
         except BaseException as error:

@@ -10,7 +10,6 @@ from certibox.errors import ConfigMismatch
 from certibox.storage.files import append_text, read_json, require_place, write_json_atomic
 from certibox.storage.settings import digest, require_same
 from certibox.storage.strict import is_json, is_json_lines
-from certibox.storage.tensors import is_tensors
 
 SHOWN = 12  # characters of a model's identity in a message
 
@@ -28,7 +27,7 @@ class RunDirectory:
             self.path / name for name in ("checkpoint.safetensors", "rows.jsonl", "config.json")
         )
         plain = json.loads(json.dumps(config))
-        for place, ours in ((self._config, is_json), (self._rows, is_json_lines), (self.checkpoint, is_tensors)):
+        for place, ours in ((self._config, is_json), (self._rows, is_json_lines), (self.checkpoint, None)):
             require_place(place, ours)
         if self._config.exists():
             there = read_json(self._config)
