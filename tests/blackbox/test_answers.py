@@ -249,10 +249,15 @@ def test_rounded_probabilities_may_miss_their_sum_by_half_a_step_each(row: list[
         ([0.12] * 9 + [0.0], "1.08"),  # more than the limit
         ([0.5, 0.48], "0.98"),  # two decimals of two classes: half a percent each
         ([0.1531, 0.1527] + [0.0897] * 8, "1.0234"),  # in full to four decimals
-        ([0.6, 0.7, 0.2], "1.5"),
     ],
 )
 def test_sums_that_rounding_does_not_explain_are_refused(row: list[float], came: str) -> None:
+    with pytest.raises(BadOutput, match=f"must sum to 1, got {came}; divide them by their sum"):
+        probabilities([row, row])
+
+
+@pytest.mark.parametrize(("row", "came"), [([0.6, 0.7, 0.2], "1.5"), ([0.1, 0.2, 0.2], "0.5")])
+def test_independent_sigmoids_are_named(row: list[float], came: str) -> None:
     with pytest.raises(BadOutput, match=f"must sum to 1, got {came}; these look like independent sigmoids"):
         probabilities([row, row])
 

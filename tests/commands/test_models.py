@@ -141,6 +141,27 @@ def test_a_repaired_model_does_not_go_on_with_the_rows_of_the_old_one(place: Pat
     refused(f"{line} --out o", "another model: model is 'bare:m")
 
 
+def test_the_identity_changes_with_what_a_function_imports_when_it_is_asked(place: Path) -> None:
+    (place / "m.py").write_text(
+        "def f(x):\n    from folder.late_helper_of_this_test import scale\n    return scale * x\n"
+    )
+    (place / "folder").mkdir()
+    seen = set()
+    for scale in ("1", "-1"):
+        (place / "folder" / "late_helper_of_this_test.py").write_text(f"scale = {scale}\n")
+        seen.add(load_model("m.py:f")[1])
+    assert len(seen) == 2
+
+
+def test_weights_of_the_same_name_elsewhere_change_no_identity(place: Path) -> None:
+    (place / "m.py").write_text("def f(x):\n    return open('w.bin', 'rb').read(), 'models'\n")
+    for folder, kept in (("notes", True), (".", False), ("models", False)):
+        before = load_model("m.py:f")[1]
+        (place / folder).mkdir(exist_ok=True)
+        (place / folder / "w.bin").write_bytes(folder.encode())
+        assert (load_model("m.py:f")[1] == before) is kept
+
+
 def test_the_identity_of_a_large_file_is_of_pieces_all_over_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LARGEST", 100), ("PIECES", 11), ("PIECE", 10)):
         monkeypatch.setattr(certibox.commands.identity, name, value)

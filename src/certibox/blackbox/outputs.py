@@ -16,6 +16,7 @@ from certibox.errors import BadOutput, Notice
 
 _SHAPES = {"logits": "(n, K)", "probabilities": "(n, K)", "labels": "(n,)", "values": "(n, ...)"}
 _RANGE_TOLERANCE = 1e-4  # a probability may leave [0, 1] by this much
+_NEAR_ONE = 0.3  # a sum that misses 1 by less is no sum of independent sigmoids, for all that one can tell
 _SUM_TOLERANCE = 1e-2  # a row of probabilities may miss 1 by this much
 _ROUNDED_TOLERANCE = 5e-2  # the most by which a row of rounded ones may
 _STEPS = (10, 100, 255, 256, 1000, 10_000)  # roundings that are recognised: decimals and the levels of 8-bit networks
@@ -204,13 +205,14 @@ def _broken_sums(probabilities: Tensor) -> str | None:
     rounding = min(_ROUNDED_TOLERANCE, probabilities.shape[1] * 0.5 / steps) + 1e-5 if steps else 0.0
     if abs(worst - 1) <= max(_SUM_TOLERANCE, rounding):
         return None
-    what = (
-        f"they are rounded to steps of 1/{steps}, too coarse for {probabilities.shape[1]} classes: answer with more "
-        "digits, or divide them by their sum"
-        if steps and abs(worst - 1) <= probabilities.shape[1] * 0.5 / steps
-        else "these look like independent sigmoids: declare outputs='logits' if the largest decides, or answer with "
-        "one label's column"
-    )
+    if steps and abs(worst - 1) <= probabilities.shape[1] * 0.5 / steps:
+        coarse = f"they are rounded to steps of 1/{steps}, too coarse for {probabilities.shape[1]} classes"
+        what = f"{coarse}: answer with more digits, or divide them by their sum"
+    elif abs(worst - 1) < _NEAR_ONE:
+        what = "divide them by their sum, if they are shares of one whole"
+    else:
+        what = "these look like independent sigmoids: declare outputs='logits' if the largest decides, or answer with "
+        what += "one label's column"
     return f"probabilities of an image must sum to 1, got {worst:.6g}; {what}"
 
 

@@ -289,6 +289,7 @@ def _require_same(row: CertificateRow, settings: dict[str, Any], path: Path) -> 
     require_same(there | {"model": here["model"]}, here, str(path))
     if row.model != here["model"]:
         raise ConfigMismatch(
-            f"{path} holds rows of another model: model is {row.model!r} there and {here['model']!r} here; the model "
-            "has changed since these rows were written: use another file, or the model as it was"
+            f"{path} holds rows of another model: model is {row.model!r} there and {here['model']!r} here; the model, "
+            "or what is declared of it, such as its classes, has changed since these rows were written: use another "
+            "file, or the model and its declaration as they were"
         )

@@ -163,6 +163,7 @@ def require_ledger(ledger: Path, work: Path, budget: int | None, advice: str) ->
         budget: Most queries that may be spent; None for no limit.
         advice: What to do.
     """
-    if budget is not None and work.exists() and not ledger.exists():
-        came = f"budget is {budget}, and {ledger}, which says what {work} has spent of it, is gone"
+    begun = [path for path in (work, work.with_name(f"{work.name}.votes")) if path.exists()]
+    if budget is not None and begun and not ledger.exists():
+        came = f"budget is {budget}, and {ledger}, which says what {begun[0]} has spent of it, is gone"
         raise InvalidInput(f"{came}; {advice}")

@@ -19,7 +19,7 @@ from certibox.blackbox import WEIGHT_FILES
 
 LARGEST = 2**30  # bytes of a file that is digested whole
 PIECES, PIECE = 256, 2**20  # of a larger one, in bytes each, the first and the last among them
-_MOST_FOLDERS = 100  # beside a Python file, that are looked into for the weights it names
+_MOST_FOLDERS = 100  # beside a Python file, whose names stand in it, that are looked into for weights
 _READ: dict[Path, set[Path]] = {}  # files that a module, by its own file, read while it was imported
 _open: list[set[Path]] = []  # sets that are being filled; the hook below does nothing without one
 _hooked = False
@@ -77,6 +77,11 @@ def identity(module: Any, folder: Path, read: set[Path]) -> str:
         read = _READ[path] = _READ.get(path, set()) | read
     beside = {path for path in _sources(sys.modules) if folder in path.parents}
     found = own | {path for path in beside | {path.resolve() for path in read} if not _is_foreign(path)}
+    waiting = [path for path in found if path.suffix == ".py"]
+    while waiting:  # what is imported in a function, when it is first asked, too
+        new = _imports(waiting.pop(), folder) - found
+        found |= new
+        waiting += new
     kept = found.union(*(_named(path) for path in found if path.suffix == ".py"))
     digests = sorted((_name(path, folder), digest) for path in kept if (digest := _digest(path)))
     return hashlib.sha256(repr(digests).encode()).hexdigest()
@@ -88,15 +93,39 @@ def _sources(names: Iterable[str]) -> set[Path]:
     return {Path(file).resolve() for module in modules if isinstance(file := _file(module), str)}
 
 
+def _tree(source: Path) -> ast.AST:
+    """The code of a Python file; nothing for one that is none."""
+    with suppress(OSError, ValueError, SyntaxError, RecursionError):
+        return ast.parse(source.read_bytes())
+    return ast.Module([], [])
+
+
+def _imports(source: Path, folder: Path) -> set[Path]:
+    """The Python files beside a file, or below a folder, that it imports, wherever in its code that stands."""
+    names = set[tuple[Path, str]]()
+    for node in ast.walk(_tree(source)):
+        if isinstance(node, ast.Import):
+            names |= {(place, part.name) for part in node.names for place in (folder, source.parent)}
+        elif isinstance(node, ast.ImportFrom):
+            start = [source.parents[node.level - 1]] if 0 < node.level <= len(source.parents) else []
+            for place in start or (folder, source.parent):
+                whole = node.module or ""
+                names |= {(place, whole), *((place, f"{whole}.{part.name}".strip(".")) for part in node.names)}
+    found = set[Path]()
+    for place, name in names:
+        parts = name.split(".")
+        for depth in range(1, len(parts) + 1):
+            module = place.joinpath(*parts[:depth])
+            found |= {path for path in (module.with_suffix(".py"), module / "__init__.py") if path.is_file()}
+    return {path.resolve() for path in found} - {source}
+
+
 def _named(source: Path) -> set[Path]:
-    """Files of weights that texts in a Python file name, by a path or the last part of one."""
-    try:
-        tree = ast.parse(source.read_bytes())
-        folders = islice((place for place in source.parent.iterdir() if place.is_dir()), _MOST_FOLDERS)
-        places = (Path.cwd(), source.parent, *folders)
-    except (OSError, ValueError, SyntaxError, RecursionError):
-        return set()
-    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    """Files of weights that texts in a Python file name: by a path, or by a folder beside it and the rest of a path."""
+    constants = (node.value for node in ast.walk(_tree(source)) if isinstance(node, ast.Constant))
+    texts = {text for text in constants if isinstance(text, str)}
+    parts = {part for text in texts for part in Path(text).parts} - {"/", ".", ".."}
+    places = [Path.cwd(), source.parent, *(source.parent / part for part in islice(sorted(parts), _MOST_FOLDERS))]
     names = [text for text in texts if os.path.splitext(text)[1].lower() in WEIGHT_FILES]
     return {Path(path).resolve() for name in names for place in places if os.path.isfile(path := place / name)}
 
