@@ -256,6 +256,16 @@ def test_without_budget_and_ledger_a_fork_counts_on_for_itself() -> None:
 
 
 @forks
+def test_a_ledger_that_was_refused_does_not_stand_in_the_way_of_a_fork(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no ledger")
+    with pytest.raises(UnreadableFile) as kept:  # its traceback keeps the ledger alive
+        Ledger(tmp_path / "notes.txt")
+    client = QueryClient(LinearBox(WEIGHT), 100, tmp_path / "ledger.sqlite")
+    assert forked(lambda: spend(client, 20)) == ["20"]
+    assert client.left == 80
+    assert "notes.txt" in str(kept.value)
+
+
 def test_no_connection_crosses_a_fork(tmp_path: Path) -> None:
     """The parent closes its ledger while the child spends: were the child's locks the parent's, rows would be lost."""
     path = tmp_path / "ledger.sqlite"

@@ -46,6 +46,7 @@ class Ledger(Forkable):
     """
 
     def __init__(self, path: str | Path, identity: str | None = None) -> None:
+        self._connection: sqlite3.Connection | None = None  # a fork finds it in order, whatever fails below
         super().__init__()
         self.path = Path(path)
         self.file = self.path.absolute()  # another working directory must not make it another ledger
