@@ -210,7 +210,9 @@ def test_what_has_a_name_of_its_own_is_refused_by_it_without_a_query(tmp_path: P
     assert not canaries(out).exists()
     certify(NAMED[kind](1.0), out, 2)
     kept = out.read_bytes()
-    with pytest.raises(ConfigMismatch, match=r"model is .* there and .* here; the model has changed since"):
+    with pytest.raises(
+        ConfigMismatch, match=r"model is .* there and .* here; the model, or what is declared .* changed since"
+    ):
         certify(NAMED[kind](-1.0), out, 3)
     assert out.read_bytes() == kept
 
@@ -221,7 +223,7 @@ def test_a_name_that_is_given_for_the_rows_is_trusted(tmp_path: Path) -> None:
     certify(base, out, 2, model="mine")
     assert sum(base.sizes) == 2 * (N0 + N)
     assert not canaries(out).exists()
-    with pytest.raises(ConfigMismatch, match="model is 'mine' there and 'other' here; the model has changed"):
+    with pytest.raises(ConfigMismatch, match="model is 'mine' there and 'other' here; the model, or what is declared"):
         certify(base, out, 3, model="other")
 
 
