@@ -200,7 +200,7 @@ def invocations() -> Iterator[Case]:
         hints = get_type_hints(options)
         base = shlex.split(LINES[name])
         for item in fields(options):
-            if name == "import-authors" and item.name not in ("encoder", "out"):
+            if name == "import-authors" and item.name != "encoder":
                 continue  # without a release, the encoder is what is wrong
             for value in _wrong(item.name, hints[item.name]):
                 if item.metadata.get("positional"):

@@ -178,7 +178,7 @@ def _adapter(model: object, name: str | None) -> Callable[..., BlackBox]:
     if isinstance(model, nn.Module) or type(model).__module__.startswith("torch.export"):
         return TorchBox
     if isinstance(model, str | Path):
-        return _file_adapter(Path(model))
+        return _file_adapter(Path(model), name)
     if isinstance(model, torch.jit.ScriptFunction):
         raise InvalidInput(
             "model is a scripted function of tensors; give a function of arrays such as "
@@ -198,13 +198,13 @@ def _adapter(model: object, name: str | None) -> Callable[..., BlackBox]:
     raise _no_model(model, name)
 
 
-def _file_adapter(path: Path) -> Callable[..., BlackBox]:
+def _file_adapter(path: Path, name: str | None) -> Callable[..., BlackBox]:
     """The adapter for a model file, by the end of its name. Raises InvalidInput where there is none."""
     adapter = _FILES.get(path.suffix.lower())
     if adapter is not None:
         return adapter
     advice = advice_on(path)
-    raise _no_model(str(path)) if advice is None else InvalidInput(advice)
+    raise _no_model(str(path), name) if advice is None else InvalidInput(advice)
 
 
 def _no_model(model: object, name: str | None = None) -> InvalidInput:

@@ -19,6 +19,7 @@ OUTPUTS = ("logits", "probabilities", "labels", "values")
 LAYOUTS = ("NCHW", "NHWC", "flat", "flat-NHWC")
 DTYPES = ("float32", "float64", "float16", "uint8")
 
+_LARGEST = 3.4e38  # in single precision
 _EIGHT_BITS = 200  # a range as wide as this is that of 8-bit pixels
 _LATER = {"layout": "NCHW", "dtype": None, "takes_nan": False}
 _KINDS = {  # field -> types that it may have, in words too
@@ -328,7 +329,7 @@ def _floats(field: str, values: Any) -> tuple[float, ...]:
         numbers = () if isinstance(values, str | bytes) else tuple(float(value) for value in values)
     except (TypeError, ValueError, OverflowError):
         numbers = ()
-    if not numbers or not all(math.isfinite(number) for number in numbers):
+    if not numbers or not all(abs(number) <= _LARGEST for number in numbers):  # False for NaN
         raise InvalidInput(f"{field} is {values!r}; give a sequence of finite numbers")
     return numbers
 
