@@ -165,7 +165,7 @@ def test_weights_of_the_same_name_elsewhere_change_no_identity(place: Path) -> N
 def test_the_identity_of_a_large_file_is_of_pieces_all_over_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LARGEST", 100), ("PIECES", 11), ("PIECE", 10)):
         monkeypatch.setattr(certibox.commands.identity, name, value)
-    (place / "m.py").write_text("open('w.bin', 'rb').read()\ndef f(x):\n    return x\n")
+    (place / "m.py").write_text("from pathlib import Path\nPath('w.bin').read_bytes()\ndef f(x): ...\n")
     content = bytearray(1090)  # pieces begin at 0, 108, ... 1080
     seen = set()
     for at in (0, 108, 1089, 50):
