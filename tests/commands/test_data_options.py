@@ -15,7 +15,7 @@ from certibox.commands.arguments import in_flags, ours, parse, typed
 from certibox.commands.fields import require_effect
 from certibox.commands.options import DataOptions
 from certibox.data import load_images
-from certibox.errors import InvalidInput
+from certibox.errors import InvalidInput, Notice
 
 
 def options(*flags: str) -> DataOptions:
@@ -62,23 +62,31 @@ def test_what_is_wrong_is_named(folder: Path, flags: list[str], words: str) -> N
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("flag", ["image-column", "label-column", "configuration", "split"])
+@pytest.mark.parametrize("flag", ["image-column", "label-column", "configuration"])
 def test_idle_flags_are_refused_before_data_are_read(flag: str) -> None:
     given = options("--data", "none.npz", f"--{flag}", "x")
     with pytest.raises(InvalidInput, match=rf"--{flag} x has no effect on none\.npz, which .*; leave it out, or give"):
         require_effect(given, {flag.replace("-", "_")})
 
 
-def test_one_file_is_taken_whole_in_silence_or_divided(tmp_path: Path) -> None:
+def test_a_split_of_a_file_without_splits_is_what_it_is_of_a_folder_without_splits(folder: Path) -> None:
+    np.savez(folder.parent / "set.npz", images=np.zeros((3, 2, 4), np.uint8))
+    for place in (folder, folder.parent / "set.npz"):
+        for split in ("test", "foo"):
+            given = options("--data", str(place), "--channels", "1", "--split", split)
+            require_effect(given, {"split"})
+            with pytest.warns(Notice, match=f"^{place} has no splits: '{split}' is all of its 3 images, as any other"):
+                assert len(given.images()) == 3
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(options("--data", str(place), "--channels", "1", "--split", "train").images()) == 3
+
+
+def test_one_file_is_divided_by_a_share(tmp_path: Path) -> None:
     pixels = np.arange(10, dtype=np.uint8).repeat(8).reshape(10, 1, 2, 4)
     np.savez(tmp_path / "set.npz", images=pixels)
     data = ("--data", str(tmp_path / "set.npz"), "--split")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(options(*data, "test").images()) == 10  # as `certify` has it by default
-    given = options(*data, "test:0.2")
-    require_effect(given, {"split"})
-    held, rest = given.images(), options(*data, "train:0.8").images()
+    held, rest = options(*data, "test:0.2").images(), options(*data, "train:0.8").images()
     assert sorted([*held.images[:, 0, 0, 0].tolist(), *rest.images[:, 0, 0, 0].tolist()]) == list(range(10))
     assert len(held) == 2
 

@@ -88,10 +88,48 @@ def test_arrays_of_other_names_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", x=PIXELS, species=np.arange(5))
     with pytest.warns(UserWarning, match="taken as unlabelled, as none of the arrays species is named as labels"):
         assert load_images(tmp_path / "set.npz").labels is None
-    np.savez(tmp_path / "splits.npz", x_train=PIXELS, y_train=np.arange(5))
-    assert "splits.npz: holds x_train, y_train, wanted an array 'images' or 'x', and 'labels'" in refused(
-        tmp_path / "splits.npz"
+    np.savez(tmp_path / "other.npz", views=PIXELS, y_train=np.arange(5), train_size=np.arange(1))
+    wanted = "wanted an array 'images' or 'x', and 'labels' or 'y', or those of each split, as 'x_train' and 'y_train'"
+    assert f"other.npz: holds views, y_train, train_size, {wanted}" in refused(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("X{}", "Y{}"), ("{}.data", "{}-fine_labels"), ("{}", None)],
+)
+def test_arrays_of_several_splits_are_chosen_by_name(tmp_path: Path, images: str, labels: str | None) -> None:
+    parts = {"test": PIXELS[:2], "train": PIXELS[2:]}
+    arrays = {images.format(split): part for split, part in parts.items()}
+    if labels is None:
+        np.savez(tmp_path / "set.npz", **arrays)
+        assert "set.npz: holds test, train, wanted an array" in refused(tmp_path / "set.npz")
+        return
+    numbers = {labels.format(split): np.arange(len(part))[:, None] + 7 for split, part in parts.items()}
+    np.savez(tmp_path / "set.npz", **arrays, **numbers)
+    for split, part in parts.items():
+        loaded = load_images(tmp_path / "set.npz", split)
+        assert loaded.labels is not None
+        assert (loaded.labels.tolist(), loaded.name) == ([*range(7, 7 + len(part))], f"set.npz:{split}")
+        np.testing.assert_array_equal(loaded.images.numpy(), part)
+    np.testing.assert_array_equal(load_images(tmp_path / "set.npz", limit=1).images.numpy(), PIXELS[2:3])
+    assert "set.npz has no split 'tset'; available: test, train; did you mean test?" in refused(
+        tmp_path / "set.npz", split="tset"
     )
+    assert "has splits of its own, so that 'train:0.8' is none" in refused(tmp_path / "set.npz", split="train:0.8")
+
+
+def test_one_split_in_a_file_is_a_name_and_can_be_divided(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x_train=PIXELS, Y_Train=np.arange(5))
+    parts = [load_images(tmp_path / "set.npz", split) for split in ("train:0.6", "test:0.4")]
+    assert [len(part) for part in parts] == [3, 2]
+    labels = [
+        label for part in parts for label in (part.labels if part.labels is not None else torch.empty(0)).tolist()
+    ]
+    assert sorted(labels) == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(torch.cat([part.images for part in parts]).numpy(), PIXELS[labels])
+    np.savez(tmp_path / "bare.npz", x_train=PIXELS, x_train_mean=np.zeros(1))
+    with pytest.warns(UserWarning, match="taken as unlabelled, as none of the arrays x_train_mean is named as labels"):
+        assert load_images(tmp_path / "bare.npz", "train").labels is None
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "3"])

@@ -24,7 +24,7 @@ from certibox.training.schedules import Schedule, one_cycle, paper_finetune, pap
 GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
 FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
 ALPHA = 0.001
-ARRAYS, ONE_FILE = (".npz", ".npy"), (".npz", ".npy", ".parquet", ".arrow")  # data without columns; without splits
+ARRAYS = (".npz", ".npy")  # data without columns
 DENOISE_EPOCHS = 20  # free, so they come first: docs/measurements/query-efficiency.md
 LONGEST_TRAINING = 1_000_000  # epochs
 MOST_IMAGES = 10**6  # at a time
@@ -56,12 +56,6 @@ class DataOptions:
 
     NEEDS: ClassVar = (
         Needs(
-            "split",
-            lambda o: not o.data.endswith(ONE_FILE) or ":" in o.split,
-            "on {data}, which is taken whole",
-            "another file, or a share such as train:0.8",
-        ),
-        Needs(
             "image_column label_column configuration",
             lambda o: o.data != "digits" and not o.data.endswith(ARRAYS),
             "on {data}, which has no columns",
@@ -86,10 +80,9 @@ class DataOptions:
 
     def images(self) -> Images:
         """The images, checked; which label is which class is said on standard error where folders or columns say so."""
-        whole = self.data.endswith(ONE_FILE) and ":" not in self.split
         images = load_images(
             self.data,
-            "train" if whole else self.split,  # a file by its name is what it is, whatever split a command is used to
+            self.split,
             limit=self.limit,
             image_column=self.image_column,
             label_column=self.label_column,

@@ -17,6 +17,7 @@ from certibox import seeds
 from certibox.data.images import Images
 from certibox.errors import InvalidInput, Notice, did_you_mean
 
+SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"])
 _TELLING = 10  # images of one class from which they seem to be sorted
 
 

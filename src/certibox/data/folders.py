@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from certibox.data.asked import Asked, aloud, pick
+from certibox.data.asked import SPLIT_NAMES, Asked, aloud, pick
 from certibox.data.decoding import Pile, pixels_of, read_image
 from certibox.data.images import Images
 from certibox.data.labels import number_classes
@@ -23,7 +23,6 @@ from certibox.errors import InvalidInput, UnreadableFile
 
 DATASET_SUFFIXES = frozenset({".parquet", ".arrow"})
 _DATASET_FILES = frozenset({"dataset_info.json", "dataset_dict.json"})
-_SPLITS = frozenset(["train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"])
 _SYSTEM = frozenset({"__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "system volume information"})
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 _NO_IMAGES = frozenset({"EPS", "PDF", "WMF", "EMF", "MPEG", "BUFR", "GRIB", "HDF5"})  # pages, films, measurements
@@ -151,7 +150,7 @@ def _split_folder(tree: Tree, asked: Asked) -> tuple[Found, bool]:
     tops = {file.parts[0] for file in tree.images if len(file.parts) > 1}
     deep = {file.parts[0] for file in tree.images if len(file.parts) > 2}
     direct = {file.parts[0] for file in tree.images if len(file.parts) == 2}
-    known = {top for top in tops if top.casefold() in _SPLITS}
+    known = {top for top in tops if top.casefold() in SPLIT_NAMES}
     beside = any(len(file.parts) == 1 for file in tree.images)
     if not tops or not (tops == known or (deep and (known or not direct))):
         return PurePosixPath(), False

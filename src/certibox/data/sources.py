@@ -63,8 +63,9 @@ def load_images(
               from a column of `metadata.csv` or `metadata.jsonl`, beside `file_name`. Hidden files, folders without
               images and what operating systems leave (`__MACOSX`, `@eaDir`, `Thumbs.db`) do not count;
             - a folder with STL-10's binary files train_X.bin, train_y.bin, …: splits "train", "test" and "unlabeled";
-            - an `.npz` with `images` (or `x`) and optionally `labels` (or `y`), or an `.npy` of images, as
-              `images_from_arrays` takes them, of at most 8 GiB; or one picture;
+            - an `.npz` with `images` (or `x`) and optionally `labels` (or `y`), or with both for each split, as
+              `x_train`, `y_train`, `x_test` and `y_test`, or `train_images`; or an `.npy` of images. Arrays are as
+              `images_from_arrays` takes them, of at most 8 GiB. Or one picture;
             - an array or tensor (n, h, w), (n, c, h, w) or (n, h, w, c), as `images_from_arrays` takes it, or a tuple
               (images, labels) of images in any of these forms or a list, and integers (n,);
             - a list of images or of paths to images, or a map-style data set (`torch.utils.data.Dataset` with
@@ -123,7 +124,8 @@ def _from_place(source: str | os.PathLike[str], asked: Asked) -> Images:
         return _one_split(from_rows(table, asked), asked, table)
     if path.is_dir():
         return _from_folder(path, asked)
-    return _undivided(read_file(path, asked), asked, str(path))
+    images, is_split = read_file(path, asked)
+    return asked.part(images) if is_split else _undivided(images, asked, str(path))
 
 
 def _from_folder(path: Path, asked: Asked) -> Images:
