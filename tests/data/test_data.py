@@ -413,7 +413,7 @@ def test_flat_folders_have_no_labels(tmp_path: Path, folder: str) -> None:
     for i in range(3):
         save_png(tmp_path / folder / f"{i}.png", pixels[i])
     (tmp_path / folder / "notes.txt").write_text("not an image")
-    with pytest.warns(UserWarning, match=r"1 of 4 files were left out: 1 \.txt$"):
+    with pytest.warns(UserWarning, match=r"1 of 4 files were left out: 1 \.txt; the first is \S+\.txt$"):
         images = load_images(tmp_path)
     np.testing.assert_array_equal(images.images.numpy(), pixels)
     assert images.labels is None
@@ -423,7 +423,16 @@ def test_flat_folders_have_no_labels(tmp_path: Path, folder: str) -> None:
 def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
     save_png(tmp_path / "a.png", random_pixels(1, 4, 4))
     save_png(tmp_path / "ant" / "b.png", random_pixels(1, 4, 4))
-    with pytest.raises(InvalidInput, match="both beside and inside class folders"):
+    with pytest.raises(
+        InvalidInput, match=r"/a\.png: beside the class folders and in none of them; move what is loose"
+    ):
+        load_images(tmp_path)
+    save_png(tmp_path / "c.png", random_pixels(1, 4, 4))
+    with pytest.raises(InvalidInput, match=r"/a\.png and 1 more image: beside the class folders"):
+        load_images(tmp_path)
+    (tmp_path / "ant").rename(tmp_path / "train")
+    save_png(tmp_path / "test" / "d.png", random_pixels(1, 4, 4))
+    with pytest.raises(InvalidInput, match=r"/a\.png and 1 more image: beside the split folders"):
         load_images(tmp_path)
 
 

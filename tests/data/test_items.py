@@ -219,3 +219,27 @@ def test_a_data_set_is_read_without_keeping_its_items() -> None:
     load_images(Large(), limit=2)  # whatever is imported on first use
     pixels, most = peak(lambda: load_images(Large()))
     assert pixels <= most < 1.3 * pixels
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (2**63, r"largest label is 9223372036854775808, wanted below 1,000,000"),
+        (2**70, r"a label is of 71 bits, wanted below 1,000,000"),
+        (-(2**70), r"a label is of 71 bits, wanted below 1,000,000"),
+    ],
+)
+def test_a_label_beyond_all_integers_is_named_as_it_is(label: int, said: str) -> None:
+    pixels = np.zeros((2, 1, 4, 4), np.uint8)
+    for source in ((pixels, [0, label]), (pixels, np.array([0, label], object)), [(pixels[0], 0), (pixels[1], label)]):
+        with pytest.raises(InvalidImages, match=said):
+            load_images(source)
+
+
+def test_whole_numbers_in_an_array_of_objects_are_labels() -> None:
+    pixels = np.zeros((3, 1, 4, 4), np.uint8)
+    images = load_images((pixels, np.array([2, np.int8(0), 1], object)))
+    assert images.labels is not None
+    assert images.labels.tolist() == [2, 0, 1]
+    with pytest.raises(InvalidImages, match="labels are object, wanted integers"):
+        load_images((pixels, np.array([2, 0.5, 1], object)))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from certibox.data import files, images_from_arrays, load_images
-from certibox.errors import InvalidImages, InvalidInput
+from certibox.errors import InvalidImages, InvalidInput, Notice
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3, 6, 7), dtype=np.uint8)
 
@@ -99,12 +99,12 @@ def test_arrays_of_other_names_are_named(tmp_path: Path) -> None:
 )
 def test_arrays_of_several_splits_are_chosen_by_name(tmp_path: Path, images: str, labels: str | None) -> None:
     parts = {"test": PIXELS[:2], "train": PIXELS[2:]}
-    arrays = {images.format(split): part for split, part in parts.items()}
+    arrays: dict[str, Any] = {images.format(split): part for split, part in parts.items()}
     if labels is None:
         np.savez(tmp_path / "set.npz", **arrays)
         assert "set.npz: holds test, train, wanted an array" in refused(tmp_path / "set.npz")
         return
-    numbers = {labels.format(split): np.arange(len(part))[:, None] + 7 for split, part in parts.items()}
+    numbers: dict[str, Any] = {labels.format(split): np.arange(len(part))[:, None] + 7 for split, part in parts.items()}
     np.savez(tmp_path / "set.npz", **arrays, **numbers)
     for split, part in parts.items():
         loaded = load_images(tmp_path / "set.npz", split)
@@ -216,6 +216,25 @@ def test_digits_as_scikit_learn_gives_them() -> None:
     bunch: Any = load_digits()
     assert refused(bunch.images).endswith("divide by 16, into floats on [0, 1]")
     assert int(load_images(bunch.images / 16).images.max()) == 255
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+@pytest.mark.parametrize(("high", "white"), [(16, 16), (15, 16), (2, 16), (1, 1)])
+def test_digits_in_whole_numbers_are_told_what_white_may_be(tmp_path: Path, kind: type, high: int, white: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, high + 1, (20, 8, 8)).astype(kind)
+    pixels[3, 2, 1] = high
+    np.save(tmp_path / "set.npy", pixels)
+    said = f"of all 20 images are at most {high}, where 255 is white: .* if white is {white} there, divide by {white}"
+    for source in (pixels, torch.from_numpy(pixels), tmp_path / "set.npy", list(pixels), (pixels, np.arange(20))):
+        with pytest.warns(Notice, match=said):
+            loaded = load_images(source)
+        np.testing.assert_array_equal(loaded.images.numpy()[:, 0], pixels)
+    scaled = load_images(pixels / white)  # without a word
+    np.testing.assert_array_equal(scaled.images.numpy()[:, 0], np.rint(pixels / white * 255))
+    few, bright = pixels[:19], pixels + 1
+    bright[0, 0, 0] = 17
+    for quiet in (few, bright, pixels * 0):
+        load_images(quiet)
 
 
 def test_masked_pixels_are_no_pixels() -> None:

@@ -239,3 +239,22 @@ def test_paths_in_rows_of_ones_own_are_read_from_anywhere(tmp_path: Path) -> Non
     (tmp_path / "a.png").write_bytes(encoded(9))
     rows = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]}).cast_column("image", datasets.Image())
     np.testing.assert_array_equal(load_images(rows).images.numpy(), 9)
+
+
+def test_pictures_beside_tables_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train.parquet", label=[0, 1])
+    (tmp_path / "set" / "loose.png").write_bytes(encoded(9))
+    with pytest.warns(UserWarning, match=r"set: the tables alone are read; left out: loose\.png$"):
+        assert values(load_images(tmp_path / "set")) == [0, 1]
+    (tmp_path / "set" / "more.png").write_bytes(encoded(9))
+    with pytest.warns(UserWarning, match=r"left out: loose\.png and 1 more picture$"):
+        load_images(tmp_path / "set")
+
+
+@pytest.mark.parametrize("one_file", [True, False])
+def test_a_table_without_rows_says_so(tmp_path: Path, one_file: bool) -> None:
+    from pyarrow import parquet
+
+    file = write(tmp_path / "set" / "train.parquet", label=[0, 1])
+    parquet.write_table(parquet.read_table(file).slice(0, 0), file)
+    assert "holds no rows; " in refused(file if one_file else tmp_path / "set")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from certibox.data.asked import aloud
 from certibox.data.images import MOST_CLASSES, Images, too_many_classes
 from certibox.data.pixels import refuse_masked
 from certibox.errors import InvalidImages
 
 _AT_ONCE = 64  # images; 38 MB of floats at 224×224×3
+_MANY = 20  # images; so many are not all of the night
+_SCALES = (1, 16)  # what white is where pixels are bits, or digits as scikit-learn has them
 _WHITE = (16, 255, 1023, 4095, 16383, 65535)  # what whole numbers of the usual depths go up to; 16: digits
 _TABLES = {  # library -> how its tables become arrays
     "pandas": "reshape its .to_numpy() to (n, h, w)",
@@ -35,6 +40,8 @@ def images_from_arrays(
         InvalidImages: Another shape, type or range; the message says which image is the first outside.
     """
     stored = torch.from_numpy(stored_pixels(images, name))
+    if _as_numpy(images, name).dtype.kind != "f":
+        tell_of_dark(int(stored.max()), len(stored), name)
     return Images(stored, None if labels is None else integer_labels(labels, name), name)
 
 
@@ -95,6 +102,19 @@ def _outside(pixels: np.ndarray, limit: int, name: str) -> InvalidImages:
     return InvalidImages(f"{name}: pixels from {low:g} to {high:g}, wanted [0, {limit}]{where}: {remedy}")
 
 
+def tell_of_dark(high: int, count: int, name: str) -> None:
+    """Say of pixels that are whole numbers, and far below 255 in all of many images, that white may be another number.
+
+    high: the largest pixel. count: number of images.
+    """
+    if count >= _MANY and 0 < high <= _SCALES[-1]:
+        white = next(scale for scale in _SCALES if high <= scale)
+        aloud(
+            f"{name}: pixels of all {count} images are at most {high}, where 255 is white: nearly black; if white is "
+            f"{white} there, divide by {white}, into floats on [0, 1]"
+        )
+
+
 def _white(pixels: np.ndarray, low: float, high: float) -> int | None:
     """The number that white seems to be, to divide by: the smallest usual one; None where no division helps."""
     if low < 0:
@@ -124,12 +144,26 @@ def with_channels(images: np.ndarray, channels: int | None) -> np.ndarray:  # ui
 
 def integer_labels(labels: ArrayLike | Tensor, name: str) -> Tensor:
     array = _as_numpy(labels, name)
+    if array.dtype.kind in "Of" and array.ndim == 1 and not isinstance(labels, Tensor):
+        array = _of_objects(labels, array, name)
     if array.dtype.kind not in "ui":
         raise InvalidImages(f"{name}: labels are {array.dtype}, wanted integers 0, 1, …; encode them first")
     if array.size and int(array.max()) >= MOST_CLASSES:
         raise too_many_classes(int(array.max()), name)
     column = array.ndim == 2 and array.shape[1] == 1  # as many data sets have them
     return torch.from_numpy((array[:, 0] if column else array).astype(np.int64))
+
+
+def _of_objects(labels: ArrayLike, array: np.ndarray, name: str) -> np.ndarray:
+    """Whole numbers of Python as labels: numpy keeps them as objects, or, of 64 bits, rounds them to floats. What is no
+    whole number stays the array that numpy makes of it."""
+    try:
+        numbers = [operator.index(label) for label in np.array(labels, object)]
+    except TypeError:
+        return array
+    if largest := next((number for number in numbers if abs(number) >= 2**63), None):
+        raise too_many_classes(largest, name)
+    return np.array(numbers, np.int64)
 
 
 def one_line(error: Exception) -> str:

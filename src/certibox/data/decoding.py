@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from certibox.data.arrays import one_line, stored_pixels, with_channels
+from certibox.data.arrays import one_line, stored_pixels, tell_of_dark, with_channels
 from certibox.data.asked import aloud
 from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile
 
@@ -62,9 +62,11 @@ class Pile:
         return True
 
     def finish(self, name: str) -> None:
-        """Raise `UnreadableFile` for images that could not be read, or say how many were left out."""
+        """Raise `UnreadableFile` for images that could not be read, or say how many were left out, and if all are dark."""
         if self.failed and not (self.skip and self.buffer):
             raise self._unreadable()
+        if self.buffer:
+            tell_of_dark(int(np.frombuffer(self.buffer, np.uint8).max()), self.tried - len(self.failed), name)
         if self.failed:
             aloud(
                 f"{name}: {len(self.failed)} of {self.tried} images cannot be read and were left out: {self._names()}"

@@ -119,7 +119,7 @@ def read_folder(tree: Tree, name: str, asked: Asked) -> Images:
     if not images:
         raise InvalidInput(f"{tree.root / base}: holds no images and no .parquet or .arrow files{_others(tree, base)}")
     files, labels, names = _labelled(tree, base, images, asked, has_splits)
-    _tell_left_out(tree, base, len(images) - len(files))
+    _tell_left_out(tree, base, sorted(set(images).difference(files)))
     if not has_splits:
         asked.whole(str(tree.root), len(files))
     chosen = _chosen(list(range(len(files))), labels, asked, str(tree.root))
@@ -151,11 +151,11 @@ def _split_folder(tree: Tree, asked: Asked) -> tuple[Found, bool]:
     deep = {file.parts[0] for file in tree.images if len(file.parts) > 2}
     direct = {file.parts[0] for file in tree.images if len(file.parts) == 2}
     known = {top for top in tops if top.casefold() in SPLIT_NAMES}
-    beside = any(len(file.parts) == 1 for file in tree.images)
+    beside = [file for file in tree.images if len(file.parts) == 1]
     if not tops or not (tops == known or (deep and (known or not direct))):
         return PurePosixPath(), False
     if beside:
-        raise InvalidInput(f"{tree.root}: images both beside and inside the splits; keep one or the other")
+        raise _loose(tree.root, beside, "split")
     splits = {top: PurePosixPath(top) for top in sorted(tops)}
     return pick(splits, asked.split, str(tree.root)), asked.share is None
 
@@ -169,7 +169,7 @@ def _class_labels(
     if not inside:
         return None, None
     if len(inside) < len(files):
-        raise InvalidInput(f"{tree.root / base}: images both beside and inside class folders; keep one or the other")
+        raise _loose(tree.root, [file for file in files if len(file.parts) == level + 1], "class")
     others = [file for file in tree.images if len(file.parts) > level + 1] if has_splits else []
     numbers, names = number_classes((file.parts[level] for file in [*files, *others]), str(tree.root))
     if len(names) == 1:
@@ -177,19 +177,35 @@ def _class_labels(
     return [numbers[file.parts[level]] for file in files], names
 
 
-def _tell_left_out(tree: Tree, base: Found, unlisted: int) -> None:
+def _loose(root: Path, files: Sequence[Found], kind: str) -> InvalidInput:
+    """What to say of images that lie in no folder, beside folders that are splits or classes."""
+    which = f"{root / files[0]}{_more(len(files) - 1, 'image')}"
+    return InvalidInput(f"{which}: beside the {kind} folders and in none of them; move what is loose into one, or away")
+
+
+def _tell_left_out(tree: Tree, base: Found, unlisted: list[Found]) -> None:
     """Count aloud what lies among the images and is not read."""
     here = [file for file in tree.files if file.is_relative_to(base) and file.name not in METADATA_FILES]
-    kinds = Counter(
-        file.suffix.lower() or "without a suffix" for file in here if file.suffix.lower() not in image_suffixes()
-    )
-    odd = sum(file.is_relative_to(base) for file in tree.odd)
+    others = [file for file in here if file.suffix.lower() not in image_suffixes()]
+    kinds = Counter(file.suffix.lower() or "without a suffix" for file in others)
+    odd = [file for file in tree.odd if file.is_relative_to(base)]
     if odd:
-        kinds["links to nothing, pipes or devices"] = odd
+        kinds["links to nothing, pipes or devices"] = len(odd)
     if unlisted:
-        kinds["images that the metadata does not name"] = unlisted
+        kinds["images that the metadata does not name"] = len(unlisted)
     if kinds:
-        aloud(f"{tree.root}: {kinds.total()} of {len(here) + odd} files were left out: {_counted(kinds)}")
+        count, first = f"{kinds.total()} of {len(here) + len(odd)} files", [*unlisted, *others, *odd][0]
+        aloud(f"{tree.root}: {count} were left out: {_counted(kinds)}; the first is {first}")
+
+
+def tell_of_pictures(tree: Tree, read: Iterable[str], what: str) -> None:
+    """Say that pictures lie beside a data set in other files, unless they are what was read."""
+    if tree.images and not set(map(str, tree.images)) & set(read):
+        aloud(f"{tree.root}: {what} alone are read; left out: {tree.images[0]}{_more(len(tree.images) - 1, 'picture')}")
+
+
+def _more(count: int, what: str) -> str:
+    return f" and {count} more {what}{'s' if count > 1 else ''}" if count else ""
 
 
 def _counted(kinds: Counter[str]) -> str:

@@ -197,13 +197,14 @@ class Images:
 
 
 def too_many_classes(label: int, name: str) -> InvalidImages:
-    """What to say of a label that numbers no class.
+    """What to say of a label that numbers no class, and may fit no array.
 
     Args:
         label: The label.
         name: Origin of the images.
     """
-    return InvalidImages(f"{name}: largest label is {label}, wanted below {MOST_CLASSES:,}; number the classes 0, 1, …")
+    which = f"largest label is {label}" if 0 <= label < 2**64 else f"a label is of {label.bit_length()} bits"
+    return InvalidImages(f"{name}: {which}, wanted below {MOST_CLASSES:,}; number the classes 0, 1, …")
 
 
 def _as_index(index: Index) -> slice | Tensor:

@@ -18,7 +18,7 @@ from certibox.data.arrays import images_from_arrays, integer_labels, refuse_tabl
 from certibox.data.asked import Asked
 from certibox.data.decoding import Pile, pixels_of_item, reading
 from certibox.data.folders import read_files
-from certibox.data.images import Images
+from certibox.data.images import Images, too_many_classes
 from certibox.errors import InvalidImages, InvalidInput
 
 _TAKEN = (
@@ -129,9 +129,12 @@ def _image_and_label(item: Any, where: str) -> tuple[Any, int | None]:
     if label is None:
         return image, None
     try:
-        return image, operator.index(label)
+        number = operator.index(label)
     except TypeError as error:
         raise InvalidImages(f"{where}: label {label!r:.40} is no integer; encode labels as 0, 1, …") from error
+    if abs(number) >= 2**63:
+        raise too_many_classes(number, where)
+    return image, number
 
 
 def _named(source: object) -> str:

@@ -24,6 +24,9 @@ from certibox.data.images import Images
 from certibox.data.labels import encode, image_column, label_column
 from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile, did_you_mean
 
+_AT_ONCE = 256  # rows of a parquet file
+_NO_ROWS = "BatchSize must be greater than 0"  # in words of pyarrow, which is asked for as many rows as a group has
+
 
 def _import_datasets(source: str) -> ModuleType:
     try:
@@ -42,6 +45,10 @@ def _reading(what: str | Path) -> Iterator[None]:
     try:
         with reading(what):
             yield
+    except UnreadableFile as error:
+        if _NO_ROWS not in str(error):
+            raise
+        raise InvalidInput(f"{what}: a parquet file of it holds no rows; leave that file out") from error
     finally:
         log.setLevel(was)
 
@@ -128,8 +135,9 @@ def file_rows(path: Path, asked: Asked) -> Table:
     asked.refuse(str(path), "configuration")
     datasets = _import_datasets(str(path))
     kind = path.suffix.lower().removeprefix(".")
+    more = {"batch_size": _AT_ONCE} if kind == "parquet" else {}  # by default a row group, which may be empty
     with _reading(path):
-        rows = datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train", streaming=True)
+        rows = datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train", streaming=True, **more)
     return Table(rows, path.name, (rows,), (path.parent,), has_splits=False)
 
 
@@ -173,7 +181,7 @@ def from_rows(table: Table, asked: Asked) -> Images:
                 files.append(_file_name(row[image], table.roots))
     pile.finish(name)
     if not values:
-        raise InvalidInput(f"{name} holds no rows; choose another split")
+        raise InvalidInput(f"{name} holds no rows; wanted images: choose another split or file")
     labels, names = _labels(table, label, values) if label else (None, None)
     named = tuple(files) if all(files) else None
     return Images(pile.tensor(), labels, name, names if labels is not None else None, files=named)

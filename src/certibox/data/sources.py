@@ -21,7 +21,7 @@ from certibox.data.asked import Asked, pick
 from certibox.data.decoding import reading
 from certibox.data.digits import read_digits
 from certibox.data.files import FILE_SUFFIXES, read_file
-from certibox.data.folders import read_folder, scan
+from certibox.data.folders import read_folder, scan, tell_of_pictures
 from certibox.data.images import Images
 from certibox.data.items import MapStyle, from_objects
 from certibox.data.rows import Table, folder_rows, from_rows, given_rows, hub_rows
@@ -139,7 +139,9 @@ def _from_folder(path: Path, asked: Asked) -> Images:
     tree = scan(path)
     if tree.is_dataset:
         table = folder_rows(path, asked)
-        return _one_split(from_rows(table, asked), asked, table)
+        images = from_rows(table, asked)
+        tell_of_pictures(tree, images.files or (), "the tables")
+        return _one_split(images, asked, table)
     return read_folder(tree, name, asked)
 
 
