@@ -9,6 +9,7 @@ CertiboxError                 what came, what was wanted, what to do; `exit_stat
 ├── TrainingDiverged          training left the finite numbers; the box was asked about none of them
 ├── BlackBoxError             the box misbehaved; `exit_status` 4, all work kept
 │   ├── BadOutput             an answer broke a rule: shape, finite, constant K, range
+│   │   └── OtherClasses      it is for more or fewer classes than were declared (`exit_status` 2, an InvalidInput too)
 │   ├── BoxFailed             the box raised; what it was asked may have been billed, and counts as lost
 │   ├── NotAnswered           raised by a box itself: it refused a batch and bills nothing
 │   └── BoxChanged            the box no longer gives the answers of its fingerprint
@@ -81,6 +82,12 @@ class BlackBoxError(CertiboxError):
 
 class BadOutput(BlackBoxError):
     """An answer of the box broke a rule; the text names the batch and the rule."""
+
+
+class OtherClasses(BadOutput, InvalidInput):
+    """An answer is for another number of classes than `num_classes` declares: the declaration is wrong, not the box."""
+
+    exit_status = 2
 
 
 class BoxFailed(BlackBoxError):

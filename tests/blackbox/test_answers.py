@@ -172,7 +172,9 @@ def test_one_output_has_two_classes(shape: tuple[int, ...]) -> None:
     assert asked(answer, "logits", num_classes=2).tolist() == [[0, 0.25], [0, 0.5], [0, 1.0]]
     assert asked(answer, "values").tolist() == answer.tolist()
     for outputs in ("probabilities", "logits"):
-        with pytest.raises(BadOutput, match=r"at least 2 classes, got 1|must be \(n, K\), got shape \(3,\)"):
+        with pytest.raises(
+            BadOutput, match=r"answers one score an image, which is for 2 classes, while num_classes is 3; give 2"
+        ):
             asked(answer, outputs, num_classes=3)
     with pytest.raises(BadOutput, match=r"must be in \[0, 1\], got 1.5"):
         asked(answer * 1.5, "probabilities")

@@ -19,7 +19,7 @@ from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from certibox.blackbox import OUTPUTS, BoxSpec, as_blackbox, as_images, check_outputs, differentiable
-from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable
+from certibox.errors import BadOutput, InvalidImages, InvalidInput, NotDifferentiable, OtherClasses
 from doubles import CountingBox, LinearBox, QuadraticBox
 from file_makers import CLASSES, PIXELS, SHAPE, linear_map, linear_onnx
 
@@ -287,15 +287,15 @@ def test_normalisation_in_other_units_than_the_range_is_warned_of(declared: dict
         ("labels", torch.zeros(2, 1), None, r"labels must be \(n,\), got shape \(2, 1\)"),
         ("values", torch.tensor(1.0), None, r"values must be \(n, ...\), got shape \(\)"),
         ("logits", torch.zeros(3, 3), None, "2 images need 2 answers, got 3"),
-        ("logits", torch.zeros(2, 1), None, "at least 2 classes, got 1"),
-        ("logits", torch.zeros(2, 4), None, "num_classes = 3, got 4"),
+        ("logits", torch.zeros(2, 1), (3,), r"earlier images had shape \(3,\), these have \(1,\)"),
+        ("logits", torch.zeros(2, 4), (3,), r"earlier images had shape \(3,\), these have \(4,\)"),
+        ("logits", torch.full((2,), float("nan")), None, r"logits must be \(n, K\), got shape \(2,\)"),
         ("logits", torch.zeros(2, 3), (5,), r"earlier images had shape \(5,\), these have \(3,\)"),
         ("values", torch.zeros(2, 3), (4, 4), r"earlier images had shape \(4, 4\), these have \(3,\)"),
         ("logits", torch.tensor([[0, 1, float("nan")], [float("inf"), 0, 0]]), None, r"finite, got nan \(2 such"),
         ("values", torch.tensor([0, -float("inf")]), None, "finite, got -inf"),
         ("labels", torch.tensor([0, float("inf")]), None, "finite, got inf"),
         ("values", torch.zeros(2, dtype=torch.complex64), None, "real numbers, got torch.complex64"),
-        ("labels", torch.tensor([0, 3]), None, "labels must be in 0..2, got 3"),
         ("labels", torch.tensor([-1, 2]), None, "labels must be in 0..2, got -1"),
         ("labels", torch.tensor([1, 1.25]), None, "labels must be integers, got 1.25"),
         ("probabilities", torch.tensor([[0.5, 0.5, 0], [1.1, 0, -0.1]]), None, r"in \[0, 1\], got 1.1"),
@@ -310,6 +310,39 @@ def test_an_answer_that_breaks_a_rule_is_named(
     with pytest.raises(BadOutput, match=f"^batch 3: .*{message}") as error:
         check_outputs(answer, 2, BoxSpec(outputs, num_classes=3), num_outputs, "batch 3")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "answer", "message"),
+    [
+        ("logits", torch.zeros(2, 4), "the box answers for 4 classes while num_classes is 3; give 4"),
+        ("probabilities", torch.full((2, 2), 0.5), "the box answers for 2 classes while num_classes is 3; give 2"),
+        (
+            "logits",
+            torch.zeros(2, 1),
+            "the box answers one score an image, which is for 2 classes, while num_classes",
+        ),
+        (
+            "probabilities",
+            torch.tensor([0.5, 1]),
+            "the box answers one score an image, which is for 2 classes, while",
+        ),
+        ("labels", torch.tensor([0, 3]), "labels must be in 0..2, got 3, while num_classes is 3; give at least 4 if"),
+    ],
+)
+def test_a_wrong_number_of_classes_is_the_declarations_fault(outputs: str, answer: Tensor, message: str) -> None:
+    with pytest.raises(OtherClasses, match=f"^batch 3: {message}") as error:
+        check_outputs(answer, 2, BoxSpec(outputs, num_classes=3), None, "batch 3")
+    assert isinstance(error.value, BadOutput)  # its queries are paid for, as those of any wrong answer
+    assert error.value.exit_status == 2
+
+
+def test_probabilities_beyond_0_or_1_by_a_rounding_are_clipped() -> None:
+    certain = torch.tensor([1 + 2**-23, -(2**-23), 0.25])
+    both = as_blackbox(lambda x: certain[: len(x)], outputs="probabilities", num_classes=2)(torch.zeros(3, 1, 2, 2))
+    assert float(both.min()) < 0  # as the model answered
+    checked = check_outputs(both, 3, BoxSpec("probabilities"))
+    assert torch.equal(checked, torch.tensor([[0, 1], [1, 0], [0.75, 0.25]]))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +362,7 @@ def test_good_answers_keep_their_values_in_the_type_of_their_kind(
 ) -> None:
     checked = check_outputs(answer, 2, BoxSpec(outputs, num_classes=3), answer.shape[1:], "batch 1")
     assert checked.dtype == dtype
-    assert torch.equal(checked, answer.to(dtype))
+    assert torch.equal(checked, answer.to(dtype).clamp(0, 1) if outputs == "probabilities" else answer.to(dtype))
 
 
 def test_checked_outputs_carry_no_gradient() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
 from certibox.blackbox.numbers import as_numbers
-from certibox.errors import BadOutput, Notice
+from certibox.errors import BadOutput, Notice, OtherClasses
 
 _SHAPES = {"logits": "(n, K)", "probabilities": "(n, K)", "labels": "(n,)", "values": "(n, ...)"}
 _RANGE_TOLERANCE = 1e-4  # a probability may leave [0, 1] by this much
@@ -95,7 +95,7 @@ def in_columns(scores: Tensor, spec: BoxSpec, n: int | None = None) -> Tensor:
 def check_outputs(
     outputs: Tensor, n: int, spec: BoxSpec, num_outputs: tuple[int, ...] | None = None, batch: str = "batch"
 ) -> Tensor:
-    """The answer to n images, if it keeps the rules of its kind.
+    """The answer to n images, if it keeps the rules of its kind; of probabilities, what lies beyond 0 or 1 is clipped.
 
     It must be (n, K) with K >= 2 (logits, probabilities), (n,) integers in 0 ... num_classes - 1 (labels) or (n, ...)
     (values), shaped as before and finite; probabilities lie in [0, 1] within 1e-4 and sum to 1 within 1e-2. Where all
@@ -115,16 +115,19 @@ def check_outputs(
 
     Raises:
         BadOutput: The answer breaks a rule; the text names batch, rule and value.
+        OtherClasses: The first answer is for another number of classes than is declared, or a label is beyond it.
     """
     if not isinstance(outputs, Tensor):
         raise BadOutput(f"{batch}: {spec.outputs} must be a tensor, got {type(outputs).__name__}")
     outputs = _typed(outputs.detach(), spec)
+    if other := _other_classes(outputs, n, spec, num_outputs):
+        raise OtherClasses(f"{batch}: {other}")
     broken = _broken_shape(tuple(outputs.shape), n, spec, num_outputs) or _broken_values(outputs, spec)
     if broken is not None:
         raise BadOutput(f"{batch}: {broken}")
     if num_outputs is None and spec.outputs == "logits":
         _warn_of_probabilities(outputs, spec)
-    return outputs
+    return outputs.clamp(0, 1) if spec.outputs == "probabilities" else outputs
 
 
 def _warn_of_probabilities(logits: Tensor, spec: BoxSpec) -> None:
@@ -139,6 +142,24 @@ def _warn_of_probabilities(logits: Tensor, spec: BoxSpec) -> None:
         )
 
 
+def _other_classes(outputs: Tensor, n: int, spec: BoxSpec, known: tuple[int, ...] | None) -> str | None:
+    """What to say of an answer for other classes than are declared; None where it fits, or is wrong otherwise."""
+    shape, declared = tuple(outputs.shape), spec.num_classes
+    if declared is None or shape[:1] != (n,) or 0 in shape:
+        return None
+    if spec.outputs == "labels":
+        high = int(outputs.max()) if len(shape) == 1 and outputs.dtype == torch.int64 and int(outputs.min()) >= 0 else 0
+        came = f"labels must be in 0..{declared - 1}, got {high}, while num_classes is {declared}"
+        return None if high < declared else f"{came}; give at least {high + 1} if the model has so many classes"
+    if known is not None or spec.outputs == "values":
+        return None
+    fractions = len(shape) == 1 and bool((outputs.isfinite() & (outputs != outputs.real.round())).any())
+    single = shape[1:] == (1,) or fractions  # whole numbers (n,) are labels
+    count = 2 if single else shape[1] if len(shape) == 2 else declared
+    what = "one score an image, which is for 2 classes," if single else f"for {count} classes"
+    return None if count == declared else f"the box answers {what} while num_classes is {declared}; give {count}"
+
+
 def _broken_shape(shape: tuple[int, ...], n: int, spec: BoxSpec, num_outputs: tuple[int, ...] | None) -> str | None:
     """The rule on shapes that an answer breaks, with what came; None for a good one."""
     right_rank = {"labels": len(shape) == 1, "values": len(shape) >= 1}.get(spec.outputs, len(shape) == 2)
@@ -148,11 +169,8 @@ def _broken_shape(shape: tuple[int, ...], n: int, spec: BoxSpec, num_outputs: tu
         return f"{n} images need {n} answers, got {shape[0]} (shape {shape})"
     if num_outputs is not None and shape[1:] != tuple(num_outputs):
         return f"answers to earlier images had shape {tuple(num_outputs)}, these have {shape[1:]}"
-    if spec.outputs in ("logits", "probabilities"):
-        if shape[1] < 2:
-            return f"{spec.outputs} must cover at least 2 classes, got {shape[1]}"
-        if spec.num_classes not in (None, shape[1]):
-            return f"{spec.outputs} must cover num_classes = {spec.num_classes}, got {shape[1]}"
+    if spec.outputs in ("logits", "probabilities") and shape[1] < 2:
+        return f"{spec.outputs} must cover at least 2 classes, got {shape[1]}"
     return None
 
 

@@ -241,7 +241,7 @@ class _BareBox:
 
     @property
     def _is_unknown(self) -> bool:
-        return self.client.num_outputs is None and self.client.spec.num_classes is None
+        return self.client.num_outputs is None and self.client.spec.outputs != "labels"
 
     def _has_left(self, queries: int) -> bool:
         return (left := self.client.left) is None or left >= queries

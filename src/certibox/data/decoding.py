@@ -62,7 +62,7 @@ class Pile:
         return True
 
     def finish(self, name: str) -> None:
-        """Raise `UnreadableFile` for images that could not be read, or say how many were left out, and if all are dark."""
+        """Raise `UnreadableFile` for images that could not be read, or count them aloud; say if all others are dark."""
         if self.failed and not (self.skip and self.buffer):
             raise self._unreadable()
         if self.buffer:
