@@ -93,7 +93,9 @@ class Ran:
     def message(self) -> str:
         """The one line of the error; only a progress bar and notes may stand above it."""
         *above, message = self.err.splitlines()
-        assert all(re.match(r"(certifying|training|autoencoder) .*/s |certibox [\w-]+: note: ", line) for line in above)
+        assert all(
+            re.match(r"(certifying|training|autoencoder) .*/s, |certibox [\w-]+: note: ", line) for line in above
+        )
         return message
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from certibox.errors import did_you_mean, one_line, one_of
+from certibox.errors import described, did_you_mean, one_line, one_of
 
 METHODS = ("RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS")
 
@@ -83,6 +83,12 @@ def test_an_exception_that_cannot_say_what_it_is_is_shown_all_the_same() -> None
             raise SystemExit(0)
 
     assert one_line(Mute()) == one_line(Ends()) == "(no text)"
+    assert [described(error) for error in (Mute(), KeyError(), KeyError("a"), OSError("\n", ""))] == [
+        "Mute: (no text)",
+        "KeyError",
+        "KeyError: 'a'",
+        "OSError: [Errno ]",
+    ]
 
 
 @pytest.mark.parametrize("text", ["://" * 10**5, "?a" * 10**5, "token" * 10**5, "a=" * 10**5, "//" + "a" * 10**6])

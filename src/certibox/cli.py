@@ -14,7 +14,7 @@ from typing import Any
 
 from certibox.commands import process
 from certibox.commands.lines import one_line, tell
-from certibox.errors import BoxFailed, CertiboxError, InvalidInput, Notice, did_you_mean
+from certibox.errors import BoxFailed, CertiboxError, InvalidInput, Notice, described, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,7 @@ def _failure(error: BaseException) -> tuple[int, str]:
         return 2, f"{error.filename or 'a file'}: {error.strerror or error}; check the path"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return 2, "there is not enough memory; wanted fewer images (--limit), or fewer of them at a time"
-    came = f"{type(error).__name__}: {one_line(error)}"
-    return 2, f"this is a fault of certibox: {came}; CERTIBOX_TRACEBACK=1 in the environment shows where"
+    return 2, f"this is a fault of certibox: {described(error)}; CERTIBOX_TRACEBACK=1 in the environment shows where"
 
 
 _NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)  # as torch says it

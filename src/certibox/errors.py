@@ -157,6 +157,16 @@ def masked(text: str) -> str:
     return text
 
 
+def described(error: BaseException) -> str:
+    """An exception from outside in one line: its type, and what it says if it says anything.
+
+    Args:
+        error: Exception of any origin.
+    """
+    text = one_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def one_line(text: object, most: int = 300) -> str:
     """A text from outside as it may be shown: on one line, without control characters and without secrets.
 

@@ -49,7 +49,7 @@ def test_a_box_that_takes_channels_last_gets_them_last(place: Path, run) -> None
 
 def test_a_torch_module_is_said_to_see_pixels_beyond_the_range(place: Path, run) -> None:
     Path("m.py").write_text("import torch\nnet = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))\n")
-    line = f"{PREDICT} --model m.py:net --limit 1 --num-classes 3"
+    line = f"{PREDICT} --model m.py:net --limit 1 --num-classes 3 --split train"
     assert run(line).err.count("the box sees pixels as noise") == 1
     for more in ("--clip true", "--levels 256"):
         assert run(f"{line} {more}").err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 
 from certibox.records.certificates import CertificateRow
 from certibox.storage.tensors import read_tensors, tensors_digest
-from command_line import AE, CHECK, CLASSES, IMAGES, N0, N, certify, timeless, totals, train
+from command_line import AE, BOX, CHECK, CLASSES, IMAGES, N0, N, certify, timeless, totals, train
 
 
 def contents(folder: Path, *suffixes: str) -> dict[str, bytes]:
@@ -267,3 +268,29 @@ def test_a_run_is_named_as_it_is_written(place: Path, run, name: str) -> None:
     page = (place / "report" / "report.html").read_text()
     assert html.escape(name) in page
     assert "<script>" not in page
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_wrong_number_of_classes_is_bad_input_and_costs_one_query(refused, classes: int) -> None:
+    words = [f"the box answers for {CLASSES} classes while --num-classes is {classes}; give {CLASSES}"]
+    line = certify(more=f"--num-classes {classes} --ledger ledger").replace("images.npz", "unlabelled.npz")
+    refused(line, *words)
+    assert totals(Path("ledger")) == (1, 1, 0)
+    refused(train(more=f"--num-classes {classes}", method="ZO-DS", out="trained"), *words)
+
+
+def test_outputs_stay_where_they_were_asked_for_though_the_box_moves(place: Path, run) -> None:
+    """A box that changes the working directory while it is asked moves nothing of ours."""
+    moves = "import os\n\ndef moving(images):\n    os.makedirs('below', exist_ok=True)\n    os.chdir('below')\n"
+    place.joinpath("moving.py").write_text(f"{BOX}\n{moves}    return logits(images)\n")
+    with contextlib.chdir(place):
+        assert run(certify("moving.py:moving", out="moved")).status == 0
+    assert run(certify(out="still")).status == 0
+    assert sorted(os.listdir(place / "moved")) == sorted(os.listdir(place / "still"))
+    assert [row.counts for row in timeless("moved/certificates.jsonl")] == [
+        row.counts for row in timeless("still/certificates.jsonl")
+    ]
+    with contextlib.chdir(place):
+        assert run(train("moving.py:moving", method="ZO-DS", out="trained")).status == 0
+    assert {"defense", "training", "ledger.sqlite"} <= set(os.listdir(place / "trained"))
+    assert not [path for path in (place / "below").rglob("*") if path.is_file()]

@@ -189,7 +189,7 @@ def test_the_worked_example_runs(place: Path, run) -> None:
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(place: Path) -> None:
-    line = f"predict --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} --n 20000"
+    line = f"predict --model box.py:logits --outputs logits --data images.npz --split train --sigma {SIGMA} --n 20000"
     command = [sys.executable, "-m", "certibox.cli", *shlex.split(line)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=place, text=True) as process:
         assert process.stdout is not None

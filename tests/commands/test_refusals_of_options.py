@@ -204,7 +204,6 @@ def test_a_wrong_command_line_is_one_line(place: Path, refused, line: str, words
         ("train --outputs values --num-classes 3", "--outputs values", "scores"),
         ("train --schedule paper-scratch --epochs 9", "--schedule paper-scratch", "--schedule one-cycle"),
         ("train --schedule paper-finetune --denoise-epochs 9", "--schedule paper-finetune", "--schedule one-cycle"),
-        ("train --split train", "nope.npz", "another file"),
         *((f"certify --rule fixed --{word}", "--rule fixed", "--rule e-process or alpha-spending")
           for word in ("radii [0.1]", "tolerance 0.1", "futility 0.05", "futility=0.1")),
         ("certify --second-class true", "--rule e-process", "--rule fixed"),

@@ -23,6 +23,7 @@ from torch import Tensor
 from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
 from certibox.errors import (
     BadOutput,
+    BlackBoxError,
     BoxChanged,
     BoxFailed,
     BudgetExceeded,
@@ -237,9 +238,26 @@ def test_a_box_whose_declaration_raises_is_refused() -> None:
             return x
 
     with pytest.raises(
-        InvalidInput, match="the box of type Shy raised RuntimeError when its spec was read: not yet; w"
+        InvalidInput, match=r"the box of type Shy raised when its spec was read \(RuntimeError: not yet\); w"
     ):
         QueryClient(Shy())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError(), r"the box raised ValueError on batch 0 \(1 image\); 1 query counts as lost"),
+        (ValueError("no"), r"the box raised ValueError on batch 0 \(1 image\): no; 1 query counts as lost"),
+        (NotAnswered(), r"the box refused batch 0 \(1 image\) and bills nothing; 0 answers"),
+        (NotAnswered("no"), r"the box refused batch 0 \(1 image\) and bills nothing: no; 0 answers"),
+    ],
+)
+def test_an_exception_without_a_text_is_its_type_alone(error: Exception, said: str) -> None:
+    def fails(x: np.ndarray) -> np.ndarray:
+        raise error
+
+    with pytest.raises(BlackBoxError, match=said):
+        QueryClient(as_blackbox(fails, "logits"))(torch.zeros(1, 1, 2, 2))
 
 
 def test_a_white_box_pass_that_fails_is_a_failure_of_the_box_and_loses_no_query() -> None:

@@ -15,7 +15,7 @@ from certibox.commands.fields import Needs, option
 from certibox.commands.lines import tell
 from certibox.commands.models import load_model
 from certibox.data import Images
-from certibox.errors import CertiboxError, InvalidInput, one_line
+from certibox.errors import CertiboxError, InvalidInput, described
 from certibox.queries.client import QueryClient
 
 _SEEN = (
@@ -120,7 +120,7 @@ class BoxOptions:
         except (CertiboxError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            came = f"{self.model} raised {type(error).__name__} while it was looked at: {one_line(error)}"
+            came = f"{self.model} raised while it was looked at ({described(error)})"
             raise InvalidInput(f"{came}; wanted a model whose attributes can be read") from error
 
     def _declared(self, channels: int) -> dict[str, Any]:

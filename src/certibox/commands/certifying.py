@@ -140,7 +140,7 @@ def run_certify(options: Certify) -> None:
     run = report.Run(out.name, rows, client.spent)
     decided = options.radii_at(smoothed.sigma)  # a rule may stop before it knows about any other, 0 included
     OUT.print(report.render_table([run], list(decided) if rule and options.tolerance is None else [0.0, *decided]))
-    OUT.print(f"saved {out / name}; queries spent: {spent(client)}")
+    OUT.print(f"saved {Path(options.out) / name}; queries spent: {spent(client)}")
 
 
 def run_predict(options: Predict) -> None:

@@ -49,7 +49,9 @@ def require_range(options: Any) -> None:
         values = getattr(options, item.name)
         for value in values if isinstance(values, list) else [values]:
             if wanted := _wanted(value, item.metadata.get("least"), item.metadata.get("most")):
-                raise InvalidInput(f"{item.name} is {_shown(values)}; wanted {wanted}")
+                raise InvalidInput(
+                    f"{item.name} {'holds' if values is not value else 'is'} {_shown(value)}; wanted {wanted}"
+                )
 
 
 def _wanted(value: Any, least: float | None, most: float | None) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, one_line
+from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, described
 
 # What a model file may set and certibox goes by: how to read it, and how to set it back.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
@@ -116,4 +116,4 @@ def _import(load: Callable[[], Any], place: str) -> Any:
     except (CertiboxError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit and exceptions of its own kind too
-        raise InvalidInput(f"{place} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+        raise InvalidInput(f"{place} cannot be imported: {described(error)}") from error

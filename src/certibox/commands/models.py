@@ -13,7 +13,7 @@ from certibox.commands.identity import identity, watched
 from certibox.commands.loading import load_module, unchanged
 from certibox.defense.autoencoders import load_autoencoder
 from certibox.defense.saved import TENSORS
-from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, one_line, one_of
+from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, described, one_of
 from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
 from certibox.networks.autoencoder import Latent
 
@@ -123,9 +123,7 @@ def _built(found: Any, model: str) -> Any:
         raise
     except BaseException as error:
         text = f"model is the class {found.__name__} of {model}, which a call without arguments does not build"
-        raise InvalidInput(
-            f"{text} ({type(error).__name__}: {one_line(error)}); wanted an object of it that the file defines"
-        ) from error
+        raise InvalidInput(f"{text} ({described(error)}); wanted an object of it that the file defines") from error
 
 
 def _defined(module: ModuleType, name: str) -> str:

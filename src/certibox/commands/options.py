@@ -32,7 +32,7 @@ MOST_VOTES = 10**9  # of an image: at a million a second, a quarter of an hour
 
 
 def folder(text: str, name: str = "out") -> Path:
-    """A folder to write to, which need not be there yet.
+    """A folder to write to, which need not be there yet: absolute, for a box may change the working directory.
 
     Args:
         text: Its path.
@@ -41,8 +41,8 @@ def folder(text: str, name: str = "out") -> Path:
     Raises:
         InvalidInput: It cannot be one: a file stands there, or nothing may be written.
     """
-    path = Path(text)
-    stands = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    path = Path(text).absolute()
+    stands = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not text or not stands.is_dir():
         raise InvalidInput(f"{name} is {text!r}, and {str(stands)!r} is no directory; wanted a directory to write to")
     if not os.access(stands, os.W_OK | os.X_OK):

@@ -54,8 +54,8 @@ class _Stage:
         return (self.done - (self._first or 0)) / passed if passed > 0 else 0.0
 
     def line(self) -> str:
-        parts = (f"{self.title} {self.done}/{self.total}", self.rate, self.left, self.queries)
-        return "  ".join(part for part in parts if part)
+        parts = (f"{self.title} {self.done}/{self.total}", self.rate, self.queries, self.left)
+        return ", ".join(part for part in parts if part)
 
 
 def _clock(seconds: float) -> str:
@@ -72,7 +72,8 @@ class _Words(ProgressColumn):
         self._stage, self._part = stage, part
 
     def render(self, task: Task) -> Text:
-        return Text(getattr(self._stage, self._part), no_wrap=True)
+        words = getattr(self._stage, self._part)
+        return Text(words if self._part == "left" or not words else f"{words},", no_wrap=True)
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def bar(
 @contextmanager
 def _drawn(stage: _Stage, console: Console) -> Iterator[Report]:
     """On a terminal: title, bar, count, rate, time left and queries. On fewer than 80 columns, less is shown."""
-    names = ("rate", "left", "queries") if console.width >= 80 else ("left",)
+    names = ("rate", "queries", "left") if console.width >= 80 else ("left",)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),

@@ -199,7 +199,7 @@ def run_train(options: Train) -> None:
     if step := defense.facts.get("step"):
         doubt = "" if step["agreed"] else "; no two steps agreed, so any difference of this box is doubtful"
         OUT.print(f"mu = {step['mu']:.3g}, measured with {step['queries']} queries{doubt}")
-    OUT.print(f"saved {out / 'defense'}; queries spent: {spent(client)}")
+    OUT.print(f"saved {Path(options.out) / 'defense'}; queries spent: {spent(client)}")
 
 
 def _outcome(path: Path, method: str, estimator: GradientEstimator | None) -> list[str]:

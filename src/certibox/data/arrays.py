@@ -167,4 +167,5 @@ def _of_objects(labels: ArrayLike, array: np.ndarray, name: str) -> np.ndarray:
 
 
 def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -264,7 +264,8 @@ def _largest_step(z: Tensor, live: Tensor | None, coordinates: bool) -> float:
     rms = float(values.square().mean().sqrt())
     if not 0 < rms < math.inf:
         raise InvalidInput(
-            f"z has a root mean square of {rms}, so no scale for a step; wanted a finite z other than zero, or largest"
+            f"z has a root mean square of {rms}, so no scale for a step; wanted a finite z other than zero, or a "
+            "number for mu"
         )
     moved = len(z) if live is None else int(live.any(dim=1).sum())
     return rms * (COORDINATE_TOP if coordinates else math.sqrt(values.numel() / moved))

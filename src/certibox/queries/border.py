@@ -19,6 +19,7 @@ from certibox.errors import (
     InvalidInput,
     NotAnswered,
     NotDifferentiable,
+    described,
     one_line,
 )
 
@@ -39,8 +40,8 @@ def require_box(box: object) -> None:
     try:
         declared = getattr(box, "spec", None)
     except Exception as error:
-        what = f"{type(error).__name__} when its spec was read: {one_line(error)}"
-        raise InvalidInput(f"the box of type {type(box).__name__} raised {what}; wanted a BoxSpec there") from error
+        came = f"the box of type {type(box).__name__} raised when its spec was read ({described(error)})"
+        raise InvalidInput(f"{came}; wanted a BoxSpec there") from error
     if not isinstance(declared, BoxSpec) or not callable(box):
         raise InvalidInput(f"QueryClient got a {type(box).__name__}; wanted a box from certibox.as_blackbox(...)")
 
@@ -111,10 +112,12 @@ def in_our_words(error: BaseException, batch: str, n: int, kept: int) -> BaseExc
     """
     go_on = f"{kept} answers so far are kept: run the same again to go on"
     if isinstance(error, NotAnswered):
-        return NotAnswered(f"the box refused {batch} and bills nothing: {one_line(error)}; {go_on}")
+        said = f": {text}" if (text := one_line(error)) else ""
+        return NotAnswered(f"the box refused {batch} and bills nothing{said}; {go_on}")
     if isinstance(error, _KEPT) or _is_not_billed(error):
         return error
-    what = f"{type(error).__name__} on {batch}: {one_line(error)}"
+    said = f": {text}" if (text := one_line(error)) else ""
+    what = f"{type(error).__name__} on {batch}{said}"
     lost = f"{n} {'query counts' if n == 1 else 'queries count'} as lost, for the box may have billed; " if n else ""
     return BoxFailed(f"the box raised {what}; {lost}{go_on}")
 
