@@ -122,6 +122,7 @@ CHANCES: tuple[tuple[str, bool | None], ...] = (
     ("1 / (1 + np.exp(-scores))", False),
     ("np.log(chances)", False),
     ("scores", False),
+    ("np.minimum(chances, 1) + np.float32(1e-7) * (chances > 0.5)", True),
     ("chances * 100", False),
     ("chances - 0.1", False),
     ("chances * 0.5", False),
@@ -134,6 +135,7 @@ CHANCES: tuple[tuple[str, bool | None], ...] = (
     ("chances[:-1]", False),
 )
 TWO = "--data binary.npz --num-classes 2"  # for models of one score an image, which are of two classes
+OTHERS = ("--data binary.npz --num-classes 2", "--num-classes 4")  # than the three that the model answers for
 SCORE = ("1 / (1 + np.exp(-scores[:, 0]))", "1 / (1 + np.exp(-scores[:, :1]))")
 LABELS: tuple[tuple[str, bool | None], ...] = (
     ("classes", True),
@@ -257,6 +259,12 @@ FILES: tuple[tuple[str, str, str, bool | None], ...] = (
     (
         "floating point errors",
         "np.seterr(all='raise')\ndef box(images):\n    return scores_of(images)\n",
+        "logits",
+        True,
+    ),
+    (
+        "another folder at each call",
+        "def box(images):\n    os.makedirs('below', exist_ok=True)\n    os.chdir('below')\n    return scores_of(images)\n",
         "logits",
         True,
     ),
@@ -500,6 +508,7 @@ def boxes() -> list[Box]:
     found = [Box(f"answers {text}", _answering(text), "logits", good) for text, good in ANSWERS]
     found += [Box(f"chances {text}", _answering(text), "probabilities", good) for text, good in CHANCES]
     found += [Box(f"chances {text}", _answering(text), "probabilities", True, TWO) for text in SCORE]
+    found += [Box(f"scores for {more}", _answering("scores"), "logits", False, more) for more in OTHERS]
     found += [Box(f"labels {text}", _answering(text), "labels", good) for text, good in LABELS]
     found += [Box(f"raises {text}", f"def box(images):\n    raise {text}\n", "logits", False) for text in RAISED]
     found += [Box(f"file: {name}", source, kind, good) for name, source, kind, good in FILES]

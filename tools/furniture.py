@@ -93,6 +93,8 @@ def _arrays(place: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
         "video": {"images": pixels[None, ...]},
         "negative": {"images": pixels, "labels": labels - 1},
         "two": {"images": pixels, "labels": labels[:5]},
+        "splits": {"x_train": pixels, "y_train": labels},
+        "keys": {"images": pixels, "labels": labels.astype(np.uint64) + 2**63},
     }
     for name, arrays in wrong.items():
         np.savez(place / f"{name}.npz", **arrays)
@@ -116,6 +118,9 @@ def _pictures(place: Path, pixels: np.ndarray) -> None:
     Image.new("L", (5, 4)).save(place / "mixed" / "b.png")
     Image.new("F", (4, 4)).save(place / "cmyk" / "a.tiff")
     Image.new("1", (40_000, 40_000)).save(place / "huge.png")
+    for name in ("a/0.png", "b/1.png", "2.png"):
+        (place / "loose" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(place / "loose" / name)
     (place / "loop").mkdir()
     (place / "loop" / "again").symlink_to("..")
 
@@ -127,6 +132,7 @@ def _tables(place: Path) -> None:
 
     (place / "bad.parquet").write_bytes(b"PAR1 and no more")
     parquet.write_table(pa.table({"text": ["a", "b"]}), place / "text.parquet")
+    parquet.write_table(pa.table({"image": pa.array([], pa.binary())}), place / "none.parquet")
     cells = [{"bytes": None, "path": str(place / "images" / "0.png")}, {"bytes": None, "path": "../box.py"}]
     parquet.write_table(pa.table({"image": cells}), place / "outside.parquet")
 

@@ -190,6 +190,13 @@ def _npz(root: Path) -> Source:
     return Source(root / "set.npz")
 
 
+def _npz_splits(root: Path) -> Source:
+    root.mkdir()
+    arrays = {"x_train": stack(), "y_train": np.array(LABELS), "x_test": pixels(9)[None], "y_test": np.array([0])}
+    np.savez(root / "set.npz", allow_pickle=False, **arrays)
+    return Source(root / "set.npz", test=[value(9)])
+
+
 def _npy(root: Path) -> Source:
     root.mkdir()
     np.save(root / "set.npy", stack())
@@ -234,6 +241,7 @@ BUILDERS: dict[str, Callable[[Path], Source]] = {
     "`datasets.IterableDataset`": lambda root: Source(dataset().to_iterable_dataset(), files=_FILES, columns=_NAMED),
     "`datasets.DatasetDict`": _dictionary,
     "`.npz`": _npz,
+    "`.npz` with arrays for each split": _npz_splits,
     "`.npy`": _npy,
     "array": lambda root: Source(stack()),
     "tensor": lambda root: Source(torch.from_numpy(stack())),
@@ -352,6 +360,7 @@ CELLS: dict[str, Sequence[str]] = {
     "`datasets.IterableDataset`": _ROWS,
     "`datasets.DatasetDict`": _SPLIT_ROWS,
     "`.npz`": ("yes", "none", "none", *_MEMORY),
+    "`.npz` with arrays for each split": ("yes", "none", "none", "yes", _OWN, "yes", _NO_COLUMNS),
     "`.npy`": ("none", "none", "none", *_MEMORY),
     "array": ("none", "none", "none", *_MEMORY),
     "tensor": ("none", "none", "none", *_MEMORY),

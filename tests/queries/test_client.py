@@ -260,6 +260,18 @@ def test_an_exception_without_a_text_is_its_type_alone(error: Exception, said: s
         QueryClient(as_blackbox(fails, "logits"))(torch.zeros(1, 1, 2, 2))
 
 
+def test_a_size_that_a_module_does_not_take_is_lost_unless_it_is_declared() -> None:
+    module, grey = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 2), torch.nn.Flatten()), torch.zeros(5, 1, 2, 2)
+    client = QueryClient(as_blackbox(module, "logits"), budget=10)
+    with pytest.raises(BoxFailed, match=r"3 channels, but got 1 channels.* 5 queries count as lost"):
+        client(grey)
+    assert (client.lost, client.left) == (5, 5)
+    declared = QueryClient(as_blackbox(module, "logits", image_shape=(3, 2, 2)), budget=10)
+    with pytest.raises(InvalidImages, match=r"\(1, 2, 2\)"):
+        declared(grey)
+    assert (declared.lost, declared.left) == (0, 10)
+
+
 def test_a_white_box_pass_that_fails_is_a_failure_of_the_box_and_loses_no_query() -> None:
     client = QueryClient(as_blackbox(torch.nn.Linear(3, 2), "logits"), budget=10)
     with pytest.raises(BoxFailed, match=r"the box raised RuntimeError on a white-box pass of 6: mat1 .*; 0 answers"):
