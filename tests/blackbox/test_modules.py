@@ -119,6 +119,14 @@ def test_a_module_whose_train_raises_is_asked_in_eval_mode_all_the_same(x: Tenso
     torch.testing.assert_close(box(x), network().eval()(x).detach())
 
 
+def test_a_part_that_its_owner_trains_again_is_asked_in_eval_mode(x: Tensor) -> None:
+    module, wanted = nn.Sequential(nn.Dropout(0.9), network()), network().eval()
+    wanted.load_state_dict(module[1].state_dict())
+    box = as_blackbox(module, "logits")
+    module[0].train()  # a part alone: the whole still says that it is in evaluation mode
+    torch.testing.assert_close(box(x), wanted(x).detach())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_first_floats_of_a_module_decide_its_precision(dtype: torch.dtype, x: Tensor) -> None:
     module = network().eval().to(dtype)

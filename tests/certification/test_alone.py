@@ -66,6 +66,29 @@ def test_a_module_in_training_is_certified_as_the_same_one_in_evaluation(of: Cal
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+class Stubborn(Normed):
+    """One whose mode nobody may set: its `train`, and so its `eval`, raises."""
+
+    def train(self, mode: bool = True) -> Any:
+        raise RuntimeError("the mode of this module is fixed")
+
+
+def test_a_module_whose_train_raises_is_certified_in_evaluation_all_the_same() -> None:
+    module, wanted = Stubborn(), Normed().eval()
+    assert module.training
+    smoothed = SmoothedClassifier(module, 3, SIGMA)
+    assert smoothed.certify(ONE, **VOTES) == SmoothedClassifier(lambda x: wanted(x), 3, SIGMA).certify(ONE, **VOTES)
+    assert not any(module.seen)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_frozen_program_which_has_no_mode_is_certified_as_its_module() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).eval()
+    frozen = torch.jit.freeze(torch.jit.trace(module, ONE[None]))
+    certified = [SmoothedClassifier(base, 3, SIGMA).certify(ONE, **VOTES) for base in (frozen, module)]
+    assert certified[0] == certified[1]
+
+
 def test_a_module_is_named_by_its_weights() -> None:
     first, same, other = Normed(), Normed(), Normed()
     with torch.no_grad():

@@ -134,9 +134,9 @@ def test_runs_without_a_name_are_called_by_what_makes_them_differ(place: Path, r
         ("report notes=good.jsonl --out .", ["notes.tsv is a file that certibox did not write"]),
         ("report cohen=good.jsonl published=cohen.tsv --out .", ["would write cohen.tsv, which is read here"]),
         ("merge good.jsonl --out notes.tsv", ["notes.tsv is a file that certibox did not write"]),
-        ("merge good.jsonl --out fifo", ["fifo is a FIFO"]),
+        ("merge good.jsonl --out fifo", ["fifo is a pipe"]),
         ("merge good.jsonl --out link", ["link is a symbolic link"]),
-        ("report fifo", ["fifo is a FIFO"]),
+        ("report fifo", ["fifo is a pipe"]),
     ],
 )
 def test_what_cannot_be_reported_is_refused_and_nothing_is_written(

@@ -60,7 +60,7 @@ def device(path: Path) -> None:
 
 KINDS: dict[str, Callable[[Path], None]] = {
     "a directory": Path.mkdir,
-    "a FIFO": os.mkfifo,
+    "a pipe": os.mkfifo,
     "a socket": listening,
     "a symbolic link": link,
     "a symbolic link, dangling": dangling,

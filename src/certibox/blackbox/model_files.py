@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from certibox.errors import InvalidInput, UnreadableFile
+from certibox.storage.places import kind_of
 
 MOST_BYTES = 2**31  # neither protobuf nor a flatbuffer holds more; larger weights lie in files of their own
 COLOURS = (1, 3)  # numbers of channels that tell (n, h, w, c) from (n, c, h, w)
 SCORES = ("logits", "probabilities")
 
-_NOT_FILES = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 _PICKLE = ("a pickle, which may run code", "joblib.load")
 ELSEWHERE = {  # files of models that no adapter opens: what they are, what loads them
     ".pt": ("a PyTorch file", "torch.load"),
@@ -75,9 +68,8 @@ def require_model_file(path: Path, kind: str) -> None:
         found = path.stat()
     except (OSError, ValueError) as error:
         raise UnreadableFile(f"no file {path}; give the path of {kind}") from error
-    if not stat.S_ISREG(found.st_mode):
-        what = _NOT_FILES.get(stat.S_IFMT(found.st_mode), "no regular file")
-        raise UnreadableFile(f"{path} is {what}; give the path of {kind}")
+    if special := kind_of(found.st_mode):
+        raise UnreadableFile(f"{path} is {special}; give the path of {kind}")
     if not 0 < found.st_size < MOST_BYTES:
         size = f"{found.st_size / 2**30:.1f} GiB" if found.st_size else "0 bytes"
         raise UnreadableFile(f"{path} has {size}; give the path of {kind} of less than 2 GiB")

@@ -14,6 +14,7 @@ from certibox.blackbox.numbers import as_numbers
 from certibox.blackbox.outputs import in_columns, picked, to_outputs
 from certibox.blackbox.pace import Pace
 from certibox.errors import InvalidInput
+from certibox.storage.tensors import put_in_eval_mode
 
 # Images a second by batch size, channels last (contiguous), at 3x32x32 on 2 CPU threads with torch 2.13, best of three:
 #     batch size                                16           32           64          128          256          512
@@ -64,7 +65,7 @@ class TorchBox:
         self.module = module
         self.is_quantised = any(map(_is_quantised, module.modules()))
         """Whether a part computes in whole numbers, through which no gradient passes."""
-        self._keeps_mode = not _in_eval_mode(module)
+        self._keeps_mode = not put_in_eval_mode(module)
         self.answers_alone = not (self._keeps_mode or any(map(_mixes_a_batch, module.modules())))
         """Whether an image is answered alone, whatever else is in the batch."""
         images = self.spec.layout == "NCHW"
@@ -88,8 +89,8 @@ class TorchBox:
         return self._forward(x).to(x.device)
 
     def _forward(self, x: Tensor) -> Tensor:
-        if not self._keeps_mode and getattr(self.module, "training", False):  # its owner may have gone on training it
-            _in_eval_mode(self.module)
+        if not self._keeps_mode:
+            put_in_eval_mode(self.module)  # its owner may have gone on training it, or a part of it
         if self._at_once in (None, len(x)):
             return self._run(x)
         return torch.cat([self._run(_filled_up(part, self._at_once))[: len(part)] for part in x.split(self._at_once)])
@@ -172,15 +173,3 @@ def _require_weights(module: nn.Module, name: str) -> None:
             raise InvalidInput(f"{weight} of {name} has no shape yet; run the module on one image first, it is lazy")
         if tensor.is_meta:
             raise InvalidInput(f"{weight} of {name} is on the meta device, without numbers; load the weights first")
-
-
-def _in_eval_mode(module: nn.Module) -> bool:
-    """Puts a module in eval mode; False for one whose mode was fixed when it was exported."""
-    try:
-        module.eval()
-    except Exception:  # of a module's own making
-        if isinstance(module, torch.fx.GraphModule):
-            return False
-        for part in module.modules():  # what eval() would have done
-            part.training = False
-    return True

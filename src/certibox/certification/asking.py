@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from certibox.certification.alone import BatchCheck
 from certibox.errors import BadOutput, InvalidInput
-from certibox.storage.tensors import module_digest
+from certibox.storage.tensors import module_digest, put_in_eval_mode
 
 BaseClassifier = Callable[[Tensor], Tensor]
 PIXELS = 1 << 20  # of the images in a call whose size is chosen here: a MiB of 8-bit pixels, 4 MiB of floats
@@ -102,7 +102,7 @@ class Voter:
             images: Noisy copies (n, c, h, w).
         """
         if isinstance(self.owner, nn.Module):
-            evaluating(self.owner)
+            put_in_eval_mode(self.owner)  # its owner may have gone on training it
         free = self._free_owner
         with nullcontext() if free is None else free.asking(len(images)):
             return self.base_classifier(images)
@@ -170,16 +170,3 @@ class Voter:
     def _free_owner(self) -> Batching | None:
         """The owner of the base classifier, where it lets its caller choose how many images it is asked at a time."""
         return self.owner if isinstance(self.owner, Batching) and self.owner.free_batch_size else None
-
-
-def evaluating(module: nn.Module) -> None:
-    """Put a module in evaluation mode, of which its owner may have taken it again; no running statistic moves there.
-
-    Args:
-        module: Module, or one whose method is the base classifier.
-    """
-    if any(part.training for part in module.modules()):
-        try:
-            module.eval()
-        except NotImplementedError:  # an exported program has no mode
-            return

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 import yaml
 
 from certibox.errors import InvalidInput, UnreadableFile
+from certibox.storage.places import kind_of
 
 LARGEST = 64 * 1024  # bytes; a file that sets every option has some 3,000
 DEEPEST, MOST = 8, 5000  # lists in lists, and values
 LONGEST = 4096  # characters of a value, in a file or of a flag: of a path, and more than any list needs
 _WANTED = "wanted lines such as 'sigma: 0.25', with the flags' names and _ for -"
-_KINDS = {
-    stat.S_ISDIR: "a directory",
-    stat.S_ISFIFO: "a pipe",
-    stat.S_ISCHR: "a device",
-    stat.S_ISBLK: "a device",
-    stat.S_ISSOCK: "a socket",
-}
 
 
 def check_file(path: str) -> None:
@@ -37,8 +30,8 @@ def check_file(path: str) -> None:
     except (OSError, ValueError) as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         raise UnreadableFile(f"the file of options {path!r} {why}; wanted a YAML file") from error
-    if special := [name for test, name in _KINDS.items() if test(mode)]:
-        raise UnreadableFile(f"{path} is {special[0]}; wanted a YAML file of options")
+    if special := kind_of(mode):
+        raise UnreadableFile(f"{path} is {special}; wanted a YAML file of options")
     if size > LARGEST:
         raise UnreadableFile(f"{path} has {size:,} bytes; wanted a YAML file of options, of {LARGEST:,} at most")
     try:

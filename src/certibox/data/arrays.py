@@ -12,7 +12,7 @@ from torch import Tensor
 from certibox.data.asked import aloud
 from certibox.data.images import MOST_CLASSES, Images, too_many_classes
 from certibox.data.pixels import refuse_masked
-from certibox.errors import InvalidImages
+from certibox.errors import InvalidImages, described
 
 _AT_ONCE = 64  # images; 38 MB of floats at 224×224×3
 _MANY = 20  # images; so many are not all of the night
@@ -68,7 +68,7 @@ def _as_numpy(values: ArrayLike | Tensor, name: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except ValueError as error:
-        raise InvalidImages(f"{name}: not one rectangular array ({one_line(error)}); bring all to one size") from error
+        raise InvalidImages(f"{name}: not one rectangular array ({described(error)}); bring all to one size") from error
 
 
 def _to_channels_first(array: np.ndarray, name: str) -> np.ndarray:  # any accepted layout -> (n, c, h, w)
@@ -164,8 +164,3 @@ def _of_objects(labels: ArrayLike, array: np.ndarray, name: str) -> np.ndarray:
     if largest := next((number for number in numbers if abs(number) >= 2**63), None):
         raise too_many_classes(largest, name)
     return np.array(numbers, np.int64)
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

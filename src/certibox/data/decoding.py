@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from certibox.data.arrays import one_line, stored_pixels, tell_of_dark, with_channels
+from certibox.data.arrays import stored_pixels, tell_of_dark, with_channels
 from certibox.data.asked import aloud
-from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile
+from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile, described
 
 MOST_BYTES = 8 * 2**30  # of pixels or of arrays, where the size of the memory is unknown, and in any one archive
 _NAMED = 3  # failures that a message names
@@ -176,4 +176,4 @@ def reading(what: str | Path) -> Iterator[None]:
     except (CertiboxError, MemoryError):
         raise
     except Exception as error:
-        raise UnreadableFile(f"{what} cannot be read: {one_line(error)}; check or replace it") from error
+        raise UnreadableFile(f"{what} cannot be read: {described(error)}; check or replace it") from error

@@ -17,12 +17,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from certibox.data.arrays import one_line
 from certibox.data.asked import Asked, pick
 from certibox.data.decoding import Pile, pixels_of, pixels_of_item, read_image, reading
 from certibox.data.images import Images
 from certibox.data.labels import encode, image_column, label_column
-from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile, did_you_mean
+from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile, described, did_you_mean
 
 _AT_ONCE = 256  # rows of a parquet file
 _NO_ROWS = "BatchSize must be greater than 0"  # in words of pyarrow, which is asked for as many rows as a group has
@@ -105,7 +104,7 @@ def hub_rows(name: str, asked: Asked) -> Table:
         raise
     except Exception as error:  # network, access, builder: no common base
         raise InvalidInput(
-            f"{name!r} is neither a local path nor readable from the Hugging Face Hub: {one_line(error)}"
+            f"{name!r} is neither a local path nor readable from the Hugging Face Hub: {described(error)}"
         ) from error
     config = datasets.config
     caches = (config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)

@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 from torch import Tensor, float32
 
-from certibox.blackbox import BlackBox, BoxSpec, FunctionBox, OnnxBox, SklearnBox, TorchBox
+from certibox.blackbox import BlackBox, BoxSpec, FunctionBox, OnnxBox, SklearnBox, TfliteBox, TorchBox
 from certibox.errors import (
     BadOutput,
     BlackBoxError,
@@ -24,7 +24,13 @@ from certibox.errors import (
 )
 
 FAR = 16.0  # a pixel beyond it is in another unit, unless noise put it there: then others are as far below
-_COPYING = (FunctionBox, OnnxBox, SklearnBox, TorchBox)  # adapters that copy both images and answers themselves
+_COPYING = (
+    FunctionBox,
+    OnnxBox,
+    SklearnBox,
+    TfliteBox,
+    TorchBox,
+)  # adapters that copy images and answers
 _KEPT = (KeyboardInterrupt, BlackBoxError, BudgetExceeded, NotDifferentiable)  # errors that say all by themselves
 
 

@@ -24,13 +24,17 @@ _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
-    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
 )
 
 
-def _kind(mode: int) -> str | None:
-    """What lies at a place, in words; None for a regular file."""
+def kind_of(mode: int) -> str | None:
+    """What lies at a place, in words; None for a regular file.
+
+    Args:
+        mode: Mode of the place, as `os.stat` gives it, or `os.lstat`, which tells links.
+    """
     return next((words for test, words in _KINDS if test(mode)), None)
 
 
@@ -45,7 +49,7 @@ def require_place(path: PathLike, ours: Ours | None = None) -> None:
             replaced. An empty file may be in any case.
 
     Raises:
-        InvalidInput: There is a directory, a device, a FIFO, a socket, a symbolic link or a file of others, or the
+        InvalidInput: There is a directory, a device, a pipe, a socket, a symbolic link or a file of others, or the
             folder is none, or cannot be written to.
     """
     try:
@@ -55,7 +59,7 @@ def require_place(path: PathLike, ours: Ours | None = None) -> None:
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path!r} cannot be written: {reason(error)}; wanted the path of a file") from error
     if there is not None:
-        if kind := _kind(there.st_mode):
+        if kind := kind_of(there.st_mode):
             raise InvalidInput(f"{path} is {kind}; certibox writes regular files of its own: give another place")
         if ours is not None and there.st_size and not ours(head(path)):
             came = f"{path} is a file that certibox did not write, or of another kind"
@@ -97,7 +101,7 @@ def naming(path: PathLike) -> Iterator[None]:
         raise OSError(error.errno, reason(error), str(path)) from error
 
 
-# Opening neither waits for the other end of a FIFO nor follows a link; Windows has no such flags.
+# Opening neither waits for the other end of a pipe nor follows a link; Windows has no such flags.
 WAITLESS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -117,10 +121,10 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 def _read(path: PathLike, most: int = -1) -> bytes:
-    """The first bytes of a regular file, by default all: of a device there is no end, and a FIFO keeps one waiting."""
+    """The first bytes of a regular file, by default all: of a device there is no end, and a pipe keeps one waiting."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | WAITLESS | getattr(os, "O_BINARY", 0)), "rb") as file:
-            kind = _kind(os.fstat(file.fileno()).st_mode)
+            kind = kind_of(os.fstat(file.fileno()).st_mode)
             content = b"" if kind else file.read(most)
     except (OSError, ValueError) as error:
         raise UnreadableFile(f"{path}: {reason(error)}; check the path") from error

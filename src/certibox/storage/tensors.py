@@ -134,6 +134,26 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def put_in_eval_mode(module: nn.Module) -> bool:
+    """Put a module in evaluation mode, where no running statistic moves; False for one exported with a fixed mode.
+
+    A module whose own `eval` or `train` raises has the mode of every part set, as they would have done.
+
+    Args:
+        module: Module of any origin.
+    """
+    if not any(getattr(part, "training", False) for part in module.modules()):  # a frozen program has none
+        return True
+    try:
+        module.eval()
+    except Exception:  # of a module's own making
+        if isinstance(module, torch.fx.GraphModule):
+            return False
+        for part in module.modules():
+            part.training = False
+    return True
+
+
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     """Load a state dict strictly.
 
