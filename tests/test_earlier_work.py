@@ -106,7 +106,8 @@ def test_a_training_that_an_earlier_version_was_stopped_in_goes_on(left: Callabl
     folder = left("training")
     before = len((folder / "training" / "rows.jsonl").read_text(encoding="utf-8").splitlines())
     with closing(sqlite3.connect(folder / "ledger.sqlite")) as ledger:
-        asked_since_checkpoint = sum(int(shape.split(",")[0]) for (shape,) in ledger.execute("select shape from journal"))
+        shapes = ledger.execute("select shape from journal").fetchall()
+    asked_since_checkpoint = sum(int(shape.split(",")[0]) for (shape,) in shapes)
     assert asked_since_checkpoint == 2
     _, meter = interrupted_work.train(folder)
     rows, whole = (path / "training" / "rows.jsonl" for path in (folder, EARLIER / "reference" / "training"))

@@ -64,6 +64,7 @@ class Job:
         self.module.train()
         self.batches.append(step.index.tolist())
         x = torch.randn((len(step.index), 3), generator=seeds.generator(SEED, "noise", step.number))
+        x = x.to(next(self.module.parameters()))
         answer = self.module(x).flatten()
         asked = self.ask(x[:, 0]) if self.client else x[:, 0]
         self.event(f"loss {step.number}")
@@ -72,7 +73,7 @@ class Job:
     def score(self) -> float:
         self.event("score")
         self.module.eval()
-        x = torch.randn((20, 3), generator=seeds.generator(SEED, "validation"))
+        x = torch.randn((20, 3), generator=seeds.generator(SEED, "validation")).to(next(self.module.parameters()))
         asked = self.ask(x[:, 0]) if self.client else x[:, 0]
         return -(self.module(x).flatten() - asked).square().mean().item()
 
@@ -167,12 +168,14 @@ def by_hand(job: Job, schedule: Schedule, stop: int) -> dict[str, Tensor]:
     return job.module.state_dict()
 
 
-def test_a_phase_is_the_textbook_optimizer_from_a_fresh_state(tmp_path: Path) -> None:
+def test_a_phase_is_the_textbook_optimizer_from_a_fresh_state() -> None:
     schedule = Schedule((Phase(2, 0.01, weight_decay=0.1), Phase(2, 0.02, "sgd", decay_every=1, weight_decay=0.05)), 4)
-    go(Job(), tmp_path, schedule)
-    tensors, _ = read_tensors(tmp_path / "checkpoint.safetensors")
-    for name, expected in by_hand(Job(), schedule, stop=12).items():
-        torch.testing.assert_close(tensors[f"module.{name}"], expected, rtol=1e-4, atol=1e-6)
+    jobs = Job(), Job()
+    for job in jobs:
+        job.module.double()  # Adam divides by the gradient's own size: where it is near 0, roundings of singles show
+    run(jobs[0].prepare, IMAGES, schedule, SEED)
+    for name, expected in by_hand(jobs[1], schedule, stop=12).items():
+        torch.testing.assert_close(jobs[0].module.state_dict()[name], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_row_is_the_mean_over_the_steps_of_its_epoch(tmp_path: Path) -> None:
