@@ -3,7 +3,7 @@
 Boxes: a multilayer perceptron (smooth), logistic regression (linear) and a random forest (a staircase: its
 probabilities move in steps of one tree). For each, certified accuracy at r = sigma on held-out test digits (200,
 n0 = 100, n = 1,000, alpha = 0.001) of the bare box, the query-free MSE denoiser, and ZO-AE-DS with RGE and CGE at three
-values of mu. Everything else is `presets/demo.yaml`, chosen on validation images for the perceptron alone. Rows are
+values of mu. Everything else is `studies/perceptron.py`, chosen on validation images for the perceptron alone. Rows are
 appended to studies/results/families.jsonl as they are measured; a row that is there is not measured again.
 
     python studies/families.py [--tiny]
@@ -22,6 +22,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 import certibox as cb
+import perceptron
 from certibox import report
 from certibox.commands import demo
 from certibox.data import Images
@@ -47,7 +48,7 @@ class Size:
     """Steps of the differences."""
 
 
-FULL = Size(demo.settings(), None, 200, (0.005, 0.05, 0.5))
+FULL = Size(perceptron.SETTINGS, None, 200, (0.005, 0.05, 0.5))
 TINY = Size(
     replace(FULL.settings, denoise_epochs=1, epochs=1, autoencoder_epochs=1, depth=3, width=4, n0=10, n=50),
     *(64, 4, (0.05,)),
@@ -70,7 +71,7 @@ def boxes(train: Images, validation: Images) -> dict[str, Callable[[], Any]]:
     assert train.labels is not None
     x, y = train.floats().flatten(1).numpy(), train.labels.numpy()
     return {
-        "perceptron": lambda: demo.train_box(train, validation)[0],
+        "perceptron": lambda: perceptron.train_box(train, validation)[0],
         "logistic": lambda: LogisticRegression(max_iter=2000).fit(x, y),
         "forest": lambda: RandomForestClassifier(100, random_state=0).fit(x, y),
     }

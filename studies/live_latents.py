@@ -5,7 +5,7 @@ keep all d_z alive, so coordinate-wise estimation pays for each of them. For the
 the start, images, noise and schedule: the error of stage 1 on test images, live coordinates under noise before and
 after stage 2, training queries, the validation score and certified accuracy at r = sigma on 200 test images (n0 = 50,
 n = 500, alpha = 0.001), for ZO-AE-DS with CGE and for its white-box twin FO-AE-DS, three seeds each. Digits: a
-perceptron under the settings of `presets/demo.yaml`. MNIST: setup `mnist-cpu` of experiments/paper/setups.yaml, with
+perceptron under the settings of studies/perceptron.py. MNIST: setup `mnist-cpu` of experiments/paper/setups.yaml, with
 fewer images and epochs. Both were chosen with the ReLU, none again for another end. Rows are appended to
 studies/results/live_latents.jsonl as they are measured; a row that is there is not measured again.
 
@@ -27,9 +27,9 @@ import torch
 from torch import nn
 
 import certibox as cb
+import perceptron
 from certibox import networks, report, seeds
 from certibox.blackbox import BlackBox
-from certibox.commands import demo
 from certibox.data import Images
 from certibox.networks import Autoencoder
 from certibox.paper.logbook import Rows, destination, hardware, parser, versions
@@ -66,7 +66,7 @@ class Setup:
     alpha: float = 0.001
 
 
-D = demo.settings()
+D = perceptron.SETTINGS
 DIGITS = Setup(
     "digits",
     None,

@@ -1,12 +1,12 @@
 """Sequential certificates on trained defenses, next to fixed n = 10,000: what they certify and what they ask.
 
-    python studies/sequential_pipelines.py digits [--tiny]        the digits of `certibox demo`
+    python studies/sequential_pipelines.py digits [--tiny]        digits behind the perceptron of studies/perceptron.py
     python studies/sequential_pipelines.py mnist --data DIR       MNIST, in DIR as for query_efficiency.py
     python studies/sequential_pipelines.py mnist-quarter --data DIR
     python studies/sequential_pipelines.py print
 
-Three defenses, all ZO with guided estimates, trained here unless they are kept: the demo's ZO-AE-DS in front of a
-scikit-learn perceptron (sigma 0.25; its test images 200 to 499, on which no setting was chosen; under --work);
+Three defenses, all ZO with guided estimates, trained here unless they are kept: ZO-AE-DS in front of the scikit-learn
+perceptron of studies/perceptron.py (sigma 0.25; test images 200 to 499, on which no setting was chosen; under --work);
 the row "ZO-DS (Guided)", seed 0, of the study `mnist` of experiments/queries (a convolutional network, sigma 0.8, 200
 of its test images at even distances); and that row at sigma 0.25, where 3 sigma is a radius that something reaches
 (100 of them; both under --stages, where query_efficiency.py keeps what it trains).
@@ -38,6 +38,7 @@ import numpy as np
 import torch
 
 import certibox as cb
+import perceptron
 from certibox import certification
 from certibox.blackbox import as_blackbox
 from certibox.certification.pilot import expected_samples
@@ -86,7 +87,7 @@ class Size:
 
 
 FULL = Size(
-    demo.settings(),
+    perceptron.SETTINGS,
     n=10_000,
     caps={"e-process": 100_000, "α-spending": 50_000},
     far=(100_000, 50_000, 25_000),
@@ -136,11 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def digits(size: Size, folder: Path) -> Pipeline:
-    """The demo's guided defense, trained with its settings unless `folder` has it."""
+    """The guided defense of the perceptron, trained with its settings unless `folder` has it."""
     s = size.settings
     train, validation, test = (cb.load_images("digits", split) for split in ("train", "validation", "test"))
     train = train.select(slice(0, size.train))
-    model, _ = demo.train_box(train, validation)
+    model, _ = perceptron.train_box(train, validation)
     client = cb.QueryClient(as_blackbox(model, outputs="probabilities", clip=False), ledger=folder / "ledger.sqlite")
     if not (folder / "defense" / "defense.json").exists():
         autoencoder = demo.train_stage1(s, train, validation, SEED, folder / "autoencoder")

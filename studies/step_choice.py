@@ -2,13 +2,13 @@
 
     python studies/step_choice.py [--write] [--tiny]
 
-On scikit-learn's digits, at 64 noisy test images (sigma = 0.25), once in the 32 coordinates of the demo's autoencoder
-(`z`) and once in the 64 pixels themselves. Boxes: a small convolutional network in float32; the same with its logits
-rounded to bfloat16, computing in bfloat16, and behind 256 grey levels (an 8-bit endpoint) and 17 (all that the digits
-have); a random forest; and the network again, answering with labels alone. For CGE, and for Orthogonal with q = d
-(directions on the sphere; q = d leaves only the error that the step makes), forward and central: the cosine of the
-estimate with the truth at each of the 7 steps that are tried, averaged over images, and at the step that is chosen,
-over 5 seeds.
+On scikit-learn's digits, at 64 noisy test images (sigma = 0.25), once in the 32 coordinates of the autoencoder of
+studies/perceptron.py (`z`) and once in the 64 pixels themselves. Boxes: a small convolutional network in float32; the
+same with its logits rounded to bfloat16, computing in bfloat16, and behind 256 grey levels (an 8-bit endpoint) and 17
+(all that the digits have); a random forest; and the network again, answering with labels alone. For CGE, and for
+Orthogonal with q = d (directions on the sphere; q = d leaves only the error that the step makes), forward and
+central: the cosine of the estimate with the truth at each of the 7 steps that are tried, averaged over images, and at
+the step that is chosen, over 5 seeds.
 
 Truth: autograd in float64, without rounding. For the forest and the labels, whose gradient is zero wherever it exists,
 the slope of the loss averaged over the sphere of the noise's radius (`reference_halves`: cosine between its halves).
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import certibox as cb
+import perceptron
 from certibox import report, seeds
 from certibox.commands import demo
 from certibox.defense.pipeline import RobustPipeline
@@ -75,7 +76,7 @@ class Size:
     """Settings of the autoencoder."""
 
 
-FULL = Size(64, 5, 2048, 20, demo.settings())
+FULL = Size(64, 5, 2048, 20, perceptron.SETTINGS)
 TINY = Size(2, 1, 64, 1, replace(FULL.settings, autoencoder_epochs=1))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
+import perceptron
 import publish
 from certibox.paper.logbook import Rows
 from places import ROOT
@@ -28,10 +30,18 @@ def test_the_tables_stand_where_they_are_promised() -> None:
 
 
 def test_the_demo_has_the_best_settings_of_its_tuning() -> None:
-    rows = Rows(TUNED).read()
-    best = max(rows, key=lambda row: row["cge"]["average_certified_radius"])
+    best = max(Rows(TUNED).read(), key=lambda row: row["score"])
     preset = ROOT / "src" / "certibox" / "presets" / "demo.yaml"
     assert yaml.safe_load(preset.read_text(encoding="utf-8")) == best["settings"]
+
+
+def test_the_perceptron_of_the_studies_has_the_best_settings_of_its_tuning() -> None:
+    best = max(Rows(perceptron.RESULTS).read(), key=lambda row: row["cge"]["average_certified_radius"])
+    assert asdict(perceptron.SETTINGS) == best["settings"]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

@@ -41,7 +41,7 @@ COMMANDS = {
         "demo",
         "Demo",
         "run",
-        "Defend a scikit-learn digits model through queries alone, certify it, and compare: a few minutes.",
+        "Defend a scikit-learn digits model through queries alone, certify it, and compare: about a minute.",
     ),
     "train": Command(
         "training",

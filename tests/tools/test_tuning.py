@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import certibox as cb
 import tune_demo
 import tune_paper
-from certibox import confidence
 from certibox.paper.logbook import Rows
 from certibox.paper.stages import Workshop
 from pictures import draw
@@ -30,17 +30,16 @@ def test_the_demo_is_tuned_once_a_setting_and_without_test_images(
     arguments = ["--tiny", "--images", "3", "--out", str(tmp_path / "rows.jsonl")]
     tune_demo.main(arguments)
     rows = Rows(tmp_path / "rows.jsonl").read()
-    # The value of mu that is tried next is that of the best row, which is not measured again.
-    assert [row["settings"]["sigma"] for row in rows] == [0.25, 0.5]
+    # The learning rate that is tried next is that of the best row, which is not measured again.
+    assert [row["settings"]["gamma"] for row in rows] == [1.0, 5.0]
     assert set(splits) == {"train", "validation"}
-    s = tune_demo.TINY.start
     for row in rows:
-        assert row["settings"] == asdict(s) | {"sigma": row["settings"]["sigma"]}
-        farthest = confidence.radius(confidence.lower_confidence_bound(s.n, s.n, s.alpha), row["settings"]["sigma"])
-        for name in ("bare", "mse", "cge"):
-            assert 0 <= row[name]["average_certified_radius"] <= farthest
-    best = max(rows, key=lambda row: row["cge"]["average_certified_radius"])["settings"]["sigma"]
-    assert f"best sigma: {best}" in capsys.readouterr().out
+        assert row["settings"] == asdict(tune_demo.TINY.start) | {"gamma": row["settings"]["gamma"]}
+        assert row["score"] == np.mean(row["certified_accuracy"])
+        assert len(row["certified_accuracy"]) == 3
+        assert row["certified_accuracy"] == sorted(row["certified_accuracy"], reverse=True)
+    best = max(rows, key=lambda row: row["score"])["settings"]["gamma"]
+    assert f"best gamma: {best}" in capsys.readouterr().out
     monkeypatch.setattr(tune_demo, "measure", lambda *_: pytest.fail("nothing was left to measure"))
     tune_demo.main(arguments)
     assert Rows(tmp_path / "rows.jsonl").read() == rows
