@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import accepted
 import families
 import gradient_quality
+import image_counts
 import live_latents
 import query_efficiency
 import sequential_certification
@@ -60,6 +61,9 @@ def take(folder: Path, root: Path) -> None:
 
 TABLES: dict[str, Callable[[], str]] = {  # by the name that its place in the docs has
     "demo": lambda: demo_table(ROOT / DEMO),
+    "price": lambda: price(ROOT / DEMO),
+    "sizes": lambda: sizes_table(RATES / "sizes.json"),
+    "image-counts": image_counts.table,
     "families": families.table,
     "rates": lambda: rates_table(),
     "contention": lambda: contention_table(),
@@ -93,22 +97,47 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 
 def demo_table(path: Path) -> str:
-    """Markdown: certified accuracy of the demo's rows, and what it says of them."""
+    """Markdown: certified accuracy of the demo's rows, what each row is, and what the demo says of them."""
     result = read_json(path)
     radii, facts = result["rows"][0]["radii"], result["facts"]
-    lines = [["", *(f"r = {radius:g}" for radius in radii), "training queries"]]
-    lines += [[row["name"], *_shares(row), f"{row['training_queries']:,}"] for row in result["rows"]]
-    symbols = {"sigma": "σ", "n0": "n0", "n": "n", "alpha": "α"}
-    said = ", ".join(f"{symbol} = {facts[key]}" for key, symbol in symbols.items())
-    caption = f"Certified accuracy in % with 95 % intervals; {said}, {facts['images']}."
-    notes = "\n".join(f"- {note}" for note in result["notes"])
-    table = "| |" + markdown(lines, rule="|---|" + "---:|" * (len(radii) + 1)).removeprefix("|  |")
+    lines = [["", *(f"r = {radius:g}" for radius in radii), "queries to train", "queries a certificate"]]
+    lines += [
+        [row["name"], *_shares(row), f"{row['training_queries']:,}", f"{row['certification_queries'] / row['images']:,.0f}"]
+        for row in result["rows"]
+    ]
+    symbols = {"sigma": "σ", "n0": "n0", "n": "n ≤", "alpha": "α"}
+    said = ", ".join(f"{symbol} {'' if '≤' in symbol else '= '}{facts[key]}" for key, symbol in symbols.items())
+    caption = f"Certified accuracy in % with 95 % intervals; {facts['box']}, {facts['images']}, {said}."
+    notes = "\n".join(f"- {note}" for note in [*result["legend"], *result["notes"]])
+    table = "| |" + markdown(lines, rule="|---|" + "---:|" * (len(radii) + 2)).removeprefix("|  |")
     return f"{table}\n{caption}\n\n{notes}\n"
 
 
 def _shares(row: dict[str, Any]) -> list[str]:
     pairs = zip(row["share"], row["interval"], strict=True)
     return [f"{100 * share:.1f} [{100 * low:.0f}, {100 * high:.0f}]" for share, (low, high) in pairs]
+
+
+def price(path: Path) -> str:
+    """A sentence: what training and an answer cost in the demo, and an answer on a published network."""
+    trained = read_json(path)["rows"][-1]
+    each = trained["certification_queries"] / trained["images"]
+    found = read_json(ROOT / "studies" / "results" / "sequential_certification.json")["rows"]
+    wanted = {"sigma": 0.25, "rule": "e-process", "cap": 100_000, "radii": [0.25]}
+    (published,) = [row for row in found if all(row[key] == value for key, value in wanted.items())]
+    digits = f"{trained['training_queries']:,} queries to train for handwritten digits, then {each:,.0f} a certified digit"
+    return f"Typical: {digits}; {published['mean_samples']:,.0f} a certified image on CIFAR-10 for one radius, r = σ = 0.25.\n"
+
+
+def sizes_table(path: Path) -> str:
+    """Markdown: seconds and queries at the image sizes that were tried."""
+    rows, rounded = [("image", "seconds for 1,000 votes", "for 1,000 images of training", "queries of these")], "{:,.3g}"
+    for row in (result := read_json(path))["rows"]:
+        shape = "×".join(map(str, row["shape"]))
+        votes, images = row["defended_seconds_per_1000_votes"], row["seconds_per_1000_training_images"]
+        rows.append((shape, rounded.format(votes), rounded.format(images), "1,000 and 1,000"))
+    note = f"Seconds of certibox itself with its default networks ({result['hardware']}); the model's own time comes on top."
+    return f"{markdown(rows, rule='|---|---:|---:|---:|')}\n{note}\n"
 
 
 def rates_table() -> str:

@@ -42,7 +42,7 @@ from certibox.training.settings import TrainingSettings
 from certibox.training.supervised import pretrain_autoencoder
 
 CLASSES = 10
-IMAGES, QUICK_IMAGES, QUICK_TRAINING = 60, 6, 200  # digits to certify, and in a quick run to certify and to train on
+IMAGES, QUICK_IMAGES, QUICK_TRAINING = 45, 6, 200  # digits to certify, and in a quick run to certify and to train on
 STAGES = {"(a)": "bare model", "(b)": "free denoiser", "(c)": "trained by queries"}
 LEGEND = (
     "(a) bare model: the box behind Gaussian noise and a vote, with nothing trained",
