@@ -42,8 +42,8 @@ def test_a_published_tsv_is_reported_beside_certificates(place: Path, run) -> No
         assert ran.status == 0
         assert "33.3" in ran.out  # one of three is right at 0.25
         page = (place / "page" / "report.html").read_text()
-        assert "<td>cohen</td>" in page
-        assert "<td>mine</td>" in page
+        assert ">cohen</td>" in page
+        assert ">mine</td>" in page
         assert {path.name for path in (place / "page").iterdir()} == {"report.html", "ca_curve.png", "mine.tsv"}
     np.testing.assert_allclose(certified_accuracy(read_tsv("cohen.tsv"), [0.25, 0.5]), [1 / 3, 0])
 
@@ -77,7 +77,7 @@ def test_a_folder_of_certificates_is_a_run(place: Path, run, refused) -> None:
     write("runs/mine/certified/certificates.jsonl", [row(0), row(1)])
     write("parts/certificates.1-of-2.jsonl", [row(0)])
     assert run("report runs/mine/certified").status == 0
-    assert "<td>certified</td>" in Path("report/report.html").read_text()
+    assert ">certified</td>" in Path("report/report.html").read_text()
     assert run("merge runs/mine/certified --out all.jsonl").status == 0
     assert read_rows("all.jsonl") == [row(0), row(1)]
     for command in ("report", "merge"):
@@ -104,7 +104,7 @@ def test_runs_without_a_name_are_called_by_what_makes_them_differ(place: Path, r
     assert run(f"report {' '.join(files)} own=name=c/../c/three.jsonl").status == 0
     page = Path("report/report.html").read_text()
     for name in ("a/certified", "b/certified", "one", "two", "own=name"):
-        assert f"<td>{name}</td>" in page
+        assert f">{name}</td>" in page
     written = {path.name for path in Path("report").glob("*.tsv")}
     assert written == {"a_certified.tsv", "b_certified.tsv", "one.tsv", "two.tsv", "own=name.tsv"}
 
@@ -181,7 +181,7 @@ def test_names_and_titles_are_no_markup(place: Path, run) -> None:
 def test_rows_without_labels_make_no_tsv(place: Path, run) -> None:
     write("café/certificates.jsonl", [row(0, label=None)])
     assert run("report café --out page").status == 0
-    assert "<td>café</td>" in Path("page/report.html").read_text(encoding="utf-8")
+    assert ">café</td>" in Path("page/report.html").read_text(encoding="utf-8")
     assert not list(Path("page").glob("*.tsv"))
 
 

@@ -370,17 +370,20 @@ def test_the_page_loads_nothing_and_runs_nothing_whatever_the_names(tmp_path):
     assert not {"script", "link", "iframe", "object"} & set(seen.tags)
     assert [address[:22] for address in seen.addresses] == ["data:image/png;base64,"] * 2
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*https?:""", page)
-    assert seen.text.count(EVIL) >= 8  # title twice, fact twice, table, phases twice, pairs, caption, note
+    assert (
+        seen.text.count(EVIL) >= 14
+    )  # title 2, fact 2, table, phases 2, pairs 6 and 2 apart, classes, images, caption, note
+    assert page.count(EVIL) == 0
     assert "url(" not in page
 
 
 def test_the_page_holds_every_number_and_what_it_means(tmp_path):
     text = Tags(report(tmp_path)).text
     low, high = certified_accuracy_interval(ROWS, [0.25])[0]
-    difference, below, above = paired_difference(ROWS, [row(r.idx, r.label, r.label, 0.5) for r in ROWS], 0.5)
+    difference, below, above = paired_difference([row(r.idx, r.label, r.label, 0.5) for r in ROWS], ROWS, 0.5)
     assert f"50.0 [{100 * low:.1f}, {100 * high:.1f}]" in text
     assert f"{100 * difference:+.1f} [{100 * below:+.1f}, {100 * above:+.1f}]" in text
-    assert "plain − fewer: not compared: 1 image(s) are in one run only" in text
+    assert "fewer minus plain: not compared: 1 image(s) are in one run only" in text
     assert "12,345" in text
     assert "smoothed classifier" in text
     assert "alpha holds image by image" in text
@@ -396,7 +399,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
 
 def test_the_page_of_one_plain_run_has_no_empty_sections(tmp_path):
     seen = Tags(write_report(tmp_path, [Run("a", UNLABELLED)], RADII, title="t").read_text(encoding="utf-8"))
-    assert "Certified share" in seen.text
+    assert "Result: certified share" in seen.text
     for heading in ("Queries by phase", "Differences between runs", "Notes"):
         assert heading not in seen.text
 
@@ -405,3 +408,40 @@ def test_columns_of_words_are_set_to_the_left() -> None:
     lines = [["claim", "n", "verdict"], ["a | b", "1", "holds"]]
     assert markdown(lines) == "| claim | n | verdict |\n| --- | ---: | ---: |\n| a \\| b | 1 | holds |\n"
     assert markdown(lines, left=(0, 2)).splitlines()[1] == "| --- | ---: | --- |"
+
+
+def test_results_come_first_and_settings_last(tmp_path):
+    page = report(tmp_path)
+    headings = re.findall(r"<h[12]>(.*?)</h[12]>", page)
+    assert headings[1:3] == ["Result: certified accuracy", "How to read the table"]
+    assert headings[-1] == "Settings"
+
+
+def test_every_cell_says_on_a_narrow_page_which_column_it_is_of(tmp_path):
+    page = report(tmp_path)
+    for table in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
+        header, *body = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+        names = re.findall(r"<th[^>]*>(.*?)</th>", header)
+        for line in body:
+            assert re.findall(r'data-label="(.*?)"', line) == names
+
+
+def test_pages_explain_the_columns_that_they_have(tmp_path):
+    labelled = Tags(report(tmp_path)).text
+    unlabelled = write_report(tmp_path / "u", [Run("a", UNLABELLED)], RADII, title="t").read_text(encoding="utf-8")
+    assert "certified accuracy: share of the images" in labelled
+    assert "average certified radius over all images" in labelled
+    assert "holds for every change up to r, right or wrong" not in labelled
+    assert "holds for every change up to r, right or wrong" in unlabelled
+    assert "certified accuracy: share of the images" not in unlabelled
+
+
+def test_no_table_is_wider_than_a_page(tmp_path):
+    radii = [0.1 * i for i in range(12)]
+    page = write_report(tmp_path, [Run("a", ROWS), Run("b", ROWS)], radii, title="t").read_text(encoding="utf-8")
+    tables = re.findall(r"<table>(.*?)</table>", page, re.DOTALL)
+    headers = [re.findall(r"<th[^>]*>(.*?)</th>", table) for table in tables]
+    assert max(map(len, headers)) <= 7
+    result = [name for header in headers[:3] for name in header[1:]]
+    assert result == ["images", *(f"CA({r:g}) %" for r in radii), "abstain %", "ACR", "certification queries"]
+    assert [header[0] for header in headers[:3]] == ["run"] * 3

@@ -19,6 +19,7 @@ from certibox.records.certificates import CertificateRow, read_rows
 from certibox.records.checks import Outcome
 from certibox.records.places import rows_in
 from certibox.records.tsv import is_published, read_tsv, write_tsv
+from certibox.report.findings import comparisons
 from certibox.report.numbers import checked_radii
 from certibox.report.tables import plain
 
@@ -112,7 +113,8 @@ def run_report(options: Report) -> None:
         if rows and all(row.label is not None for row in rows):
             write_tsv(rows, tsvs[run.name])
     OUT.print(report.render_table(runs, radii))
-    for note in notes:
+    compared, apart = comparisons(runs, radii)
+    for note in [*(pair.line for pair in compared), *apart, *notes]:
         OUT.print(plain(note), markup=False)
     OUT.print(f"saved {plain(str(page))}", markup=False)
 

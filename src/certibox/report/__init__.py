@@ -4,6 +4,7 @@ Every share of images comes with its exact (Clopper–Pearson) interval, because
 images is itself a sample. Radii are l2 distances with pixels in [0, 1].
 
 - `numbers`: `Run`, the shares, intervals and differences of certified images, and `summary_table`;
+- `findings`: clean images, classes apart, the images that hold least, two runs compared in words;
 - `tables`: the summary for a terminal and in Markdown;
 - `pictures`: `plot_ca_curves` and `plot_images`;
 - `page`: `write_report`.

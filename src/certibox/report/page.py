@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import html
-import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from certibox import confidence as bounds
-from certibox.errors import InvalidInput
-from certibox.report.numbers import Run, checked_radii, joined, measure_of
+from certibox.records.checks import Outcome
+from certibox.report.findings import by_class, comparisons, decided_radii, least_robust
+from certibox.report.numbers import Run, checked_radii, measure_of
 from certibox.report.pictures import is_png, plot_ca_curves
-from certibox.report.tables import cells, count_cell, plain
+from certibox.report.tables import UNKNOWN, cells, count_cell, plain
 from certibox.storage.files import PathLike, require_place, write_text_atomic
 
 _MEANING = (
@@ -31,18 +31,66 @@ _PAIRS = (
     "Percentage points between two runs on the same images, with 95 % bootstrap intervals over images, each for one "
     "comparison alone."
 )
+_POINTS = (
+    "Points stand where a stopping rule decided: at the radii that it was asked for, with 95 % intervals. Between them "
+    "and beyond, votes were not drawn to know, so nothing is drawn. Runs at one radius stand side by side."
+)
+_CURVES = (
+    "Curves are exact for these images: they fall behind each radius that an image reached. Bands are 95 % intervals."
+)
+_TERMS = {
+    "r": "size of a change of the image as its l2 norm, with pixels on [0, 1]: the root of the summed squares of what "
+    "each pixel changes by",
+    "CA(r)": "certified accuracy: share of the images whose certificate is right and holds for every change up to r",
+    "share(r)": "share of the images with a certificate that holds for every change up to r, right or wrong, since an "
+    "image has no label",
+    "abstain": "share of the images for which the votes prove no class at all: the answer is “I cannot say”, and "
+    "counts as uncertified",
+    "ACR": "average certified radius over all images, 0 for wrong ones and abstentions",
+    "clean": "share of the unchanged images whose class of most votes is right: accuracy under noise, without a proof. "
+    "Compared with the bare model it says what the defense costs",
+    "samples an image": "mean number of votes that an image took before its radii were decided; each is a query",
+    "training queries": "what training asked the model, paid once",
+    "certification queries": "what the certificates of these images asked the model; a new image asks again",
+}
+_COLUMNS = 7  # of a table at most, the names included
+_LEAST, _CLASSES = 10, 30  # images and classes that a table shows at most
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-div { overflow-x: auto; }
+h1, h2, h3 { line-height: 1.25; overflow-wrap: anywhere; }
+div { overflow-x: auto; margin-bottom: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #8886; text-align: right; }
+th { vertical-align: bottom; }
+th:first-child, td:first-child, .words { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child { min-width: 6rem; }
+.whole { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dt { font-weight: 600; }
 dd { margin: 0; overflow-wrap: anywhere; }
+li, p { overflow-wrap: anywhere; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 .small { font-size: .875rem; opacity: .8; }
+@media (max-width: 50rem) {
+  table, tbody, tr, td { display: block; }
+  tr:first-child { display: none; }
+  tr { border-bottom: 2px solid #8886; padding: .4rem 0; }
+  td, td:first-child { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0;
+    overflow-wrap: anywhere; text-align: right; }
+  td:first-child { font-weight: 600; }
+  td::before { content: attr(data-label); text-align: left; font-weight: 400; opacity: .8; }
+  dl { display: block; }
+  dd { margin: 0 0 .4rem 1rem; }
+}
+@media print {
+  body { max-width: none; margin: 0; font-size: 11px; }
+  div { overflow: visible; }
+  table { font-size: 9px; }
+  th, td { padding: .15rem .3rem; }
+  h2, h3 { break-after: avoid; }
+  tr, img { break-inside: avoid; }
+}
 """
 # The policy lets the page load nothing at all, whatever a name in it may say.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -75,7 +123,7 @@ def write_report(
         title: Title of the page.
         pictures: PNG bytes by caption.
         facts: Words on what was run (sigma, n0, n, alpha, model, data), by name.
-        notes: Lines at the end of the page.
+        notes: Lines below the first table.
 
     Raises:
         InvalidInput: for no runs, a run without rows or two runs of one name.
@@ -84,16 +132,22 @@ def write_report(
     require_report_place(directory)
     curve = plot_ca_curves(runs, directory / CURVE)
     name = measure_of(runs).name.capitalize()
+    table, drawn = cells(runs, radii), [_CURVES, _POINTS]
+    undecided = [decided_radii(run.rows) is None for run in runs]
+    drawn = [words for words, held in zip(drawn, (any(undecided), not all(undecided)), strict=True) if held]
     sections = [
         f"<h1>{_text(title)}</h1>",
-        _facts_html(facts or {}),
-        f"<h2>{name}</h2>" + _table_html(cells(runs, radii)) + _small(_INTERVALS),
-        _image_html(f"{name} against radius", curve),
-        f"<h2>What a certificate means</h2><p>{_MEANING}</p>",
-        _phases_html(runs),
-        _pairs_html(runs, radii),
-        *(f"<h2>{_text(caption)}</h2>" + _image_html(caption, png) for caption, png in (pictures or {}).items()),
+        f"<h2>Result: {name.lower()}</h2>" + _table_html(table) + _small(_INTERVALS),
+        _terms_html(table[0]),
         _notes_html(notes),
+        f"<h2>{name} against radius</h2>" + _image_html(f"{name} against radius", curve) + _small(" ".join(drawn)),
+        f"<h2>What a certificate means</h2><p>{_MEANING}</p>",
+        _pairs_html(runs, radii),
+        _phases_html(runs),
+        *(_classes_html(run, radii) for run in runs),
+        *(_least_html(run) for run in runs),
+        *(f"<h2>{_text(caption)}</h2>" + _image_html(caption, png) for caption, png in (pictures or {}).items()),
+        _facts_html(facts or {}),
     ]
     page = directory / PAGE
     write_text_atomic(page, _page_html(title, sections), is_page)
@@ -137,11 +191,42 @@ def _small(text: str) -> str:
     return f'<p class="small">{text}</p>'
 
 
-def _table_html(rows: Sequence[Sequence[str]]) -> str:
+def _table_html(rows: Sequence[Sequence[str]], words: Collection[int] = ()) -> str:
+    """A table whose first row is its header; on a narrow page each row becomes a list of labelled cells.
+
+    One of more columns than a page holds becomes several below each other, each with the first column.
+
+    Args:
+        rows: Cells of each row, as many in each.
+        words: Positions of columns of words, which may wrap.
+    """
+    if len(rows[0]) > _COLUMNS:
+        parts = range(1, len(rows[0]), _COLUMNS - 1)
+        return "".join(_table_html([[row[0], *row[at : at + _COLUMNS - 1]] for row in rows]) for at in parts)
     header, *body = rows
-    lines = ["".join(f"<th>{_text(cell)}</th>" for cell in header)]
-    lines += ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in body]
+    kinds = [' class="words"' if position in words else "" for position in range(len(header))]
+    lines = ["".join(f"<th{kind}>{_text(cell)}</th>" for kind, cell in zip(kinds, header, strict=True))]
+    for row in body:
+        named = zip(kinds, header, row, strict=True)
+        lines.append("".join(f'<td{kind} data-label="{_text(name)}">{_cell(cell)}</td>' for kind, name, cell in named))
     return "<div><table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table></div>"
+
+
+def _cell(text: str) -> str:
+    """A cell whose line may break between a number and its interval, and not inside the interval."""
+    number = re.fullmatch(r"([-+\d.]+) (\[[-+\d., ]+\])", text)
+    return f'{number[1]} <span class="whole">{number[2]}</span>' if number else _text(text)
+
+
+def _terms_html(header: Sequence[str]) -> str:
+    """The columns of the first table explained: those that it has."""
+    known = {name.split("(")[0].removesuffix(" %") for name in header}
+    pairs = {name: words for name, words in _TERMS.items() if name == "r" or name.split("(")[0] in known}
+    return f"<h2>How to read the table</h2>{_pairs_list(pairs)}"
+
+
+def _pairs_list(pairs: Mapping[str, str]) -> str:
+    return f"<dl>{''.join(f'<dt>{_text(k)}</dt><dd>{_text(str(v))}</dd>' for k, v in pairs.items())}</dl>"
 
 
 def _image_html(caption: str, png: bytes) -> str:
@@ -150,8 +235,7 @@ def _image_html(caption: str, png: bytes) -> str:
 
 
 def _facts_html(facts: Mapping[str, str]) -> str:
-    pairs = (f"<dt>{_text(name)}</dt><dd>{_text(str(value))}</dd>" for name, value in facts.items())
-    return f"<dl>{''.join(pairs)}</dl>" if facts else ""
+    return f"<h2>Settings</h2>{_pairs_list(facts)}" if facts else ""
 
 
 def _notes_html(notes: Sequence[str]) -> str:
@@ -169,24 +253,53 @@ def _phases_html(runs: Sequence[Run]) -> str:
 
 
 def _pairs_html(runs: Sequence[Run], radii: ArrayLike) -> str:
-    """Every pair of runs that cover the same images, compared at each radius; the others are named with the reason."""
-    measure = measure_of(runs)
-    asked = checked_radii(radii)
-    body, apart = [], []
-    for a, b in itertools.combinations(runs, 2):
-        pair = f"{a.name} − {b.name}"
-        try:
-            rows_a, rows_b = joined(a.rows, b.rows)
-        except InvalidInput as error:
-            apart.append(_small(_text(f"{pair}: not compared: {error}")))
-            continue
-        reach_a, reach_b = measure.reach(rows_a), measure.reach(rows_b)
-        body.append([pair, *(_points(*bounds.paired_bootstrap(reach_a >= r, reach_b >= r)) for r in asked)])
-    header = ["runs", *(f"{measure.symbol}({r:g})" for r in asked)]
-    parts = [_table_html([header, *body]) + _small(_PAIRS)] if body else []
-    parts += apart
+    """Every pair of runs of the same images, compared at each radius in words; the others are named with the reason."""
+    found, apart = comparisons(runs, radii)
+    body = [[f"{c.a} − {c.b}", f"{c.radius:g}", _points(c.difference, c.low, c.high), c.verdict] for c in found]
+    header = ["runs", "r", "points", "verdict"]
+    parts = [_table_html([header, *body], words=(3,)) + _small(_PAIRS)] if body else []
+    parts += [_small(_text(line)) for line in apart]
     return "<h2>Differences between runs</h2>" + "".join(parts) if parts else ""
 
 
 def _points(difference: float, low: float, high: float) -> str:
     return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _classes_html(run: Run, radii: ArrayLike) -> str:
+    """Certified accuracy of each class of a run, the classes with the lowest first where not all have room."""
+    asked, found = checked_radii(radii), by_class(run.rows, radii)
+    if not found or not len(asked):
+        return ""
+    shown = sorted(found, key=lambda label: (found[label][1].mean(), label))[:_CLASSES]
+    head = f"<h2>By class: {_text(run.name)}</h2>"
+    if len(shown) < len(found):
+        head += _small(f"The {len(shown)} of {len(found)} classes that hold least.")
+    body = [
+        [str(label), f"{found[label][0]:,}", *(f"{100 * share:.1f}" for share in found[label][1])]
+        for label in sorted(shown)
+    ]
+    return head + _table_html([["class", "images", *(f"CA({r:g}) %" for r in asked)], *body])
+
+
+def _least_html(run: Run) -> str:
+    """The images of a run that hold least: number or file, classes, and the radius."""
+    rows = least_robust(run.rows, _LEAST)
+    body = [
+        [
+            str(getattr(row, "file", None) or f"image {row.idx}"),
+            UNKNOWN if row.label is None else str(row.label),
+            UNKNOWN if row.predict is None else str(row.predict),
+            f"{row.radius:.3f}",
+            _outcome(row),
+        ]
+        for row in rows
+    ]
+    header = ["image", "label", "certified class", "radius", "outcome"]
+    return f"<h2>Images that hold least: {_text(run.name)}</h2>" + _table_html([header, *body], words=(4,))
+
+
+def _outcome(row: Outcome) -> str:
+    if row.predict is None:
+        return "abstains: the votes prove no class"
+    return {True: "right", False: "wrong class", None: "no label"}[row.correct]

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from certibox.errors import InvalidImages
+from certibox.report.findings import decided_radii
 from certibox.report.numbers import Run, intervals, measure_of, shares
 from certibox.report.tables import plain
 from certibox.storage.files import PathLike, write_bytes_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
 _COLOURS = (
@@ -26,6 +28,8 @@ _COLOURS = (
     "#56B4E9",
     "#000000",
 )  # Okabe & Ito: colour-blind safe
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_ASIDE = 0.025  # of the largest radius, from the points of one run to those of the next
 _LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _DPI = 150
 
@@ -33,9 +37,10 @@ _DPI = 150
 def plot_ca_curves(
     runs: Sequence[Run], path: PathLike | None, *, bands: bool = True, dashed: Collection[str] | None = None
 ) -> bytes:
-    """Certified accuracy against radius, one exact step curve for each run: the bytes of a PNG.
+    """Certified accuracy against radius: an exact step curve, or points, for each run; the bytes of a PNG.
 
-    The certified share stands in its place when a run has no labels.
+    Points with 95 % intervals stand for a run whose stopping rule was asked for radii: it knows of these alone. Those
+    of several runs stand side by side. The certified share stands in the place of accuracy when a run has no labels.
 
     Args:
         runs: Runs to draw.
@@ -46,12 +51,24 @@ def plot_ca_curves(
     measure = measure_of(runs)
     figure = _figure(7.0, 4.2)
     axes = figure.add_subplot()
-    for run, style in zip(runs, _styles(runs, dashed), strict=True):
-        _draw_curve(axes, measure.reach(run.rows), *style, bands)
+    points = [run.name for run in runs if decided_radii(run.rows) is not None]
+    handles = []
+    for run, (colour, line) in zip(runs, _styles(runs, dashed), strict=True):
+        reach = measure.reach(run.rows)
+        if (decided := decided_radii(run.rows)) is None:
+            _draw_curve(axes, reach, colour, line, bands)
+            handles.append(axes.get_lines()[-1])
+        else:
+            place = points.index(run.name)
+            aside = _ASIDE * (place - (len(points) - 1) / 2) * max(decided, default=0.0)
+            handles.append(_draw_points(axes, reach, np.array(decided), aside, colour, _MARKERS[place % len(_MARKERS)]))
     axes.set(xlim=(0, None), ylim=(0, 1), xlabel="l2 radius (pixels in [0, 1])", ylabel=measure.name)
+    if points:
+        axes.margins(x=0.08)
+        axes.set_xlim(0, None, auto=True)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.legend(axes.get_lines(), [str(number) for number in range(len(runs))], frameon=False)
+    legend = axes.legend(handles, [str(number) for number in range(len(runs))], frameon=False)
     for text, run in zip(legend.get_texts(), runs, strict=True):
         text.set_parse_math(False)  # a name is a name: neither "$" nor a leading "_" may change what is drawn
         text.set_text(plain(run.name))
@@ -78,6 +95,17 @@ def _draw_curve(axes: Axes, reach: np.ndarray, colour: str, line: Any, band: boo
         axes.fill_between(x, low, high, step="pre", color=colour, alpha=0.14, linewidth=0)
     y = np.append(shares(reach, x), 0.0)
     axes.plot(np.append(x, x[-1]), y, drawstyle="steps-pre", linestyle=line, color=colour)
+
+
+def _draw_points(
+    axes: Axes, reach: np.ndarray, radii: np.ndarray, aside: float, colour: str, marker: str
+) -> ErrorbarContainer:
+    """The shares of (n,) reaches at radii (k,) as points with their intervals, moved aside by as much."""
+    share, (low, high) = shares(reach, radii), intervals(reach, radii).T
+    ends = np.array([share - low, high - share]).clip(0)
+    return axes.errorbar(
+        radii + aside, share, yerr=ends, fmt=marker, color=colour, markersize=7, capsize=4, elinewidth=1.5
+    )
 
 
 def plot_images(columns: Mapping[str, np.ndarray], path: PathLike | None) -> bytes:

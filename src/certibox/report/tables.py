@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from rich.table import Table
 from rich.text import Text
 
+from certibox.report.findings import clean_accuracy
 from certibox.report.numbers import Run, measure_of, summary_table
 
 UNKNOWN = "–"
@@ -36,9 +37,15 @@ def cells(runs: Sequence[Run], radii: ArrayLike) -> list[list[str]]:
     symbol = measure_of(runs).symbol
     header = ["run", "images", *(f"{symbol}({r:g}) %" for r in summaries[0]["radii"])]
     sampled, trained = _sequential(runs), _trained(summaries)
-    header += ["abstain %", "ACR", *(["samples an image"] if sampled else [])]
+    clean = [clean_accuracy(run.rows) for run in runs]
+    header += ["abstain %", "ACR", *(["clean %"] if any(share is not None for share in clean) else [])]
+    header += ["samples an image"] if sampled else []
     header += [*(["training queries"] if trained else []), "certification queries"]
-    return [header, *(_summary_cells(summary, sampled, trained) for summary in summaries)]
+    if "clean %" not in header:
+        return [header, *(_summary_cells(summary, sampled, trained) for summary in summaries)]
+    shown = [UNKNOWN if share is None else f"{100 * share:.1f}" for share in clean]
+    pairs = zip(summaries, shown, strict=True)
+    return [header, *(_summary_cells(summary, sampled, trained, [cell]) for summary, cell in pairs)]
 
 
 def _sequential(runs: Sequence[Run]) -> bool:
@@ -51,7 +58,7 @@ def _trained(summaries: Sequence[dict[str, Any]]) -> bool:
     return any(summary["training_queries"] is not None for summary in summaries)
 
 
-def _summary_cells(summary: dict[str, Any], sampled: bool, trained: bool) -> list[str]:
+def _summary_cells(summary: dict[str, Any], sampled: bool, trained: bool, clean: Sequence[str] = ()) -> list[str]:
     shares = [
         f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         for share, (low, high) in zip(summary["share"], summary["interval"], strict=True)
@@ -63,6 +70,7 @@ def _summary_cells(summary: dict[str, Any], sampled: bool, trained: bool) -> lis
         *shares,
         f"{100 * summary['abstention_rate']:.1f}",
         UNKNOWN if radius is None else f"{radius:.3f}",
+        *clean,
         *([_samples_cell(summary)] if sampled else []),
         *([count_cell(summary["training_queries"])] if trained else []),
         count_cell(summary["certification_queries"]),
