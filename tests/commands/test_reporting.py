@@ -199,3 +199,16 @@ def test_an_import_is_refused_before_the_work_where_it_cannot_be_saved(place: Pa
     refused("import-authors --encoder no --decoder no --out taken", "autoencoder.safetensors is a file that certibox")
     refused("import-authors --encoder no --decoder no --out box.py", "box.py is no directory")
     assert Path("taken/autoencoder.safetensors").read_text() == "mine"
+
+
+def test_an_entry_for_a_board_is_written_beside_the_page(place: Path, run, refused) -> None:
+    write("mine/certificates.jsonl", [row(0), row(1)])
+    ran = run("report mine --radii [0.25] --export sok --dataset MNIST --out page")
+    assert ran.status == 0
+    assert "page/sok.yml" in ran.out
+    text = (place / "page" / "sok.yml").read_text(encoding="utf-8")
+    assert "MNIST" in text
+    assert "score: 100.00%" in text
+    assert run("report mine --radii [0.25] --export robustbench --out page").status == 0
+    assert '"certified_acc": "100.00"' in (place / "page" / "robustbench.json").read_text(encoding="utf-8")
+    assert "--export" in refused("report mine --dataset MNIST --out page")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import sqlite3
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -321,7 +319,6 @@ def ignite(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fuse], None]:
 
         monkeypatch.setattr(loop, "write_tensors", writing)
         monkeypatch.setattr(RunDirectory, "append", appending)
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # a third of the time here
 
     return ignite
 
@@ -487,25 +484,41 @@ def test_a_deleted_checkpoint_starts_again(tmp_path: Path) -> None:
     assert rows(tmp_path) == before
 
 
-def test_tensorboard_shows_the_numbers_of_the_rows(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is optional"
-    )
-    go(Job(), tmp_path)
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    for name in ("loss", "lr", "validation"):
-        expected = [(row["step"], pytest.approx(row[name])) for row in rows(tmp_path) if row[name] is not None]
-        assert [(event.step, event.value) for event in events.Scalars(name)] == expected
+class Heard:
+    """A tracker that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        self.events.append(dict(settings))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.events.append((step, dict(values)))
+
+    def close(self) -> None:
+        self.events.append("closed")
 
 
-def test_without_tensorboard_there_are_rows_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go(Job(), tmp_path / "with")
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    go(Job(), tmp_path / "without")
-    assert rows(tmp_path / "without") == rows(tmp_path / "with")
-    assert not (tmp_path / "without" / "tensorboard").exists()
-    assert copy.deepcopy(facts(tmp_path / "without")) == facts(tmp_path / "with")
+def test_a_tracker_hears_the_settings_then_the_numbers_of_each_row_then_the_end(tmp_path: Path) -> None:
+    heard = Heard()
+    go(Job(), tmp_path, tracker=heard, settings={"sigma": 0.25})
+    wanted = [
+        (row["step"], {k: v for k, v in row.items() if k not in ("step", "objective") and v is not None})
+        for row in rows(tmp_path)
+    ]
+    assert heard.events == [{"sigma": 0.25}, *wanted, "closed"]
+
+
+def test_a_tracker_hears_the_end_of_a_run_that_is_cut_short(tmp_path: Path) -> None:
+    def cut(name: str) -> None:
+        if name == "terms 4":
+            raise KeyboardInterrupt
+
+    heard = Heard()
+    with pytest.raises(KeyboardInterrupt):
+        go(Job(event=cut), tmp_path, tracker=heard)
+    assert heard.events[-1] == "closed"
 
 
 # --- patience ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from certibox.certification.votes import VoteFile
 from certibox.confidence.stopping import StoppingRule
 from certibox.data import Images
 from certibox.errors import ConfigMismatch, InvalidInput, Notice
-from certibox.records.certificates import CertificateRow, add_row, is_rows
+from certibox.records.certificates import CertificateRow, CertificateRows, add_row, is_rows
 from certibox.records.checks import check_stream
 from certibox.storage.files import exclusive, truncate_partial_line
 from certibox.storage.settings import require_same
@@ -72,7 +72,7 @@ def certify_dataset(
     batch_size: int = 1000,
     progress: Progress | None = None,
     stream: int | None = None,
-) -> list[CertificateRow]:
+) -> CertificateRows:
     """Certify every image of a shard and return all its rows, those of earlier runs included.
 
     The noise of an image depends on its pixels and `seed` alone: not on shards, batches or interruptions. Errors of the
@@ -166,7 +166,7 @@ class _Run:
     shard: tuple[int, int]
     named: bool
 
-    def rows(self, path: Path | None, progress: Progress | None) -> list[CertificateRow]:
+    def rows(self, path: Path | None, progress: Progress | None) -> CertificateRows:
         """Rows of the shard, going on from what `path` holds."""
         index, shards = self.shard
         rows, settings = _resume(path, self.settings, self.images, self.smoothed.num_classes, self.sampling.rule)
@@ -189,7 +189,7 @@ class _Run:
             votes.discard()
         if progress:
             progress(len(mine), len(mine), "done")
-        return [rows[i] for i in sorted(rows)]
+        return CertificateRows(rows[i] for i in sorted(rows))
 
     def _row(
         self, i: int, settings: dict[str, Any], votes: VoteFile | None, canaries: Canaries | None

@@ -12,13 +12,13 @@ from certibox.certification.certificate import Certificate
 from certibox.confidence.sequential import RULES
 from certibox.confidence.stopping import RuleTable
 from certibox.errors import ConfigMismatch, InvalidInput, UnreadableFile
-from certibox.records.certificates import CertificateRow, append_row, is_rows, read_rows, require_votes
+from certibox.records.certificates import CertificateRow, CertificateRows, append_row, is_rows, read_rows, require_votes
 from certibox.records.checks import check_stream
 from certibox.storage.files import PathLike, exclusive, require_place, write_text_atomic
 from certibox.storage.settings import require_same
 
 
-def at_alpha(rows: Iterable[CertificateRow], alpha: float, rules: RuleTable | None = None) -> list[CertificateRow]:
+def at_alpha(rows: Iterable[CertificateRow], alpha: float, rules: RuleTable | None = None) -> CertificateRows:
     """The rows that the same votes give at another alpha; no query is spent. See `Certificate.at_alpha`.
 
     Args:
@@ -26,10 +26,10 @@ def at_alpha(rows: Iterable[CertificateRow], alpha: float, rules: RuleTable | No
         alpha: Failure probability of each certificate, in (0, 1), chosen without these votes.
         rules: Builders of stopping rules of your own, by the names in their `as_dict`.
     """
-    return [_again(row, _certificate(row).at_alpha(alpha, rules)) for row in rows]
+    return CertificateRows(_again(row, _certificate(row).at_alpha(alpha, rules)) for row in rows)
 
 
-def replay(rows: Iterable[CertificateRow], rules: RuleTable | None = None) -> list[CertificateRow]:
+def replay(rows: Iterable[CertificateRow], rules: RuleTable | None = None) -> CertificateRows:
     """The rows, computed again from their votes: every look, every decision of the rule, bound, radius and queries.
 
     A row that contradicts itself nowhere passes: this cannot see whether the votes came from the box, or from the noise
@@ -43,7 +43,7 @@ def replay(rows: Iterable[CertificateRow], rules: RuleTable | None = None) -> li
     Raises:
         InvalidInput: naming the image, for a row that states anything else, or whose rule is not known.
     """
-    replayed = []
+    replayed = CertificateRows()
     for row in rows:
         try:
             replayed.append(_again(row, _certificate(row).replay(rules)))
@@ -52,7 +52,7 @@ def replay(rows: Iterable[CertificateRow], rules: RuleTable | None = None) -> li
     return replayed
 
 
-def read(path: PathLike, rules: RuleTable | None = None) -> list[CertificateRow]:
+def read(path: PathLike, rules: RuleTable | None = None) -> CertificateRows:
     """The rows of a file of certificates, each of which follows from its votes, all of one certification.
 
     A stopping rule that is not certibox's, and that `rules` does not build, says what only its builder can check: of
@@ -87,7 +87,7 @@ def believed(rows: Iterable[CertificateRow]) -> list[str]:
     return sorted({row.rule["name"] for row in rows if row.rule is not None} - RULES.keys())
 
 
-def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
+def merge(parts: Sequence[str | Path], out: str | Path) -> CertificateRows:
     """Merge the files of shards into one, in order of images.
 
     A row that is in two files alike is kept once.
@@ -115,7 +115,7 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> list[CertificateRow]:
                 raise InvalidInput(
                     f"{part} disagrees with an earlier file on image {row.idx}; wanted shards of one run"
                 )
-    rows = [merged[i] for i in sorted(merged)]
+    rows = CertificateRows(merged[i] for i in sorted(merged))
     text = io.StringIO()
     for row in rows:
         append_row(text, row)

@@ -12,7 +12,7 @@ from certibox.blackbox import MODEL_FILES, advice_on
 from certibox.commands.identity import identity, watched
 from certibox.commands.loading import load_module, unchanged
 from certibox.defense.autoencoders import load_autoencoder
-from certibox.defense.saved import TENSORS
+from certibox.defense.hub import TENSORS, is_address, pull
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, described, one_of
 from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
 from certibox.networks.autoencoder import Latent
@@ -59,11 +59,13 @@ def defense_folder(name: str) -> Path:
     """The folder of a saved defense: `name` itself, or the one called `defense` in it, where `train` puts it.
 
     Args:
-        name: Folder that --defense gives.
+        name: Folder that --defense gives, or an address on the Hugging Face Hub.
 
     Raises:
         UnreadableFile: There is no defense in either; the text names what there is.
     """
+    if is_address(name):
+        return pull(name)
     folder = Path(name)
     for place in (folder, folder / "defense"):
         if (place / TENSORS).is_file():

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from certibox import certification, report
 from certibox.certification.stored import believed, read
-from certibox.commands.fields import option
+from certibox.commands.fields import Needs, option
 from certibox.commands.printing import OUT
 from certibox.commands.runs import named, tsv_places
 from certibox.confidence.binomial import check_alpha
@@ -19,9 +19,11 @@ from certibox.records.certificates import CertificateRow, read_rows
 from certibox.records.checks import Outcome
 from certibox.records.places import rows_in
 from certibox.records.tsv import is_published, read_tsv, write_tsv
+from certibox.report.boards import FILES, export
 from certibox.report.findings import comparisons
 from certibox.report.numbers import checked_radii
 from certibox.report.tables import plain
+from certibox.storage.files import require_place, write_text_atomic
 
 Rows = TypeVar("Rows", bound=Sequence[Outcome])
 
@@ -48,6 +50,8 @@ class Report:
                  --radii "[0, 0.25, 0.5]" --out runs/report
     """
 
+    NEEDS: ClassVar = (Needs("dataset", lambda o: o.export is not None, "without --export", "--export"),)
+
     files: list[str] = option(
         "certificate files, TSVs or folders of a certificates.jsonl, each as NAME=FILE or FILE", positional=True
     )
@@ -61,6 +65,11 @@ class Report:
     )
     alpha: float | None = option("replay the stored votes at another alpha; costs no query", None)
     title: str = option("title of the page", "Certified accuracy")
+    export: Literal["robustbench", "sok"] | None = option(
+        "also write an entry for a public board: robustbench.json of RobustBench, or sok.yml of the SoK leaderboard",
+        None,
+    )
+    dataset: str = option("with --export: name of the data set, as the board has it", "")
     out: str = option("directory for report.html, ca_curve.png and the TSV files", "report")
 
 
@@ -96,6 +105,9 @@ def run_report(options: Report) -> None:
     places = named(options.files)
     tsvs = tsv_places(out, places)
     report.require_report_place(out)
+    board = None if options.export is None else out / FILES[options.export]
+    if board is not None:
+        require_place(board)
     validating = [rows_in(file) for file in options.validation or ()]
     for file in [*places.values(), *validating] if validating or options.alpha is not None else ():
         _require_votes(file)
@@ -117,6 +129,9 @@ def run_report(options: Report) -> None:
     for note in [*(pair.line for pair in compared), *apart, *notes]:
         OUT.print(plain(note), markup=False)
     OUT.print(f"saved {plain(str(page))}", markup=False)
+    if board is not None:
+        write_text_atomic(board, export(runs, radii, board.stem, options.dataset))
+        OUT.print(f"saved {plain(str(board))}", markup=False)
 
 
 def _asked(options: Report) -> list[float] | None:

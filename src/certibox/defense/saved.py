@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ from certibox import networks
 from certibox.blackbox.pace import Pace
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.data.pixels import as_images
+from certibox.defense.hub import FACTS, TENSORS, is_address, pull, push
 from certibox.defense.pipeline import RobustPipeline
 from certibox.errors import InvalidImages, InvalidInput, Notice, UnreadableFile
 from certibox.networks import Autoencoder
@@ -28,8 +30,6 @@ from certibox.storage.files import require_place, write_json_atomic
 from certibox.storage.settings import require_same
 from certibox.storage.strict import is_json
 from certibox.storage.tensors import is_tensors, load_module, module_digest, read_tensors, under, write_tensors
-
-TENSORS, FACTS = "defense.safetensors", "defense.json"  # files of a saved defense
 
 
 @dataclass(frozen=True, repr=False)
@@ -201,6 +201,23 @@ class Defense:
         write_json_atomic(directory / FACTS, facts)
         return directory
 
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, api: Any = None, **more: Any) -> str:
+        """Upload this defense to the Hugging Face Hub, with a model card made of its facts; the address of the commit.
+
+        Names of boxes are uploaded without users, tokens and queries of addresses.
+
+        Args:
+            repo_id: Name of the repository, as owner/name; it is made where there is none.
+            private: Whether a new repository is private; None for the owner's default.
+            api: Client of the hub, a `huggingface_hub.HfApi`; by default one with the user's own token.
+            more: Other arguments of `HfApi.upload_folder`, such as revision or commit_message.
+
+        Raises:
+            InvalidInput: The name is none, huggingface_hub is not installed, or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return push(self.save(folder), repo_id, api, private, **more)
+
     def _checked(self, x: Tensor | np.ndarray) -> Tensor:
         """Images (n, c, h, w) of the shape that the defense was trained on, or `InvalidImages`."""
         images = as_images(x, array_type=np.float32)
@@ -257,7 +274,8 @@ def load_defense(
     Nothing is queried: `defense.fingerprint.check(client)` asks whether the box is still the same.
 
     Args:
-        directory: Directory that `Defense.save` wrote.
+        directory: Directory that `Defense.save` wrote, or an address on the Hugging Face Hub: hf://owner/name, or
+            hf://owner/name@revision.
         client: Meter around the box, which must answer in the same kind and be declared alike.
         denoiser: Denoiser of your own, where the defense was trained with one.
         autoencoder: Autoencoder of your own, where the defense was trained with one.
@@ -268,6 +286,8 @@ def load_defense(
         InvalidInput: A network of your own is missing or does not fit, or the box answers differently.
         ConfigMismatch: The box is declared otherwise.
     """
+    if is_address(directory):
+        directory = pull(str(directory))
     tensors, facts = read_tensors(Path(directory) / TENSORS)
     if "modules" not in facts:
         raise UnreadableFile(

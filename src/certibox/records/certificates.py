@@ -103,6 +103,33 @@ class CertificateRow:
             require(bool(getattr(self, name)), where, f"{name} is empty, wanted what made the row")
 
 
+@final
+class CertificateRows(list[CertificateRow]):
+    """Certificates in the order of their images: a list that also becomes a table."""
+
+    def to_pandas(self) -> Any:
+        """A table of pandas, `idx` its index, with a column for each field of a row.
+
+        Numbers that may be missing, such as the label, are of pandas' nullable kinds; `predict` is missing where a
+        row abstains. The fields counts, looks and rule hold lists and dictionaries, as in the JSON lines.
+
+        Raises:
+            InvalidInput: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise InvalidInput("pandas is not installed; wanted it for a table: pip install pandas") from error
+        names = [field.name for field in fields(CertificateRow)]
+        columns = {name: [getattr(row, name) for row in self] for name in names}
+        kinds = {"idx": "int64", "label": "Int64", "predict": "Int64", "correct": "boolean"}
+        table = {
+            name: pandas.array(values, dtype=kinds[name]) if name in kinds else values
+            for name, values in columns.items()
+        }
+        return pandas.DataFrame(table).set_index("idx")
+
+
 def require_votes(rows: Iterable[Outcome]) -> None:
     """Raise `InvalidInput` for rows that are outcomes alone, as those of a TSV.
 
@@ -154,7 +181,7 @@ def is_rows(content: bytes) -> bool:
     return _FIRST.startswith(content) or (is_json_lines(content) and b'"idx"' in content)
 
 
-def read_rows(path: PathLike) -> list[CertificateRow]:
+def read_rows(path: PathLike) -> CertificateRows:
     """All certificates of a JSON-lines file in the order they were written.
 
     A last line cut short by a crash is ignored. Fields must fit each other; `certification.stored.read` also checks
@@ -167,7 +194,7 @@ def read_rows(path: PathLike) -> list[CertificateRow]:
         UnreadableFile: when the file is missing or of another kind, a line is corrupt or an image appears twice.
     """
     require_rows(path)
-    return collect(path, whole_lines(path), _parse_json_row, first_line=1)
+    return CertificateRows(collect(path, whole_lines(path), _parse_json_row, first_line=1))
 
 
 def require_rows(path: PathLike) -> None:

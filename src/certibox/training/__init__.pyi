@@ -6,6 +6,11 @@ from .schedules import Schedule as Schedule
 from .schedules import one_cycle as one_cycle
 from .schedules import paper_finetune as paper_finetune
 from .schedules import paper_scratch as paper_scratch
+from .scikit_learn import CertifiedClassifier as CertifiedClassifier
 from .settings import TrainingSettings as TrainingSettings
 from .supervised import pretrain_autoencoder as pretrain_autoencoder
 from .supervised import train_classifier as train_classifier
+from .tracking import MLflowTracker as MLflowTracker
+from .tracking import TensorBoardTracker as TensorBoardTracker
+from .tracking import Tracker as Tracker
+from .tracking import WandbTracker as WandbTracker

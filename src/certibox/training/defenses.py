@@ -36,6 +36,7 @@ from certibox.training.schedules import Schedule, one_cycle
 from certibox.training.settings import SettingsKeywords, TrainingSettings, require_keywords, settings_from
 from certibox.training.steps import Progress
 from certibox.training.supervised import pretrain_autoencoder
+from certibox.training.tracking import Tracker, tracker_of
 
 STAGE1_STEPS = 2000  # pre-training of an autoencoder that the user did not bring
 
@@ -56,6 +57,7 @@ def train(
     out: str | Path | None = None,
     checkpoint_every: int = 200,
     progress: Progress | None = None,
+    tracker: Tracker | None = None,
     **keywords: Unpack[SettingsKeywords],
 ) -> Defense:
     """Train a defense of a black box on unlabelled images; labels are used by RS alone.
@@ -84,6 +86,7 @@ def train(
         out: Directory for checkpoints and rows; a run that it already holds is resumed.
         checkpoint_every: Number of steps between checkpoints; the end of an epoch has one too.
         progress: Function of (steps done, steps in all, a text), called after every step.
+        tracker: Tracker of the run, such as `certibox.MLflowTracker()`; by default that of TensorBoard in `out`.
         method: Name of the method: RS, DS, FO-DS, FO-AE-DS, ZO-DS or ZO-AE-DS.
         sigma: Standard deviation of the noise, in pixels on [0, 1].
         schedule: Phases of training and images a step, such as `certibox.one_cycle(epochs=10)`.
@@ -145,6 +148,8 @@ def train(
             s.seed,
             client=client,
             directory=directory,
+            tracker=tracker_of(tracker, out),
+            settings=config,
             checkpoint_every=checkpoint_every,
             patience=s.patience,
             score_every=s.validate_every or 1,

@@ -8,8 +8,9 @@ journal of the query client replaying the answers that were already paid for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import nullcontext
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,6 +37,7 @@ from certibox.training.divergence import require_finite, require_sound, said_wit
 from certibox.training.run_directory import RunDirectory
 from certibox.training.schedules import Phase, Schedule
 from certibox.training.steps import Progress, Step, steps
+from certibox.training.tracking import Tracker, numbers
 
 
 @dataclass
@@ -97,6 +99,8 @@ def run(
     *,
     client: QueryClient | None = None,
     directory: RunDirectory | None = None,
+    tracker: Tracker | None = None,
+    settings: Mapping[str, Any] | None = None,
     checkpoint_every: int = 200,
     patience: int | None = None,
     score_every: int = 1,
@@ -113,6 +117,8 @@ def run(
         client: Meter of the box, where the task asks one; with a ledger, answers paid for since the checkpoint are
             replayed.
         directory: Directory of the run, whose checkpoint is resumed from.
+        tracker: Tracker that is told the settings, then the values of each epoch, and is closed at the end.
+        settings: Settings of the run, for the tracker.
         checkpoint_every: Number of steps between checkpoints.
         patience: Number of scores in a row, none better than the best before, after which training ends.
         score_every: Number of epochs of a phase between scores; its end is scored in any case.
@@ -129,7 +135,11 @@ def run(
     if score_every < 1:
         raise InvalidInput(f"validate_every is {score_every}; wanted at least 1 epoch between validations")
     counting = client.counting() if client else nullcontext(Tally())
-    with exclusive(directory.path / "rows.jsonl") if directory else nullcontext():
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(directory.path / "rows.jsonl") if directory else nullcontext())
+        if tracker:
+            stack.callback(tracker.close)
+            tracker.start(json.loads(json.dumps(settings or {})))  # plain, as config.json has them
         tensors, state = _restore(directory)
         if recognise and tensors["constants"]:
             recognise(tensors["constants"])
@@ -138,10 +148,8 @@ def run(
             if journal:
                 journal.trim()  # in case the last run ended between its checkpoint and this
             task = prepare(tensors["constants"])
-            loop = _Loop(task, schedule, state, tensors, tally, directory, journal, progress)
+            loop = _Loop(task, schedule, state, tensors, tally, directory, tracker, journal, progress)
             loop.go(images, seed, checkpoint_every, patience, score_every)
-        if directory:
-            directory.close()
     return task
 
 
@@ -156,11 +164,13 @@ class _Loop:
         tensors: dict[str, Tensors],
         tally: Tally,
         directory: RunDirectory | None,
+        tracker: Tracker | None,
         journal: Journal | None,
         progress: Progress | None,
     ) -> None:
         self.task, self.schedule, self.state = task, schedule, state
         self.tally, self.directory, self.journal, self.progress = tally, directory, journal, progress
+        self.tracker = tracker
         self.optimizer: torch.optim.Optimizer | None = None
         self.optimizer_tensors, self.best = tensors["optimizer"], tensors["best"]
         if tensors["module"]:
@@ -228,6 +238,8 @@ class _Loop:
         row |= {"validation": score, "queries": state.queries + self._fresh()}
         if self.directory:
             self.directory.append(row)
+        if self.tracker:
+            self.tracker.log(numbers(row), state.step)
         state.sums, state.count = {}, 0
 
     def _score(self, step: Step) -> float:

@@ -15,7 +15,7 @@ SHOWN = 12  # characters of a model's identity in a message
 
 
 class RunDirectory:
-    """Where a training run keeps `config.json`, `rows.jsonl`, `checkpoint.safetensors` and TensorBoard's files.
+    """Where a training run keeps `config.json`, `rows.jsonl` and `checkpoint.safetensors`.
 
     Opening it with another configuration raises `ConfigMismatch`, and over files of others `InvalidInput`; neither
     touches anything.
@@ -37,7 +37,6 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json_atomic(self._config, plain)
         self.scope = f"train/{digest(read_json(self._config))}"  # as stored: 1 and 1.0 are the same setting
-        self._board = _summary_writer(self.path / "tensorboard")
 
     def rewind(self, offset: int) -> None:
         """Forget rows that were written after the checkpoint: they will be written again."""
@@ -48,16 +47,6 @@ class RunDirectory:
     def append(self, row: dict[str, Any]) -> None:
         """Write one row and flush it."""
         append_text(self._rows, json.dumps(row) + "\n")
-        if self._board:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, row["step"])
-            self._board.flush()
-
-    def close(self) -> None:
-        """End TensorBoard's writer, which runs in a thread of its own."""
-        if self._board:
-            self._board.close()
 
     @property
     def offset(self) -> int:
@@ -74,11 +63,3 @@ def _require_same_model(there: dict[str, Any], here: dict[str, Any], place: Path
             f"{place}: the model has changed since this run began: its identity was {was} and is {now}; "
             "use another out, or that model"
         )
-
-
-def _summary_writer(directory: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory))

@@ -25,6 +25,7 @@ from certibox.training.loop import Task, run
 from certibox.training.run_directory import RunDirectory
 from certibox.training.schedules import Schedule
 from certibox.training.steps import Progress, Step
+from certibox.training.tracking import tracker_of
 
 _M = TypeVar("_M", bound=nn.Module)
 Loss = Callable[[Tensor, Images, Tensor], Tensor]  # x (b, c, h, w), the images it comes from, their places (b,) -> (b,)
@@ -85,7 +86,8 @@ def fit(
             return -mean_over(held, lambda x, index: loss(x.to(device), held, index))
 
     task = Task(network, list(network.parameters()), terms, score, lambda phase: True, {})
-    run(lambda constants: task, len(shown), schedule, seed, directory=directory, progress=progress)
+    told = {"tracker": tracker_of(None, out), "settings": config}
+    run(lambda constants: task, len(shown), schedule, seed, directory=directory, progress=progress, **told)
     return network.eval().requires_grad_(False)
 
 
