@@ -8,6 +8,7 @@ python tools/publish.py --demo DIR first take the numbers and the pictures of a 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from certibox.paper.logbook import Rows
 from certibox.report import markdown
 from certibox.storage.files import read_json
 
@@ -64,6 +66,7 @@ TABLES: dict[str, Callable[[], str]] = {  # by the name that its place in the do
     "price": lambda: price(ROOT / DEMO),
     "sizes": lambda: sizes_table(RATES / "sizes.json"),
     "image-counts": image_counts.table,
+    "few-and-many": lambda: few_and_many(image_counts.RESULTS),
     "families": families.table,
     "rates": lambda: rates_table(),
     "contention": lambda: contention_table(),
@@ -101,12 +104,11 @@ def demo_table(path: Path) -> str:
     result = read_json(path)
     radii, facts = result["rows"][0]["radii"], result["facts"]
     lines = [["", *(f"r = {radius:g}" for radius in radii), "queries to train", "queries a certificate"]]
-    lines += [
-        [row["name"], *_shares(row), f"{row['training_queries']:,}", f"{row['certification_queries'] / row['images']:,.0f}"]
-        for row in result["rows"]
-    ]
-    symbols = {"sigma": "σ", "n0": "n0", "n": "n ≤", "alpha": "α"}
-    said = ", ".join(f"{symbol} {'' if '≤' in symbol else '= '}{facts[key]}" for key, symbol in symbols.items())
+    for row in result["rows"]:
+        counts = [row["training_queries"], row["certification_queries"] / row["images"]]
+        lines.append([row["name"], *_shares(row), *(f"{count:,.0f}" for count in counts)])
+    symbols = {"sigma": "σ =", "n0": "n0 =", "n": "n ≤", "alpha": "α ="}
+    said = ", ".join(f"{symbol} {facts[key]}" for key, symbol in symbols.items())
     caption = f"Certified accuracy in % with 95 % intervals; {facts['box']}, {facts['images']}, {said}."
     notes = "\n".join(f"- {note}" for note in [*result["legend"], *result["notes"]])
     table = "| |" + markdown(lines, rule="|---|" + "---:|" * (len(radii) + 2)).removeprefix("|  |")
@@ -125,19 +127,37 @@ def price(path: Path) -> str:
     found = read_json(ROOT / "studies" / "results" / "sequential_certification.json")["rows"]
     wanted = {"sigma": 0.25, "rule": "e-process", "cap": 100_000, "radii": [0.25]}
     (published,) = [row for row in found if all(row[key] == value for key, value in wanted.items())]
-    digits = f"{trained['training_queries']:,} queries to train for handwritten digits, then {each:,.0f} a certified digit"
-    return f"Typical: {digits}; {published['mean_samples']:,.0f} a certified image on CIFAR-10 for one radius, r = σ = 0.25.\n"
+    training = f"{trained['training_queries']:,} queries to train for handwritten digits"
+    certified = f"{published['mean_samples']:,.0f} a certified image on CIFAR-10 for one radius, r = σ = 0.25"
+    return f"Typical: {training}, then {each:,.0f} a certified digit for three radii; {certified}.\n"
+
+
+def few_and_many(path: Path) -> str:
+    """A sentence: certified accuracy at r = σ with the fewest and with the most unlabelled images that were tried."""
+    few, *_, many = Rows(path).read()
+    at = few["radii"].index(few["settings"]["sigma"])
+    said = []
+    for row in (few, many):
+        free, guided = (f"{row[name][at]:.0%}" for name in ("free", "guided"))
+        said.append(f"{row['images']} unlabelled digits gave {guided} at r = σ (the free denoiser {free})")
+    return f"{', and '.join(said)}: [all counts](docs/measurements/image-counts.md).\n"
 
 
 def sizes_table(path: Path) -> str:
     """Markdown: seconds and queries at the image sizes that were tried."""
-    rows, rounded = [("image", "seconds for 1,000 votes", "for 1,000 images of training", "queries of these")], "{:,.3g}"
-    for row in (result := read_json(path))["rows"]:
-        shape = "×".join(map(str, row["shape"]))
+    result = read_json(path)
+    rows = [("image", "seconds for 1,000 votes", "seconds for an epoch of 1,000 images", "queries of either")]
+    for row in result["rows"]:
         votes, images = row["defended_seconds_per_1000_votes"], row["seconds_per_1000_training_images"]
-        rows.append((shape, rounded.format(votes), rounded.format(images), "1,000 and 1,000"))
-    note = f"Seconds of certibox itself with its default networks ({result['hardware']}); the model's own time comes on top."
+        rows.append(("×".join(map(str, row["shape"])), rounded(votes), rounded(images), "1,000"))
+    note = f"Of certibox itself with its default networks ({result['hardware']}); the model's own time comes on top."
     return f"{markdown(rows, rule='|---|---:|---:|---:|')}\n{note}\n"
+
+
+def rounded(number: float) -> str:
+    """A number to two digits, without an exponent."""
+    digits = 1 - math.floor(math.log10(number))
+    return f"{round(number, digits):,.{max(digits, 0)}f}"
 
 
 def rates_table() -> str:

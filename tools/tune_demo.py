@@ -44,7 +44,9 @@ class Size:
     """Number of the box's boosting rounds, by default the demo's."""
 
 
-FULL = Size(demo.settings(), GRID, None)
+# The search starts from what the demo had before it; what it ends with is in presets/demo.yaml.
+START = replace(demo.settings(), gamma=1.0, lr=1e-3, reconstruction_weight=1.0)
+FULL = Size(START, GRID, None)
 TINY = Size(
     replace(FULL.start, denoise_epochs=1, epochs=1, autoencoder_epochs=1, depth=3, width=4, n0=5, n=50),
     {"gamma": (1.0, 5.0), "lr": (1e-3,)},

@@ -45,11 +45,13 @@ def test_a_finished_demo_is_taken(root: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_the_demos_table_is_made_of_its_numbers(tmp_path: Path) -> None:
     row = {"name": "(a)", "radii": [0.0, 0.25], "share": [0.5, 0.25], "interval": [[0.4, 0.6], [0.2, 0.3]]}
-    facts = {"sigma": "0.25", "n0": "10", "n": "100", "alpha": "0.001", "images": "4 digits"}
-    result = {"rows": [row | {"training_queries": 1234}], "notes": ["a note"], "facts": facts}
+    facts = {"sigma": "0.25", "n0": "10", "n": "100", "alpha": "0.001", "images": "4 digits", "box": "a box"}
+    counts = {"training_queries": 1234, "certification_queries": 4444, "images": 4}
+    result = {"rows": [row | counts], "notes": ["a note"], "legend": ["(a): a row"], "facts": facts}
     (tmp_path / "demo.json").write_text(json.dumps(result), encoding="utf-8")
     assert publish.demo_table(tmp_path / "demo.json") == (
-        "| | r = 0 | r = 0.25 | training queries |\n|---|---:|---:|---:|\n"
-        "| (a) | 50.0 [40, 60] | 25.0 [20, 30] | 1,234 |\n\n"
-        "Certified accuracy in % with 95 % intervals; σ = 0.25, n0 = 10, n = 100, α = 0.001, 4 digits.\n\n- a note\n"
+        "| | r = 0 | r = 0.25 | queries to train | queries a certificate |\n|---|---:|---:|---:|---:|\n"
+        "| (a) | 50.0 [40, 60] | 25.0 [20, 30] | 1,234 | 1,111 |\n\n"
+        "Certified accuracy in % with 95 % intervals; a box, 4 digits, σ = 0.25, n0 = 10, n ≤ 100, α = 0.001.\n\n"
+        "- (a): a row\n- a note\n"
     )

@@ -13,7 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -32,8 +31,8 @@ from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided
 from certibox.networks import Autoencoder, fitting_autoencoder
 from certibox.queries.client import QueryClient
-from certibox.records.certificates import CertificateRow
 from certibox.records.tsv import write_tsv
+from certibox.report.findings import clean_accuracy, comparisons
 from certibox.report.page import PAGE
 from certibox.storage.files import write_json_atomic
 from certibox.training.defenses import train
@@ -42,7 +41,7 @@ from certibox.training.settings import TrainingSettings
 from certibox.training.supervised import pretrain_autoencoder
 
 CLASSES = 10
-IMAGES, QUICK_IMAGES, QUICK_TRAINING = 45, 6, 200  # digits to certify, and in a quick run to certify and to train on
+IMAGES, QUICK_IMAGES, QUICK_TRAINING = 50, 6, 200  # digits to certify, and in a quick run to certify and to train on
 STAGES = {"(a)": "bare model", "(b)": "free denoiser", "(c)": "trained by queries"}
 LEGEND = (
     "(a) bare model: the box behind Gaussian noise and a vote, with nothing trained",
@@ -110,7 +109,7 @@ def train_box(shown: Images, rounds: int = 100):
     return GradientBoostingClassifier(n_estimators=rounds, random_state=0).fit(x, y)
 
 
-def clean_accuracy(model: Any, images: Images) -> float:
+def accuracy_alone(model: Any, images: Images) -> float:
     """The share of clean images that the box alone gets right: what a user has before certibox."""
     assert images.labels is not None
     return float(model.score(images.floats().flatten(1).numpy(), images.labels.numpy()))
@@ -220,8 +219,8 @@ def run(options: Demo) -> None:
         **{key: f"{value:g}" for key, value in asdict(s).items()},
         "seed": str(options.seed),
     }
-    notes = [clean(clean_accuracy(model, test), runs), costs(runs)]
-    notes += [QUICK_NOTE] if options.quick else [*comparisons(s, runs), ELSEWHERE]
+    notes = [clean(accuracy_alone(model, test), runs), costs(runs)]
+    notes += [QUICK_NOTE] if options.quick else [*verdicts(s, runs), ELSEWHERE]
     picture = _picture(defense, test, s.sigma, options.seed, out / "digits.png")
     _write(s, runs, {"clean, noisy, denoised and decoded": picture}, facts, notes, out)
     page = out / PAGE
@@ -299,15 +298,10 @@ def clean(alone: float, runs: list[report.Run]) -> str:
         alone: Share of the digits that the box gets right when it is asked once, without noise.
         runs: Rows of the table, certified on the same digits.
     """
-    shares = [_most_votes_right(run) for run in runs]
+    shares = [clean_accuracy(run.rows) or 0.0 for run in runs]
     votes = ", ".join(f"{letter} {share:.1%}" for letter, share in zip(STAGES, shares, strict=True))
     change = f"(c) changes it by {100 * (shares[-1] - alone):+.1f} points"
     return f"clean accuracy: {alone:.1%} for the box asked once without noise; by most votes {votes}; {change}"
-
-
-def _most_votes_right(run: report.Run) -> float:
-    rows = [row for row in run.rows if isinstance(row, CertificateRow)]
-    return float(np.mean([int(np.argmax(row.counts)) == row.label for row in rows]))
 
 
 def costs(runs: list[report.Run]) -> str:
@@ -322,17 +316,10 @@ def costs(runs: list[report.Run]) -> str:
     return f"cost of (c): {training}; then {each:,.0f} a certified digit on average"
 
 
-def comparisons(s: Settings, runs: list[report.Run]) -> list[str]:
+def verdicts(s: Settings, runs: list[report.Run]) -> list[str]:
     """(c) against (a) and (b) at r = σ: paired differences as they are; that to (b) is what the queries bought."""
-    last, lines = runs[-1], []
-    for other in runs[:-1]:
-        difference, low, high = report.paired_difference(last.rows, other.rows, s.sigma)
-        verdict = "(c) is better" if low > 0 else "(c) is worse" if high < 0 else "no difference can be told"
-        interval = f"95 % interval [{low:+.1%}, {high:+.1%}]"
-        lines.append(
-            f"{last.name} minus {other.name} at r = sigma = {s.sigma:g}: {difference:+.1%}, {interval}: {verdict}"
-        )
-    return lines
+    found, _ = comparisons(runs, [s.sigma])
+    return [pair.line for pair in found if pair.a == runs[-1].name]
 
 
 def _picture(defense: Defense, test: Images, sigma: float, seed: int, path: Path) -> bytes:
