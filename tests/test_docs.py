@@ -53,6 +53,12 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
     assert not missing
 
 
+def test_the_readme_is_short_and_says_first_what_an_answer_costs() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert any("every certified answer costs n queries" in line for line in lines[:15])
+
+
 def tree() -> dict[str, set[str]]:
     """Folder -> files that the tree of docs/architecture.md names in it; lines without a name go on with the last."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
