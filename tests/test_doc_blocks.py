@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ import certibox as cb
 import certibox.reconstruction
 from certibox.networks import AUTOENCODERS, dncnn
 from doubles import QuadraticBox
-from places import ROOT
+from places import FIXTURES, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -78,7 +79,7 @@ def on_few_images(function: Callable[..., Any], images: Any, *args: Any, **more:
 def with_a_small_denoiser(train: Callable[..., Any], client: Any, images: Any, *args: Any, **more: Any) -> Any:
     c = images.shape[0]
     return on_few_images(
-        lambda chosen, *args, **more: train(client, chosen, *args, **more | {"denoiser": dncnn(c, 3, 4)}),
+        lambda chosen, *args, **more: train(client, chosen, *args, **{"denoiser": dncnn(c, 3, 4)} | more),
         images,
         *args,
         **more,
@@ -183,8 +184,14 @@ FURNISH: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/guarantees.md": guarantees,
     "docs/models-and-data.md": models_and_data,
     "docs/extending.md": lambda: write_release(Path()) or {},
+    "docs/how-to/resume-and-audit.md": lambda: copy_certificates(Path("runs/mine")) or {},
     "docs/reproducing.md": lambda: save_digits(Path("data/mnist/train"), 1966, 28) or {},
 }
+
+
+def copy_certificates(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    shutil.copy(FIXTURES / "interrupted" / "reference" / "certification" / "certificates.jsonl", folder)
 
 
 # -------------------------------------------------------------------------------------------- what came out

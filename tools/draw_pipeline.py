@@ -18,7 +18,7 @@ BOX, GAP, TALL, LEFT = 112, 22, 66, 14  # of a box: width, space to the next, he
 ROWS = 58, 172  # upper edges of the two rows
 STYLE = """
   text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; text-anchor: middle; fill: #1b1f24 }
-  .name { font-size: 16px; font-weight: 600 } .what { font-size: 13px } .said { font-size: 14px }
+  .name { font-size: 15px; font-weight: 600 } .what { font-size: 12.5px } .said { font-size: 14px }
   rect { fill: #f4f6f8; stroke: #57606a; stroke-width: 1.5 }
   .trained { fill: #dbe9f9; stroke: #0b62b0 } .model { fill: #fdebd0; stroke: #b35900; stroke-width: 2.5 }
   .frame { fill: none; stroke: #0b62b0; stroke-dasharray: 5 4 }

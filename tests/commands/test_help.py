@@ -132,7 +132,8 @@ def test_words_of_a_group_reach_its_command(run) -> None:
 
 def command_lines(text: str) -> list[list[str]]:
     """The `certibox ...` commands of a text, each as argv without the program."""
-    found = re.findall(r"^(?:example: )?certibox (\S.*)$", text.replace("\\\n", " "), re.MULTILINE)
+    text = text.replace("\\\n", " ").replace("$SLURM_ARRAY_TASK_ID", "3")
+    found = re.findall(r"^(?:example: )?certibox (\S.*)$", text, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
 
 
@@ -141,7 +142,10 @@ def published(page: str) -> list[list[str]]:
     return [argv for block in blocks for argv in command_lines(block)]
 
 
-NEWCOMERS = ("README.md", "docs/quickstart.md", "docs/models-and-data.md", "docs/extending.md", "examples/README.md")
+NEWCOMERS = (
+    *("README.md", "docs/quickstart.md", "docs/models-and-data.md", "docs/extending.md", "examples/README.md"),
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs" / "how-to").glob("*.md"))),
+)
 
 
 def examples() -> list[list[str]]:

@@ -10,4 +10,5 @@ from .smoothing import SmoothedClassifier as SmoothedClassifier
 from .smoothing import VoteJournal as VoteJournal
 from .stored import at_alpha as at_alpha
 from .stored import merge as merge
+from .stored import read as read
 from .stored import replay as replay
