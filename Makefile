@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 # Two processes of one thread each: torch's threads would wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: install hooks demo test test-oldest check docs format benchmarks tables clean
+.PHONY: install hooks demo test test-oldest check docs notebooks format benchmarks tables clean
 
 install: $(STAMP)
 
@@ -42,6 +42,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+notebooks: install
+	$(BIN)/jupytext --to ipynb docs/notebooks/*.py
 
 docs: install
 	$(BIN)/python tools/build_site.py

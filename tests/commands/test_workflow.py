@@ -61,7 +61,7 @@ def test_train_certify_merge_and_report(place: Path, run, trained: Path) -> None
     assert "<title>A &amp; B</title>" in page
     for name, path in (("bare", "bare/certificates.jsonl"), ("defended", "merged/all.jsonl")):
         (share,) = certified_accuracy(read_rows(path), [0.15])
-        assert re.search(rf"<td>{name}</td>.*<td>{100 * share:.1f} \[", page)
+        assert re.search(rf">{name}</td>.*>{100 * share:.1f} <span class=\"whole\">\[", page)
         tsv = read_tsv(place / "page" / f"{name}.tsv")
         assert [(row.idx, row.predict) for row in tsv] == [(row.idx, row.predict) for row in read_rows(path)]
     assert (place / "page" / "ca_curve.png").read_bytes().startswith(b"\x89PNG")

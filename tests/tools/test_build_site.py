@@ -89,7 +89,7 @@ def test_shell_lines_of_the_docs_are_shell() -> None:
 
 
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    pytest.importorskip("zensical", reason="the site is built with certibox[docs]")
+    pytest.importorskip("zensical", reason="the site is built with zensical")
     settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for name, place in (
         ("docs_dir: build/site-source", "docs_dir: source"),

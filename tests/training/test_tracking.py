@@ -88,6 +88,25 @@ def test_wandb_has_a_run_with_its_configuration(calls: list[tuple[Any, ...]]) ->
     assert calls[3] == ("finish", {})
 
 
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own, about its store of files
+def test_mlflow_itself_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is optional")
+    mlflow.set_tracking_uri(tmp_path.as_uri())
+    tell(MLflowTracker("mine", run_name="first"))
+    (run,) = mlflow.search_runs(experiment_names=["mine"], output_format="list")
+    assert run.info.run_name == "first"
+    assert run.data.metrics == {"loss": 0.25, "queries": 24.0}
+    assert run.data.params["schedule.batch_size"] == "4"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_itself_keeps_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="wandb is optional")
+    tell(WandbTracker("mine", mode="offline", dir=str(tmp_path)))
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
 @pytest.mark.parametrize(
     ("module", "make"),
     [
@@ -145,6 +164,7 @@ def test_training_tells_its_tracker_and_does_the_same_with_another(tmp_path: Pat
     for heard in (Heard(), None):
         out = tmp_path / str(heard is None)
         client = cb.QueryClient(box)
+        torch.manual_seed(0)  # of the denoiser
         settings = {
             "method": "DS",
             "sigma": 0.25,
