@@ -1,4 +1,4 @@
-"""What a pilot lets one expect of the certificates to come: their samples, and what so few images cannot exclude."""
+"""What a pilot of a few certificates says of the next ones: mean votes an image, and how many images it may have missed."""
 
 from __future__ import annotations
 
@@ -56,10 +56,11 @@ def expected_samples(rows: Sequence[CertificateRow], rule: Rule, n: int) -> tupl
 
 
 def unseen(piloted: int, mean: float, n: int) -> tuple[float, float]:
-    """What a pilot cannot exclude: the share of images of a kind that it lacks, and the mean votes an image then.
+    """The largest share of images that a pilot may have missed altogether, and the mean votes an image in that case.
 
-    A kind of share s is missing from m images with probability (1 − s)^m, below 5 % only for s > 1 − 0.05^(1/m). The
-    mean is that of the pilot on the rest, with all n votes on each image of that kind.
+    If a share s of all images takes n votes each, none of them is among the m images of the pilot with probability
+    (1 − s)^m. This probability is 5 % at s = 1 − 0.05^(1/m), the share that is returned. The mean then counts n votes
+    for that share of the images, and the pilot's mean for all others.
 
     Args:
         piloted: Number m of images of the pilot.

@@ -141,7 +141,10 @@ def _groups(options: type, required: list[Any]) -> list[tuple[str, list[Any]]]:
 
 
 def _declared(kind: type, options: type) -> list[Any]:
-    """The fields of `options` that `kind` declares first: `split` belongs to the images, whatever its default."""
+    """The fields of `options` that the class `kind` was the first to declare.
+
+    A command that gives `split` another default declares the field again: help still lists `split` under the images.
+    """
     of = {
         item.name: [base for base in options.__mro__ if item.name in inspect.get_annotations(base)]
         for item in fields(options)

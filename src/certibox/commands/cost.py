@@ -165,8 +165,8 @@ def _of_certification(options: QueryCost, cost: Cost) -> list[str]:
             f"pilot's images), {n:,} at most"
         )
         lines.append(
-            f"{cost.piloted} images cannot exclude, at 95 % confidence, that up to {100 * share:.1f} % are of a kind "
-            f"that the pilot lacks; at {n:,} votes each, the mean would be {worst:,.0f}"
+            f"a pilot of {cost.piloted} images may, at 95 % confidence, have missed up to {100 * share:.1f} % of all "
+            f"images; if each of them took {n:,} votes, the mean would be {worst:,.0f}"
         )
     elif options.rule != "fixed" and options.certify_images:
         lines.append(

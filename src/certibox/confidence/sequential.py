@@ -58,9 +58,9 @@ class EProcess:
     maximum n would give at the present share of successes. Radii are compared in units of sigma, as Gaussian noise has
     them."""
     futility: float | None = 0.05
-    """Level in (0, 1) of the upper Clopper–Pearson bound on p: sampling stops once the bound is below the share of
-    successes that the smallest open radius would need at the maximum n; None never stops so. Stopping can only cost
-    certificates, never make a false one."""
+    """Level in (0, 1) at which sampling gives up on an image: an upper Clopper–Pearson bound of this level on p is
+    below the share of votes that the smallest undecided radius would need at the maximum n. None never gives up.
+    Giving up can lose a certificate and never makes a false one."""
     growth: float = 1.1
     """Ratio of successive looks, at least 1.01."""
     all_in: float = 0.5

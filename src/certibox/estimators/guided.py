@@ -57,19 +57,22 @@ class Guided:
 
         ĝ = t g_s + Σ w u [D_u ℓ − t D_u ℓ_s],   u_1 ∥ g_s with w = 1, the others random and orthogonal to it
 
-    where D is the same finite difference of the loss and of the surrogate's guess, so stairs and curvature that the
-    surrogate knows cancel. `trust` t = 1 is a projection, w = 1: its squared error is that of g_s less what the
-    directions see of it, never more, and nothing at q = d. At t = 0 nothing is left of the guess but the direction that
-    it chose, and w = (d − 1)/(q − 1) makes the estimate unbiased; w goes linearly between. At q = 0 an image costs the
-    one answer that the surrogate learns from; the bias is the surrogate's, so `q="auto"` measures its cosine with the
-    truth every `probe_every` steps (`alignment`) and, from the third time on, where it is below `target`, buys the
-    directions that lift the expected cosine there, and trusts the guess by as much of its length as was measured to be
-    true.
+    where D_u ℓ is the finite difference of the loss along u, and D_u ℓ_s the same difference of the surrogate's loss.
+    Steps and curvature that the surrogate has learned cancel in the brackets.
 
-    With a jitter, the surrogate learns a box that answers in stairs or labels through its frequencies nearby; without
-    one, more votes pay only at a box that answers at random. A box of labels has no slope: there q is 0, and mu is of
-    no use. Sources: control variates with a learned prior, as in Meier et al. NeurIPS 2019 and Cheng et al. NeurIPS
-    2019.
+    - Trust t = 1: every weight w is 1, and the estimate is g_s with its error removed along the q directions. The
+      squared error is never above that of g_s, and is 0 at q = d.
+    - Trust t = 0: the surrogate only chooses the first direction, and w = (d − 1)/(q − 1) makes the estimate unbiased.
+    - Between, w is linear in t.
+    - q = 0: the estimate is g_s itself. An image costs one query, from whose answer the surrogate learns.
+    - q = "auto": every `probe_every` steps the cosine between g_s and the true gradient is measured (`alignment`).
+      From the third measurement on, where the cosine is below `target`, as many directions are bought as lift the
+      expected cosine to `target`, and t becomes the measured share of g_s that is true.
+
+    With a jitter the surrogate sees how often each answer occurs around a point, which gives a slope to a box that
+    answers in steps or with labels. Without a jitter, more votes pay only at a box with randomness of its own. A box
+    that tells labels alone has no finite differences: q is 0 there, and mu is not used. Sources: control variates with
+    a learned prior, as in Meier et al. NeurIPS 2019 and Cheng et al. NeurIPS 2019.
 
     Raises:
         InvalidInput: A value is out of its range, or the surrogate would learn from nothing.

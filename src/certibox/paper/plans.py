@@ -119,8 +119,8 @@ class Defense:
     """
 
     method: Method
-    """Method of the paper; `none` for the bare model (certification smooths it), `identity` for a defense that changes
-    nothing and answers noisy copies: the bare model of a reconstruction, smoothed."""
+    """Method of the paper. `none` is the bare model; certification smooths it. `identity` is the bare model that
+    reconstructs images: its answer is the mean of its answers to noisy copies."""
     sigma: float
     """Standard deviation of the noise, in pixels on [0, 1] or in the units of a measurement."""
     phases: tuple[Phase, ...] = ()

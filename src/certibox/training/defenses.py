@@ -67,8 +67,8 @@ def train(
 
     The targets of the stability term are the box's answers to the clean training images, asked once; an augmented
     image keeps the answer to its original. The best epoch is selected on the validation images, by noisy votes for the
-    target (by mean squared error for DS, without queries). The weights that training starts from are a candidate too,
-    so that training never ends below them on the validation images, and nothing else sees these images.
+    target (by mean squared error for DS, without queries). The weights that training starts from take part in the
+    selection, so that training never ends below them on the validation images. Nothing else sees these images.
 
     Args:
         client: Meter around the box, which counts every query. With a ledger, a resumed run pays for nothing twice.

@@ -273,10 +273,12 @@ class Objective:
         return made
 
     def _distill(self, guided: Guided, surrogate: Surrogate) -> None:
-        """Teach the surrogate before its gradient is first used: clean answers are paid for, others are bought.
+        """Teach the surrogate before its gradient is first used, with the answers to `guided.distill` new queries.
 
-        Every third batch of those bought, the first among them, is of noisy images, and the others are of what the
-        defense makes of such: all are of these for a surrogate of points.
+        A surrogate of images also learns from the answers to the clean training images, which the targets have paid
+        for. Its new queries are batches of two kinds: the first batch, and every third after it, holds noisy images;
+        all other batches hold noisy images as the defense decodes them. A surrogate of embeddings learns from the
+        embeddings of noisy images alone.
         """
         sees_images, batch = guided.surrogate == "image", self.settings.schedule.batch_size
         if sees_images:
