@@ -2,13 +2,14 @@
 
 python tools/check_release.py [--work FOLDER] [--extras NAME ...]
 
-Packages come from the index that pip is set to, in the versions of constraints.txt. A line says what was done; the first
-failure ends the check with status 1.
+Packages come from the index that pip is set to, in the versions of constraints.txt. A line says what was done; the
+first failure ends the check with status 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,8 @@ def run(program: Path, *arguments: object) -> str:
         arguments: Arguments of the call.
     """
     command = [str(program), *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # nothing from a source tree
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=alone).stdout
 
 
 if __name__ == "__main__":

@@ -357,7 +357,7 @@ def test_without_a_pilot_a_rule_is_counted_at_its_cap(capsys: pytest.CaptureFixt
     assert shown.groups() == (f"{mean:,.0f}", f"{error:,.0f}")
     share, worst = unseen(12, mean, CAP)
     assert f"a pilot of 12 images may, at 95 % confidence, have missed up to {100 * share:.1f} % of all images" in text
-    assert f"at 1,000 votes each, the mean would be {worst:,.0f}\n" in text
+    assert f"if each of them took 1,000 votes, the mean would be {worst:,.0f}\n" in text
 
 
 @pytest.mark.parametrize("piloted", [2, 20, 300])

@@ -1,4 +1,4 @@
-"""What a pilot of a few certificates says of the next ones: mean votes an image, and how many images it may have missed."""
+"""What a pilot says of the next certificates: mean votes an image, and the share of images it may have missed."""
 
 from __future__ import annotations
 
