@@ -77,7 +77,7 @@ class Size:
 
 
 FULL = Size((("loops", 0), ("loops", 2), ("loops", 8), ("matrices", 2)), 3.0, 3, 20, 8)
-TINY = Size((("loops", 0), ("loops", 1)), 0.3, 1, 1, 1)
+TINY = Size((("loops", 1),), 0.1, 1, 1, 0)
 
 
 @contextmanager

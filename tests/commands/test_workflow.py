@@ -9,6 +9,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from certibox.records.tsv import read_tsv
 from certibox.report import certified_accuracy
 from certibox.storage.files import read_json
 from certibox.storage.tensors import module_digest, read_tensors, tensors_digest, under
+from certibox.training.tracking import TRACKERS
 from command_line import AE, CLASSES, IMAGES, SIGMA, N, certify, timeless, totals, train, votes
 
 FEW = f"--limit 3 --num-classes {CLASSES}"
@@ -358,3 +360,23 @@ def test_a_model_file_may_bear_the_name_of_a_module_that_others_need(place: Path
     (place / "shlex.py").write_text("from box import logits\n")
     assert run(certify("shlex.py:logits")).status == 0
     assert sys.modules["shlex"] is shlex
+
+
+def test_training_sends_its_values_to_the_tracker_that_is_named(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    stand_in = SimpleNamespace(
+        start=lambda settings: told.append(settings["sigma"]),
+        log=lambda values, step: told.append(step),
+        close=lambda: told.append("closed"),
+    )
+    monkeypatch.setitem(TRACKERS, "mlflow", lambda run: told.append(run) or stand_in)
+    assert run(train(out="tracked", more="--tracker mlflow")).status == 0
+    steps = [json.loads(line)["step"] for line in Path("tracked/training/rows.jsonl").read_text().splitlines()]
+    assert told == ["tracked", SIGMA, *steps, "closed"]
+    assert not Path("tracked/training/tensorboard").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_the_work(refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "wandb is not installed" in refused(train(out="tracked", more="--tracker wandb"))
+    assert not Path("tracked").exists()

@@ -22,6 +22,7 @@ from certibox.training.methods import METHODS
 from certibox.training.schedules import Schedule, one_cycle
 from certibox.training.settings import TrainingSettings
 from certibox.training.surrogate import TRIED
+from certibox.training.tracking import tracker_named
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,11 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
     updates: int = option("guided: optimizer steps of the surrogate a step of training", 4, advanced=True)
     patience: int | None = option("stop after so many validations without a better score", None, advanced=True)
     fingerprint: bool = option("also ask 8 canary images, to recognise the box later", False)
+    tracker: Literal["mlflow", "wandb"] | None = option(
+        "where training sends its values; by default to TensorBoard's files in --out, where it is installed",
+        None,
+        advanced=True,
+    )
     seed: int = option("seed of every random draw", 0, least=0)
 
     def build_estimator(self) -> GradientEstimator:
@@ -173,6 +179,7 @@ def run_train(options: Train) -> None:
         options: Options of the command.
     """
     out, settings = folder(options.out), options.build_settings()
+    tracker = None if options.tracker is None else tracker_named(options.tracker, out.name)
     require_defense_place(folder(str(out / "defense")))
     images = options.images()
     require_ledger(out / LEDGER, out / "training" / "config.json", options.budget, "restore it, or give another out")
@@ -192,6 +199,7 @@ def run_train(options: Train) -> None:
             device=options.device or "cpu",
             out=out / "training",
             progress=progress,
+            tracker=tracker,
         )
     defense.save(out / "defense")
     for line in _outcome(out / "training" / "rows.jsonl", options.method, settings.estimator):

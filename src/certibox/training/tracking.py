@@ -138,7 +138,7 @@ class WandbTracker:
             self._run.finish()
 
 
-TRACKERS: Mapping[str, Callable[[str], Tracker]] = {
+TRACKERS: dict[str, Callable[[str], Tracker]] = {
     "mlflow": lambda run: MLflowTracker(run_name=run),
     "wandb": lambda run: WandbTracker("certibox", name=run),
 }
