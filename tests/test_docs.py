@@ -33,7 +33,7 @@ def test_the_tables_stand_where_they_are_promised() -> None:
 
 def test_the_demo_has_the_best_settings_of_its_tuning() -> None:
     best = max(Rows(TUNED).read(), key=lambda row: row["score"])
-    preset = ROOT / "src" / "certibox" / "presets" / "demo.yaml"
+    preset = ROOT / "src" / "certibox" / "commands" / "presets" / "demo.yaml"
     assert yaml.safe_load(preset.read_text(encoding="utf-8")) == best["settings"]
 
 

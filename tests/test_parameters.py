@@ -146,7 +146,7 @@ def test_every_public_parameter_has_a_line_of_its_own(place: str) -> None:
 def test_every_room_is_listed() -> None:
     """The command line has no names of its own for Python: its options are checked by its help."""
     there = {path.stem for path in (ROOT / "src" / "certibox").iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert there - {"__init__", "__pycache__", "presets", "cli", "commands"} == set(ROOMS)
+    assert there - {"__init__", "__pycache__", "cli", "commands"} == set(ROOMS)
 
 
 def documented(x: int, *rest: int, scale: float = 1.0) -> float:

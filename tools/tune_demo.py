@@ -4,7 +4,7 @@ Trains on the digits' training images and scores on the validation images alone;
 of a setting is the certified accuracy of row (c), ZO-AE-DS by Guided, on validation images, averaged over the radii
 that the demo decides (sigma / 2, sigma, 2 sigma). Rows are appended to tools/results/tune_demo.jsonl as they are
 measured, and a setting that has a row is not measured again; the best row's settings are what
-`src/certibox/presets/demo.yaml` holds.
+`src/certibox/commands/presets/demo.yaml` holds.
 
     python tools/tune_demo.py [--images 100] [--tiny]
 """

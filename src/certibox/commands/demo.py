@@ -91,7 +91,7 @@ class Settings:
 def settings(quick: bool = False) -> Settings:
     """The settings of `presets/demo.yaml`, with those of `presets/demo-quick.yaml` over them for a quick run."""
     presets = ("demo.yaml", "demo-quick.yaml") if quick else ("demo.yaml",)
-    texts = [(files("certibox") / "presets" / name).read_text(encoding="utf-8") for name in presets]
+    texts = [(files("certibox.commands") / "presets" / name).read_text(encoding="utf-8") for name in presets]
     return Settings(**{key: value for text in texts for key, value in yaml.safe_load(text).items()})
 
 
@@ -246,11 +246,12 @@ def _defended(
     denoised = train_denoiser(s, client, shown, validation, seed)
     defense = train_queries(s, client, shown, validation, guided(s), autoencoder, seed, out / "training")
     defense.save(out / "defense")
-    places = ("baselines/bare", "baselines/free-denoiser", ".")
-    bases, trained = (client, denoised.outputs, defense.outputs), client.spent.get("train ZO-AE-DS (Guided)", 0)
-    spent = (0, 0, trained)
-    names = [f"{letter} {name}" for letter, name in STAGES.items()]
-    return defense, [Row(*parts) for parts in zip(names, places, bases, spent, strict=True)]
+    rows = [
+        Row(f"(a) {STAGES['(a)']}", "baselines/bare", client),
+        Row(f"(b) {STAGES['(b)']}", "baselines/free-denoiser", denoised.outputs),
+        Row(f"(c) {STAGES['(c)']}", ".", defense.outputs, client.spent.get("train ZO-AE-DS (Guided)", 0)),
+    ]
+    return defense, rows
 
 
 def _certified(s: Settings, client: QueryClient, row: Row, test: Images, seed: int, out: Path) -> report.Run:
@@ -298,7 +299,7 @@ def clean(alone: float, runs: list[report.Run]) -> str:
         alone: Share of the digits that the box gets right when it is asked once, without noise.
         runs: Rows of the table, certified on the same digits.
     """
-    shares = [clean_accuracy(run.rows) or 0.0 for run in runs]
+    shares = [share for run in runs if (share := clean_accuracy(run.rows)) is not None]
     votes = ", ".join(f"{letter} {share:.1%}" for letter, share in zip(STAGES, shares, strict=True))
     change = f"(c) changes it by {100 * (shares[-1] - alone):+.1f} points"
     return f"clean accuracy: {alone:.1%} for the box asked once without noise; by most votes {votes}; {change}"
