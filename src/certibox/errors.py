@@ -19,7 +19,8 @@ CertiboxError                 what came, what was wanted, what to do; `exit_stat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 NEAR = 0.7  # similarity from which a name passes for a slip of another: a letter too many, too few or another
 
@@ -165,6 +166,23 @@ def described(error: BaseException) -> str:
     """
     text = one_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def translated(kind: type[CertiboxError], what: str, advice: str = "") -> Iterator[None]:
+    """Raise as one of our errors whatever another library raises inside the block; our own errors pass.
+
+    Args:
+        kind: Class of the error to raise.
+        what: Text of what could not be done; the type and the text of the other error follow it.
+        advice: Text at the end.
+    """
+    try:
+        yield
+    except CertiboxError:
+        raise
+    except Exception as error:  # network, access, a builder of data: no common base
+        raise kind(f"{what}: {described(error)}{advice}") from error
 
 
 def one_line(text: object, most: int = 300) -> str:

@@ -11,9 +11,10 @@ import pytest
 import certibox as cb
 from certibox import report
 from certibox.blackbox import as_blackbox
+from certibox.certification.sampling import ALPHA
 from certibox.cli import main
 from certibox.commands import demo
-from certibox.commands.options import ALPHA, RuleOptions
+from certibox.commands.options import RuleOptions
 from certibox.queries.ledger import Ledger
 from certibox.records.certificates import read_rows
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import pytest
 import yaml
@@ -11,25 +10,7 @@ import yaml
 from certibox.errors import InvalidInput
 from certibox.report import Run
 from certibox.report.boards import export
-
-
-@dataclass(frozen=True)
-class Voted:
-    idx: int
-    label: int | None
-    predict: int | None
-    radius: float
-    counts: tuple[int, ...] = (9, 1)
-    queries: int = 110
-    sigma: float = 0.25
-    alpha: float = 0.001
-    decided: tuple[float, ...] | None = None
-    seconds: float = 1.0
-
-    @property
-    def correct(self) -> bool | None:
-        return None if self.label is None else self.predict == self.label
-
+from outcomes import Voted
 
 ROWS = [Voted(0, 0, 0, 0.5), Voted(1, 0, 0, 0.2, queries=210), Voted(2, 1, None, 0.0), Voted(3, 1, 0, 0.5)]
 BETTER = [Voted(i, 0, 0, 0.6, decided=(0.25,)) for i in range(4)]

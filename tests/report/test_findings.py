@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +24,7 @@ from certibox.report.findings import (
 )
 from certibox.report.numbers import certified_accuracy, certified_accuracy_interval
 from certibox.report.pictures import _draw_points
-
-
-@dataclass(frozen=True)
-class Voted:
-    """An outcome with votes, and with the radii that a stopping rule decided."""
-
-    idx: int
-    label: int | None
-    predict: int | None
-    radius: float
-    counts: tuple[int, ...] = (0, 0)
-    decided: tuple[float, ...] | None = None
-    file: str | None = None
-    seconds: float = 1.0
-
-    @property
-    def correct(self) -> bool | None:
-        return None if self.label is None else self.predict == self.label
-
+from outcomes import Voted
 
 ROWS = [
     Voted(0, 1, 1, 0.25, (3, 9)),  # right

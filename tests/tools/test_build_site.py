@@ -16,7 +16,7 @@ import build_site
 import certibox
 from places import ROOT
 
-NAMES = set(dir(certibox)) & set(vars(certibox)["__all__"])
+NAMES = set(vars(certibox)["__all__"])
 
 
 class Settings(yaml.SafeLoader):

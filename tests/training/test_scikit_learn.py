@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import certibox as cb
+from certibox.commands.certifying import Certify, Predict
+from certibox.commands.options import RuleOptions, ScheduleOptions
+from certibox.commands.training import Train
 from certibox.errors import BudgetExceeded, InvalidImages, InvalidInput
 
 SHAPE = (1, 4, 4)
@@ -82,6 +86,18 @@ def test_fitting_changes_nothing_of_the_estimator() -> None:
     tiny(model).fit(pictures(20)[0])
     assert before.keys() == vars(model).keys()
     assert all(np.array_equal(value, vars(model)[name]) for name, value in before.items())
+
+
+def test_defaults_are_those_of_the_commands() -> None:
+    ours = cb.CertifiedClassifier(fitted_model(), sigma=0.25).get_params(deep=False)
+    theirs = {field.name: field.default for command in (Certify, Train) for field in fields(command)}
+    for name in ("method", "epochs", "autoencoder_epochs", "d_z", "denoiser", "alpha", "radii"):
+        assert ours[name] == theirs[name], name
+    n0, n = RuleOptions().sample_sizes()
+    usual = {"n0": n0, "n": n, "denoise_epochs": ScheduleOptions().usual_denoise_epochs}
+    usual |= {"lr": ScheduleOptions().build_schedule().phases[-1].lr}
+    usual |= {"n_predict": next(field.default for field in fields(Predict) if field.name == "n")}
+    assert {name: ours[name] for name in usual} == usual
 
 
 def test_what_is_fitted_certifies_as_the_functions_do() -> None:

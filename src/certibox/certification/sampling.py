@@ -13,6 +13,12 @@ from certibox.confidence.gaussian import NoiseLaw
 from certibox.confidence.stopping import StoppingRule, asked, due
 from certibox.errors import InvalidInput
 
+# What the command line and `CertifiedClassifier` do unless told otherwise; studies/sequential_certification.py has the
+# figures. Functions have no such defaults.
+GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
+FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
+ALPHA = 0.001
+
 
 @final
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from certibox import certification, report
 from certibox.certification.certificate import out_of_reach
-from certibox.certification.sampling import Sampling
+from certibox.certification.sampling import ALPHA, Sampling
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.commands import process
 from certibox.commands.boxes import LEDGER, BoxOptions, require_ledger
 from certibox.commands.fields import Needs, option
 from certibox.commands.lines import tell
 from certibox.commands.models import defense_folder
-from certibox.commands.options import ALPHA, MOST_IMAGES, MOST_VOTES, DataOptions, RuleOptions, folder
+from certibox.commands.options import MOST_IMAGES, MOST_VOTES, DataOptions, RuleOptions, folder
 from certibox.commands.printing import OUT, spent
 from certibox.commands.progress import bar
 from certibox.confidence.gaussian import Gaussian

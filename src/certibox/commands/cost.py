@@ -8,16 +8,17 @@ from typing import ClassVar, Literal
 from rich.table import Table
 
 from certibox.certification.pilot import unseen
+from certibox.certification.sampling import ALPHA, SEQUENTIAL
 from certibox.certification.stored import read
 from certibox.commands.fields import Needs, option, require_range
-from certibox.commands.options import ALPHA, LONGEST_TRAINING, MOST_IMAGES, SEQUENTIAL, EstimatorOptions, RuleOptions
+from certibox.commands.options import LONGEST_TRAINING, MOST_IMAGES, EstimatorOptions, RuleOptions
 from certibox.commands.printing import OUT
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided
 from certibox.planning import Cost, most_corrections, plan, skips_dead, stepped, wants_dimension
 from certibox.records.places import rows_in
 from certibox.training.methods import METHODS
-from certibox.training.schedules import one_cycle
+from certibox.training.schedules import EPOCHS, one_cycle
 
 TYPICAL = {"e-process": 2274.3, "alpha-spending": 2715.9}
 """Votes an image, n0 included, of a rule that decides `certify`'s radii at its n and alpha: the larger of the means of
@@ -66,7 +67,7 @@ class QueryCost(EstimatorOptions, RuleOptions):
         "logits",
     )
     train_images: int = option("unlabelled images to train on, validation included", 0, least=0)
-    epochs: int = option("epochs on the full objective", 20, least=0, most=LONGEST_TRAINING)
+    epochs: int = option("epochs on the full objective", EPOCHS, least=0, most=LONGEST_TRAINING)
     train_batch_size: int = option("images a step; a last step of one image is dropped", 64, least=2, most=MOST_IMAGES)
     validation: float = option("share of them held out for selection", 0.1)
     validation_votes: int = option("noisy votes on each held-out image and validation", 4)

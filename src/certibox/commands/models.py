@@ -14,7 +14,7 @@ from certibox.commands.loading import load_module, unchanged
 from certibox.defense.autoencoders import load_autoencoder
 from certibox.defense.hub import TENSORS, is_address, pull
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, described, one_of
-from certibox.networks import AUTOENCODERS, Autoencoder, fitting_autoencoder, suitable_autoencoder
+from certibox.networks import AUTOENCODERS, Autoencoder, suitable_autoencoder
 from certibox.networks.autoencoder import Latent
 
 _WANTED = "file.py:function, package.module:function, model.onnx or model.tflite"
@@ -40,18 +40,14 @@ def untrained_autoencoder(
     name: str, image_shape: tuple[int, int, int], d_z: int | None, seed: int, latent: Latent = "relu"
 ) -> Autoencoder:
     """An autoencoder by name; `suitable` is one of d_z dimensions where d_z is given, else the paper's for the size."""
+    if name == "suitable":
+        return suitable_autoencoder(image_shape, latent, d_z, seed=seed)
+    if name not in AUTOENCODERS:
+        known = ("suitable", *AUTOENCODERS)
+        raise InvalidInput(f"autoencoder is {name!r}; wanted the directory of a saved one, or {one_of(name, known)}")
+    if d_z is not None:
+        raise InvalidInput(f"d_z is {d_z}, but {name} has its own; wanted --d-z or --autoencoder by name, not both")
     with seeds.initialisation(seed, "autoencoder"):
-        if name == "suitable":
-            if d_z is None:
-                return suitable_autoencoder(image_shape, latent)
-            return fitting_autoencoder(image_shape, d_z, latent=latent)
-        if name not in AUTOENCODERS:
-            known = ("suitable", *AUTOENCODERS)
-            raise InvalidInput(
-                f"autoencoder is {name!r}; wanted the directory of a saved one, or {one_of(name, known)}"
-            )
-        if d_z is not None:
-            raise InvalidInput(f"d_z is {d_z}, but {name} has its own; wanted --d-z or --autoencoder by name, not both")
         return AUTOENCODERS[name](latent=latent)
 
 

@@ -12,20 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from certibox.certification.sampling import FIXED, GRID, SEQUENTIAL
 from certibox.commands.fields import Needs, option
 from certibox.confidence.sequential import RULES, Rule
 from certibox.data import Images, load_images
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, build_estimator
 from certibox.training.methods import METHODS
-from certibox.training.schedules import Schedule, one_cycle, paper_finetune, paper_scratch
+from certibox.training.schedules import (
+    DENOISE_EPOCHS,
+    EPOCHS,
+    Schedule,
+    one_cycle,
+    paper_finetune,
+    paper_scratch,
+)
 
-# What `certify` does unless told otherwise; studies/sequential_certification.py has the figures.
-GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
-FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
-ALPHA = 0.001
 ARRAYS = (".npz", ".npy")  # data without columns
-DENOISE_EPOCHS = 20  # free, so they come first: docs/measurements/query-efficiency.md
 LONGEST_TRAINING = 1_000_000  # epochs
 MOST_IMAGES = 10**6  # at a time
 MOST_VOTES = 10**9  # of an image: at a million a second, a quarter of an hour
@@ -208,7 +211,7 @@ class ScheduleOptions:
     schedule: Literal["one-cycle", "paper-scratch", "paper-finetune"] = option(
         "one-cycle, or a schedule of the paper", "one-cycle"
     )
-    epochs: int = option("epochs of one-cycle on the full objective", 20, least=0, most=LONGEST_TRAINING)
+    epochs: int = option("epochs of one-cycle on the full objective", EPOCHS, least=0, most=LONGEST_TRAINING)
     denoise_epochs: int | None = option(
         f"epochs of one-cycle on denoising alone, before those; they cost no query, so by default {DENOISE_EPOCHS} "
         "where the method has a denoiser",

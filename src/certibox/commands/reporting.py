@@ -19,7 +19,7 @@ from certibox.records.certificates import CertificateRow, read_rows
 from certibox.records.checks import Outcome
 from certibox.records.places import rows_in
 from certibox.records.tsv import is_published, read_tsv, write_tsv
-from certibox.report.boards import FILES, export
+from certibox.report.boards import BOARDS, export
 from certibox.report.findings import comparisons
 from certibox.report.numbers import checked_radii
 from certibox.report.tables import plain
@@ -105,7 +105,7 @@ def run_report(options: Report) -> None:
     places = named(options.files)
     tsvs = tsv_places(out, places)
     report.require_report_place(out)
-    board = None if options.export is None else out / FILES[options.export]
+    board = None if options.export is None else out / BOARDS[options.export].file
     if board is not None:
         require_place(board)
     validating = [rows_in(file) for file in options.validation or ()]
@@ -129,8 +129,8 @@ def run_report(options: Report) -> None:
     for note in [*(pair.line for pair in compared), *apart, *notes]:
         OUT.print(plain(note), markup=False)
     OUT.print(f"saved {plain(str(page))}", markup=False)
-    if board is not None:
-        write_text_atomic(board, export(runs, radii, board.stem, options.dataset))
+    if options.export is not None and board is not None:
+        write_text_atomic(board, export(runs, radii, options.export, options.dataset))
         OUT.print(f"saved {plain(str(board))}", markup=False)
 
 

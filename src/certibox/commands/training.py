@@ -19,7 +19,7 @@ from certibox.estimators import GradientEstimator, Guided
 from certibox.networks import Autoencoder
 from certibox.training.defenses import train
 from certibox.training.methods import METHODS
-from certibox.training.schedules import Schedule, one_cycle
+from certibox.training.schedules import AUTOENCODER_EPOCHS, AUTOENCODER_RATE, Schedule, one_cycle
 from certibox.training.settings import TrainingSettings
 from certibox.training.surrogate import TRIED
 from certibox.training.tracking import tracker_named
@@ -103,7 +103,10 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
         advanced=True,
     )
     autoencoder_epochs: int = option(
-        "epochs of the autoencoder's query-free pre-training on clean images", 50, least=0, most=LONGEST_TRAINING
+        "epochs of the autoencoder's query-free pre-training on clean images",
+        AUTOENCODER_EPOCHS,
+        least=0,
+        most=LONGEST_TRAINING,
     )
     targets: Literal["hard", "soft"] = option(
         "compare with the box's label, or with its probabilities", "hard", advanced=True
@@ -169,7 +172,7 @@ class Train(BoxOptions, DataOptions, EstimatorOptions, ScheduleOptions):
                 raise InvalidInput(f"{text}; wanted one without the other")
             return saved, None
         untrained = untrained_autoencoder(self.autoencoder, image_shape, self.d_z, self.seed, self.latent)
-        return untrained, one_cycle(self.autoencoder_epochs, 3e-3, self.train_batch_size)
+        return untrained, one_cycle(self.autoencoder_epochs, AUTOENCODER_RATE, self.train_batch_size)
 
 
 def run_train(options: Train) -> None:

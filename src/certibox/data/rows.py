@@ -21,7 +21,7 @@ from certibox.data.asked import Asked, pick
 from certibox.data.decoding import Pile, pixels_of, pixels_of_item, read_image, reading
 from certibox.data.images import Images
 from certibox.data.labels import encode, image_column, label_column
-from certibox.errors import CertiboxError, InvalidImages, InvalidInput, UnreadableFile, described, did_you_mean
+from certibox.errors import InvalidImages, InvalidInput, UnreadableFile, did_you_mean, translated
 
 _AT_ONCE = 256  # rows of a parquet file
 _NO_ROWS = "BatchSize must be greater than 0"  # in words of pyarrow, which is asked for as many rows as a group has
@@ -98,14 +98,8 @@ def _configurations(datasets: ModuleType, path: str) -> list[str]:
 def hub_rows(name: str, asked: Asked) -> Table:
     """One split of a data set of the Hugging Face Hub."""
     datasets = _import_datasets(f"{name} (no local path; a Hub name)")
-    try:
+    with translated(InvalidInput, f"{name!r} is neither a local path nor readable from the Hugging Face Hub"):
         splits = _configured(datasets, name, asked)
-    except CertiboxError:
-        raise
-    except Exception as error:  # network, access, builder: no common base
-        raise InvalidInput(
-            f"{name!r} is neither a local path nor readable from the Hugging Face Hub: {described(error)}"
-        ) from error
     config = datasets.config
     caches = (config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
     rows = pick(splits, asked.split, name)

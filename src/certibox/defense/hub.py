@@ -1,4 +1,5 @@
-"""Defenses on the Hugging Face Hub: uploaded with a model card made of their facts, and downloaded by name."""
+"""The files of a saved defense, and defenses on the Hugging Face Hub: uploaded with a model card made of their facts,
+and downloaded by name."""
 
 from __future__ import annotations
 
@@ -8,21 +9,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, described, masked
+from certibox.errors import InvalidInput, UnreadableFile, masked, translated
 from certibox.storage.files import write_json_atomic
-from certibox.storage.tensors import read_tensors, write_tensors
+from certibox.storage.tensors import Tensors, write_tensors
 
 TENSORS, FACTS = "defense.safetensors", "defense.json"  # files of a saved defense
 HUB = "hf://"  # what an address on the hub begins with: hf://owner/name, hf://owner/name@revision
 CARD = "README.md"
+_ADVICE = "; check name, token and network"
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
-def push(directory: Path, repo_id: str, api: Any = None, private: bool | None = None, **more: Any) -> str:
-    """Upload a saved defense with its card; the address of its commit. Digests of training images stay at home.
+def write_files(directory: Path, tensors: Tensors, facts: Mapping[str, Any]) -> None:
+    """Write the files of a saved defense.
 
     Args:
-        directory: Directory that `Defense.save` wrote.
+        directory: Directory of the files.
+        tensors: Tensors by name.
+        facts: Facts, plain values by name.
+    """
+    write_tensors(directory / TENSORS, tensors, dict(facts))
+    write_json_atomic(directory / FACTS, dict(facts))
+
+
+def push(
+    tensors: Tensors,
+    facts: Mapping[str, Any],
+    repo_id: str,
+    api: Any = None,
+    private: bool | None = None,
+    **more: Any,
+) -> str:
+    """Upload a defense with its card; the address of its commit. Digests of training images stay at home.
+
+    Args:
+        tensors: Tensors of the defense by name.
+        facts: Facts of the defense, as they are saved.
         repo_id: Name of the repository, as owner/name; it is made where there is none.
         api: Client of the hub, a `huggingface_hub.HfApi`; by default one with the user's own token.
         private: Whether a new repository is private; None for the owner's default.
@@ -35,22 +57,13 @@ def push(directory: Path, repo_id: str, api: Any = None, private: bool | None = 
         raise InvalidInput(f"repo_id is {repo_id!r}; wanted owner/name")
     api = api if api is not None else _library().HfApi()
     with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder)
-        tensors, facts = read_tensors(directory / TENSORS)
-        facts = published(facts)
-        write_tensors(files / TENSORS, {name: t for name, t in tensors.items() if name != "trained_on"}, facts)
-        write_json_atomic(files / FACTS, facts)
-        (files / CARD).write_text(card(facts, repo_id), encoding="utf-8")
-        try:
+        shown = published(facts)
+        write_files(Path(folder), {name: t for name, t in tensors.items() if name != "trained_on"}, shown)
+        (Path(folder) / CARD).write_text(card(shown, repo_id), encoding="utf-8")
+        with translated(InvalidInput, f"{repo_id} was not uploaded", _ADVICE):
             api.create_repo(repo_id, exist_ok=True, private=private)
             more.setdefault("commit_message", "A defense of certibox")
-            done = api.upload_folder(repo_id=repo_id, folder_path=str(files), **more)
-        except CertiboxError:
-            raise
-        except Exception as error:  # network, access, quota: no common base
-            raise InvalidInput(
-                f"{repo_id} was not uploaded: {described(error)}; check name, token and network"
-            ) from error
+            done = api.upload_folder(repo_id=repo_id, folder_path=folder, **more)
     return str(getattr(done, "commit_url", done))
 
 
@@ -70,14 +83,8 @@ def pull(address: str, download: Any = None) -> Path:
             f"{masked(address)} is no address on the hub; wanted hf://owner/name or hf://owner/name@revision"
         )
     download = download if download is not None else _library().snapshot_download
-    try:
+    with translated(UnreadableFile, f"{address} cannot be downloaded", _ADVICE):
         return Path(download(found[1], revision=found[2], allow_patterns=[TENSORS, FACTS]))
-    except CertiboxError:
-        raise
-    except Exception as error:  # network, access, name: no common base
-        raise UnreadableFile(
-            f"{address} cannot be downloaded: {described(error)}; check name, token and network"
-        ) from error
 
 
 def is_address(directory: object) -> bool:

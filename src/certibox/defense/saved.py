@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,7 +17,7 @@ from certibox import networks
 from certibox.blackbox.pace import Pace
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.data.pixels import as_images
-from certibox.defense.hub import FACTS, TENSORS, is_address, pull, push
+from certibox.defense.hub import FACTS, TENSORS, is_address, pull, push, write_files
 from certibox.defense.pipeline import RobustPipeline
 from certibox.errors import InvalidImages, InvalidInput, Notice, UnreadableFile
 from certibox.networks import Autoencoder
@@ -26,10 +25,10 @@ from certibox.networks.devices import usable_device
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
 from certibox.seeds.switches import settled
-from certibox.storage.files import require_place, write_json_atomic
+from certibox.storage.files import require_place
 from certibox.storage.settings import require_same
 from certibox.storage.strict import is_json
-from certibox.storage.tensors import is_tensors, load_module, module_digest, read_tensors, under, write_tensors
+from certibox.storage.tensors import Tensors, is_tensors, load_module, module_digest, read_tensors, under
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,21 +183,8 @@ class Defense:
             The directory.
         """
         directory = Path(directory)
-        modules = {name: getattr(module, "spec", None) for name, module in self._modules()}
-        facts = {
-            "method": self.method,
-            "sigma": self.sigma,
-            "image_shape": list(self.image_shape),
-            "num_classes": self.num_classes,
-            "modules": modules,
-            "box": self.client.spec.provenance(),
-            "fingerprint": self.fingerprint.as_dict() if self.fingerprint else None,
-            "training": self.facts,
-        }
         directory.mkdir(parents=True, exist_ok=True)
-        known = {} if self.trained_on is None else {"trained_on": self.trained_on}
-        write_tensors(directory / TENSORS, self.pipeline.state_dict() | known, facts)
-        write_json_atomic(directory / FACTS, facts)
+        write_files(directory, *self._content())
         return directory
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, api: Any = None, **more: Any) -> str:
@@ -215,8 +201,22 @@ class Defense:
         Raises:
             InvalidInput: The name is none, huggingface_hub is not installed, or the hub refuses.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            return push(self.save(folder), repo_id, api, private, **more)
+        return push(*self._content(), repo_id, api, private, **more)
+
+    def _content(self) -> tuple[Tensors, dict[str, Any]]:
+        """The tensors and facts that are saved."""
+        facts = {
+            "method": self.method,
+            "sigma": self.sigma,
+            "image_shape": list(self.image_shape),
+            "num_classes": self.num_classes,
+            "modules": {name: getattr(module, "spec", None) for name, module in self._modules()},
+            "box": self.client.spec.provenance(),
+            "fingerprint": self.fingerprint.as_dict() if self.fingerprint else None,
+            "training": self.facts,
+        }
+        known = {} if self.trained_on is None else {"trained_on": self.trained_on}
+        return self.pipeline.state_dict() | known, facts
 
     def _checked(self, x: Tensor | np.ndarray) -> Tensor:
         """Images (n, c, h, w) of the shape that the defense was trained on, or `InvalidImages`."""

@@ -203,7 +203,9 @@ def fitting_autoencoder(
     return autoencoder
 
 
-def suitable_autoencoder(image_shape: ImageShape, latent: Latent = "relu") -> Autoencoder:
+def suitable_autoencoder(
+    image_shape: ImageShape, latent: Latent = "relu", d_z: int | None = None, *, seed: int | None = None
+) -> Autoencoder:
     """The paper's autoencoder for images of this shape, else a fitting one with d_z = half of the pixels, at most 192.
 
     3x32x32: AE-192. 3x96x96: AE-576. 1x28x28: MNIST's. 3x224x224: AE-1152.
@@ -211,12 +213,17 @@ def suitable_autoencoder(image_shape: ImageShape, latent: Latent = "relu") -> Au
     Args:
         image_shape: Shape (c, h, w) of an image.
         latent: End of the encoder: relu, leaky or linear, see `paper_autoencoder`.
+        d_z: Number of coordinates of the embedding, for a fitting one of that size whatever the shape.
+        seed: Seed of the weights, as in `fitting_autoencoder`.
     """
     names = ("ae-192", "ae-576", "ae-mnist", "ae-1152")
     name = next((name for name in names if PAPER_AUTOENCODERS[name][0] == tuple(image_shape)), None)
-    if name:
-        return paper_autoencoder(name, latent)
-    return fitting_autoencoder(image_shape, min(math.prod(image_shape) // 2, 192), latent=latent)
+    with seeds.initialisation(values.seed(seed), "autoencoder") if seed is not None else nullcontext():
+        if name and d_z is None:
+            return paper_autoencoder(name, latent)
+        return fitting_autoencoder(
+            image_shape, min(math.prod(image_shape) // 2, 192) if d_z is None else d_z, latent=latent
+        )
 
 
 def _stated(latent: Latent) -> dict[str, str]:

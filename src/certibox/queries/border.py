@@ -24,13 +24,8 @@ from certibox.errors import (
 )
 
 FAR = 16.0  # a pixel beyond it is in another unit, unless noise put it there: then others are as far below
-_COPYING = (
-    FunctionBox,
-    OnnxBox,
-    SklearnBox,
-    TfliteBox,
-    TorchBox,
-)  # adapters that copy images and answers
+# Adapters that copy both images and answers themselves.
+_COPYING = (FunctionBox, OnnxBox, SklearnBox, TfliteBox, TorchBox)
 _KEPT = (KeyboardInterrupt, BlackBoxError, BudgetExceeded, NotDifferentiable)  # errors that say all by themselves
 
 

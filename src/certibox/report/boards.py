@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import yaml
 from numpy.typing import ArrayLike
 
 from certibox.errors import InvalidInput, one_of
 from certibox.report.findings import clean_accuracy, decided_radii
-from certibox.report.numbers import Run, certified_accuracy, checked_radii
+from certibox.report.numbers import Run, certified_accuracy, checked_radii, mean_samples
 
-FILES = {"robustbench": "robustbench.json", "sok": "sok.yml"}  # of the boards
 UNKNOWN = ""  # what certificates do not know stays empty, for its author to fill in
 
 
@@ -40,7 +41,7 @@ def export(runs: Sequence[Run], radii: ArrayLike, board: str, dataset: str = UNK
     for run in runs:
         if any(row.label is None for row in run.rows):
             raise InvalidInput(f"{run.name} has rows without labels; a board wants certified accuracy")
-    return BOARDS[board](runs, checked_radii(radii).tolist(), dataset)
+    return BOARDS[board].text(runs, checked_radii(radii).tolist(), dataset)
 
 
 def robustbench(runs: Sequence[Run], radii: Sequence[float], dataset: str) -> str:
@@ -53,7 +54,7 @@ def robustbench(runs: Sequence[Run], radii: Sequence[float], dataset: str) -> st
     """
     entries = []
     for run in runs:
-        clean = clean_accuracy(run.rows)
+        clean, votes = clean_accuracy(run.rows), mean_samples(run.rows)
         for radius, share in zip(radii, certified_accuracy(run.rows, radii), strict=True):
             entries.append(
                 {
@@ -61,7 +62,7 @@ def robustbench(runs: Sequence[Run], radii: Sequence[float], dataset: str) -> st
                     "name": run.name,
                     "authors": UNKNOWN,
                     "additional_data": None,
-                    "number_forward_passes": _votes(run),
+                    "number_forward_passes": None if votes is None else round(votes),
                     "dataset": dataset,
                     "venue": UNKNOWN,
                     "architecture": UNKNOWN,
@@ -103,15 +104,19 @@ def sok(runs: Sequence[Run], radii: Sequence[float], dataset: str) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)
 
 
-BOARDS: Mapping[str, Callable[[Sequence[Run], Sequence[float], str], str]] = {"robustbench": robustbench, "sok": sok}
-"""Boards by name: from runs, radii and a data set to the text of a file."""
+@final
+@dataclass(frozen=True)
+class Board:
+    """A public board."""
+
+    file: str
+    """Name of the file that it takes."""
+    text: Callable[[Sequence[Run], Sequence[float], str], str]
+    """Function from runs, radii and the name of a data set to the text of the file."""
 
 
-def _votes(run: Run) -> int | None:
-    """The mean number of votes of an image; None where rows do not tell."""
-    votes = [getattr(row, "queries", None) for row in run.rows]
-    known = [count for count in votes if count is not None]
-    return round(sum(known) / len(known)) if known and len(known) == len(votes) else None
+BOARDS: Mapping[str, Board] = {"robustbench": Board("robustbench.json", robustbench), "sok": Board("sok.yml", sok)}
+"""Boards by name."""
 
 
 def _comment(run: Run, radius: float) -> str:

@@ -256,15 +256,19 @@ def _summary(run: Run, radii: ArrayLike, measure: Measure) -> dict[str, Any]:
         "interval": intervals(reach, radii).tolist(),
         "abstention_rate": abstention_rate(run.rows),
         "average_certified_radius": average_certified_radius(run.rows) if measure is _ACCURACY else None,
-        "samples_per_image": _mean_samples(run.rows),
+        "samples_per_image": mean_samples(run.rows),
         "training_queries": _spent_on("train", run),
         "certification_queries": _certification_queries(run),
         "queries": dict(run.queries),
     }
 
 
-def _mean_samples(rows: Sequence[Outcome]) -> float | None:
-    """Mean votes an image, selection included; None where unknown (published rows do not tell)."""
+def mean_samples(rows: Sequence[Outcome]) -> float | None:
+    """Mean votes an image, selection included; None where unknown (published rows do not tell).
+
+    Args:
+        rows: Certified images of one run.
+    """
     drawn = [getattr(row, "queries", None) for row in rows]
     known = [n for n in drawn if n is not None]
     return float(np.mean(known)) if len(known) == len(drawn) else None

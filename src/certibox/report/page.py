@@ -132,9 +132,8 @@ def write_report(
     require_report_place(directory)
     curve = plot_ca_curves(runs, directory / CURVE)
     name = measure_of(runs).name.capitalize()
-    table, drawn = cells(runs, radii), [_CURVES, _POINTS]
-    undecided = [decided_radii(run.rows) is None for run in runs]
-    drawn = [words for words, held in zip(drawn, (any(undecided), not all(undecided)), strict=True) if held]
+    table = cells(runs, radii)
+    drawn = dict.fromkeys(_CURVES if decided_radii(run.rows) is None else _POINTS for run in runs)
     sections = [
         f"<h1>{_text(title)}</h1>",
         f"<h2>Result: {name.lower()}</h2>" + _table_html(table) + _small(_INTERVALS),

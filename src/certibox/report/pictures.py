@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,17 +52,18 @@ def plot_ca_curves(
     measure = measure_of(runs)
     figure = _figure(7.0, 4.2)
     axes = figure.add_subplot()
-    points = [run.name for run in runs if decided_radii(run.rows) is not None]
-    handles = []
-    for run, (colour, line) in zip(runs, _styles(runs, dashed), strict=True):
+    asked = [decided_radii(run.rows) for run in runs]
+    handles, points = [], sum(radii is not None for radii in asked)
+    places = itertools.count()  # of the runs with points, side by side
+    for run, radii, (colour, line) in zip(runs, asked, _styles(runs, dashed), strict=True):
         reach = measure.reach(run.rows)
-        if (decided := decided_radii(run.rows)) is None:
+        if radii is None:
             _draw_curve(axes, reach, colour, line, bands)
             handles.append(axes.get_lines()[-1])
         else:
-            place = points.index(run.name)
-            aside = _ASIDE * (place - (len(points) - 1) / 2) * max(decided, default=0.0)
-            handles.append(_draw_points(axes, reach, np.array(decided), aside, colour, _MARKERS[place % len(_MARKERS)]))
+            place = next(places)
+            aside = _ASIDE * (place - (points - 1) / 2) * max(radii, default=0.0)
+            handles.append(_draw_points(axes, reach, np.array(radii), aside, colour, _MARKERS[place % len(_MARKERS)]))
     axes.set(xlim=(0, None), ylim=(0, 1), xlabel="l2 radius (pixels in [0, 1])", ylabel=measure.name)
     if points:
         axes.margins(x=0.08)

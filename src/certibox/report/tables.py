@@ -38,14 +38,12 @@ def cells(runs: Sequence[Run], radii: ArrayLike) -> list[list[str]]:
     header = ["run", "images", *(f"{symbol}({r:g}) %" for r in summaries[0]["radii"])]
     sampled, trained = _sequential(runs), _trained(summaries)
     clean = [clean_accuracy(run.rows) for run in runs]
-    header += ["abstain %", "ACR", *(["clean %"] if any(share is not None for share in clean) else [])]
-    header += ["samples an image"] if sampled else []
+    voted = any(share is not None for share in clean)
+    header += ["abstain %", "ACR", *(["clean %"] if voted else []), *(["samples an image"] if sampled else [])]
     header += [*(["training queries"] if trained else []), "certification queries"]
-    if "clean %" not in header:
-        return [header, *(_summary_cells(summary, sampled, trained) for summary in summaries)]
-    shown = [UNKNOWN if share is None else f"{100 * share:.1f}" for share in clean]
+    shown = [[UNKNOWN if share is None else f"{100 * share:.1f}"] if voted else [] for share in clean]
     pairs = zip(summaries, shown, strict=True)
-    return [header, *(_summary_cells(summary, sampled, trained, [cell]) for summary, cell in pairs)]
+    return [header, *(_summary_cells(summary, cell, sampled, trained) for summary, cell in pairs)]
 
 
 def _sequential(runs: Sequence[Run]) -> bool:
@@ -58,7 +56,7 @@ def _trained(summaries: Sequence[dict[str, Any]]) -> bool:
     return any(summary["training_queries"] is not None for summary in summaries)
 
 
-def _summary_cells(summary: dict[str, Any], sampled: bool, trained: bool, clean: Sequence[str] = ()) -> list[str]:
+def _summary_cells(summary: dict[str, Any], clean: Sequence[str], sampled: bool, trained: bool) -> list[str]:
     shares = [
         f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         for share, (low, high) in zip(summary["share"], summary["interval"], strict=True)

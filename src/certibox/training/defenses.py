@@ -32,7 +32,7 @@ from certibox.training.loop import run
 from certibox.training.methods import METHODS
 from certibox.training.objective import Objective
 from certibox.training.run_directory import RunDirectory
-from certibox.training.schedules import Schedule, one_cycle
+from certibox.training.schedules import AUTOENCODER_RATE, Schedule, one_cycle
 from certibox.training.settings import SettingsKeywords, TrainingSettings, require_keywords, settings_from
 from certibox.training.steps import Progress
 from certibox.training.supervised import pretrain_autoencoder
@@ -122,8 +122,9 @@ def train(
     shown, held = held_out(images, validation, s.seed)
     check_schedule(s.schedule, len(shown))
     if METHODS[s.method].bottleneck and autoencoder is None:
-        autoencoder, steps = _suitable(images, s.seed), max(1, s.schedule.steps_per_epoch(len(images)))
-        stage1 = one_cycle(math.ceil(STAGE1_STEPS / steps), 3e-3, s.schedule.batch_size)
+        autoencoder = networks.suitable_autoencoder(images.shape, seed=s.seed)
+        steps = max(1, s.schedule.steps_per_epoch(len(images)))
+        stage1 = one_cycle(math.ceil(STAGE1_STEPS / steps), AUTOENCODER_RATE, s.schedule.batch_size)
         autoencoder_schedule = autoencoder_schedule or stage1
     pipeline = _pipeline(s, client, images.shape, denoiser, autoencoder, classifier)
     pipeline.to(device)
@@ -217,11 +218,6 @@ def _phase(settings: TrainingSettings) -> str:
     if settings.estimator is None or METHODS[settings.method].order != 0:
         return f"train {settings.method}"
     return f"train {settings.method} ({estimator_record(settings.estimator)['name']})"
-
-
-def _suitable(images: Images, seed: int) -> Autoencoder:
-    with seeds.initialisation(seed, "autoencoder"):
-        return networks.suitable_autoencoder(images.shape)
 
 
 def _stage_one(

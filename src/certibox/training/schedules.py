@@ -14,6 +14,10 @@ OPTIMIZERS, OBJECTIVES, SHAPES = ("adam", "sgd"), ("full", "denoise"), ("step", 
 MOST_LR = 1e30  # beyond it, a step is infinite in single precision
 LR_WANTED = "a learning rate above 0, such as 0.001"
 MOST_EPOCHS = 10**6
+# What the command line and `CertifiedClassifier` do unless told otherwise.
+EPOCHS, AUTOENCODER_EPOCHS = 20, 50  # on the full objective, and of pre-training
+DENOISE_EPOCHS = 20  # free, so they come first: docs/measurements/query-efficiency.md
+AUTOENCODER_RATE = 3e-3
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,23 @@ from sklearn.utils import assert_all_finite, check_consistent_length, column_or_
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from certibox import __version__, seeds
+from certibox import __version__
 from certibox.blackbox import as_blackbox
+from certibox.certification.sampling import ALPHA, GRID, SEQUENTIAL
 from certibox.certification.stored import row_of
 from certibox.confidence import EProcess
 from certibox.data import Images, images_from_arrays
 from certibox.defense.saved import Defense
 from certibox.errors import InvalidImages, InvalidInput, Notice
 from certibox.estimators import Guided
-from certibox.networks import fitting_autoencoder, suitable_autoencoder
+from certibox.networks import suitable_autoencoder
 from certibox.queries.client import QueryClient
 from certibox.records.certificates import CertificateRows
 from certibox.seeds.switches import settled
 from certibox.training.defenses import train
 from certibox.training.methods import METHODS
-from certibox.training.schedules import one_cycle
+from certibox.training.schedules import AUTOENCODER_EPOCHS, AUTOENCODER_RATE, DENOISE_EPOCHS, EPOCHS, one_cycle
 from certibox.training.settings import TrainingSettings
-
-EPOCHS, DENOISE_EPOCHS, AUTOENCODER_EPOCHS, RATE = 10, 20, 50, 1e-3
 
 
 class CertifiedClassifier(ClassifierMixin, BaseEstimator):
@@ -42,7 +41,7 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
 
     X holds images with pixels on [0, 1]: (m, c, h, w), or (m, c * h * w) with `image_shape`. `fit` trains a denoiser
     and an encoder through queries, without labels; `predict` and `certify` speak of the smoothed classifier. Whatever
-    is not given is the default of `certibox train` and `certibox certify`; sigma has none.
+    is not given is the default of `certibox train` and `certibox certify`; sigma has none, and gamma is 1 here.
 
     `clone` keeps the fitted estimator itself, as `sklearn.frozen.FrozenEstimator` does.
 
@@ -84,11 +83,11 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         autoencoder_epochs: int = AUTOENCODER_EPOCHS,
         d_z: int | None = None,
         denoiser: Any = "dncnn",
-        lr: float = RATE,
+        lr: float = 1e-3,
         radii: Sequence[float] | None = None,
-        n0: int = 25,
-        n: int = 100_000,
-        alpha: float = 0.001,
+        n0: int = SEQUENTIAL[0],
+        n: int = SEQUENTIAL[1],
+        alpha: float = ALPHA,
         n_predict: int = 1_000,
         abstain_label: Any = None,
         random_state: int = 0,
@@ -195,16 +194,16 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         x, labels = torch.from_numpy(self._images(X)), self._labels(y)
         if labels is not None and len(labels) != len(x):
             raise InvalidInput(f"y has {len(labels)} labels for {len(x)} images; wanted one for each")
-        radii = (self.sigma / 2, self.sigma, 2 * self.sigma) if self.radii is None else tuple(self.radii)
-        rows = CertificateRows()
+        radii = tuple(ratio * self.sigma for ratio in GRID) if self.radii is None else tuple(self.radii)
+        rows, rule, model = CertificateRows(), EProcess(radii=radii), self._smoothed.model_id
         with self.client_.default_phase("certify"):
             for i, image in enumerate(x):
                 started = time.perf_counter()
                 found = self._smoothed.certify(
-                    image, n0=self.n0, n=self.n, alpha=self.alpha, seed=self.random_state, rule=EProcess(radii=radii)
+                    image, n0=self.n0, n=self.n, alpha=self.alpha, seed=self.random_state, rule=rule
                 )
                 label, seconds = None if labels is None else labels[i], time.perf_counter() - started
-                rows.append(row_of(found, i, label, seconds, self._smoothed.model_id, __version__))
+                rows.append(row_of(found, i, label, seconds, model, __version__))
         return rows
 
     @property
@@ -222,25 +221,18 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
     def _trained(self, images: Images) -> Defense:
-        schedule = one_cycle(self.epochs, self.lr, denoise_epochs=self.denoise_epochs)
-        method = METHODS.get(self.method)
-        learns = method is not None and method.order is not None
         settings = TrainingSettings(
             method=self.method,
             sigma=self.sigma,
-            schedule=schedule,
+            schedule=one_cycle(self.epochs, self.lr, denoise_epochs=self.denoise_epochs),
             seed=self.random_state,
-            estimator=Guided() if method is not None and method.order == 0 else None,
-            gamma=self.gamma if learns else None,
+            estimator=Guided(),
+            gamma=self.gamma,
         )
-        bottleneck = method is not None and method.bottleneck
         autoencoder = stage1 = None
-        if bottleneck:
-            with seeds.initialisation(self.random_state, "autoencoder"):
-                shape, d_z = images.shape, self.d_z
-                autoencoder = suitable_autoencoder(shape) if d_z is None else fitting_autoencoder(shape, d_z)
-            stage1 = one_cycle(self.autoencoder_epochs, 3e-3, schedule.batch_size)
-        out = None if self.out is None else Path(self.out) / "training"
+        if METHODS[self.method].bottleneck:
+            autoencoder = suitable_autoencoder(images.shape, d_z=self.d_z, seed=self.random_state)
+            stage1 = one_cycle(self.autoencoder_epochs, AUTOENCODER_RATE, settings.schedule.batch_size)
         return train(
             self.client_,
             images,
@@ -248,7 +240,7 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             denoiser=self.denoiser,
             autoencoder=autoencoder,
             autoencoder_schedule=stage1,
-            out=out,
+            out=None if self.out is None else Path(self.out) / "training",
         )
 
     def _images(self, X: ArrayLike, reset: bool = False) -> np.ndarray:

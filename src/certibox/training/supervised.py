@@ -86,8 +86,16 @@ def fit(
             return -mean_over(held, lambda x, index: loss(x.to(device), held, index))
 
     task = Task(network, list(network.parameters()), terms, score, lambda phase: True, {})
-    told = {"tracker": tracker_of(None, out), "settings": config}
-    run(lambda constants: task, len(shown), schedule, seed, directory=directory, progress=progress, **told)
+    run(
+        lambda constants: task,
+        len(shown),
+        schedule,
+        seed,
+        directory=directory,
+        tracker=tracker_of(None, out),
+        settings=config,
+        progress=progress,
+    )
     return network.eval().requires_grad_(False)
 
 
