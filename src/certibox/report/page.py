@@ -72,7 +72,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 li, p { overflow-wrap: anywhere; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 .small { font-size: .875rem; opacity: .8; }
-@media (max-width: 50rem) {
+@media screen and (max-width: 50rem) {
   table, tbody, tr, td { display: block; }
   tr:first-child { display: none; }
   tr { border-bottom: 2px solid #8886; padding: .4rem 0; }
@@ -84,12 +84,15 @@ img { max-width: 100%; background: #fff; border-radius: 4px; }
   dd { margin: 0 0 .4rem 1rem; }
 }
 @media print {
-  body { max-width: none; margin: 0; font-size: 11px; }
+  body { max-width: none; margin: 0; font-size: 10pt; }
   div { overflow: visible; }
-  table { font-size: 9px; }
-  th, td { padding: .15rem .3rem; }
-  h2, h3 { break-after: avoid; }
-  tr, img { break-inside: avoid; }
+  table { font-size: 8pt; width: 100%; }
+  th, td { padding: .1rem .3rem; }
+  th:first-child, td:first-child { min-width: 3rem; }
+  .whole { white-space: normal; }
+  h1, h2, h3, dt { break-after: avoid; }
+  tr, dd, li { break-inside: avoid; }
+  img { break-inside: avoid; max-height: 17cm; }
 }
 """
 # The policy lets the page load nothing at all, whatever a name in it may say.
