@@ -1,19 +1,19 @@
 """Every error that certibox raises on purpose.
 
-CertiboxError                 what came, what was wanted, what to do; `exit_status` 2 at the command line
-├── InvalidInput              a value, file or configuration from the user is wrong (also a ValueError)
-│   ├── InvalidImages         images of a wrong shape, range or type
-│   └── UnreadableFile        a file is missing, cut short or not what its name says
-├── ConfigMismatch            a directory holds the work of another configuration
-├── NotDifferentiable         a first-order method met a box without gradients
-├── TrainingDiverged          training left the finite numbers; the box was asked about none of them
-├── BlackBoxError             the box misbehaved; `exit_status` 4, all work kept
-│   ├── BadOutput             an answer broke a rule: shape, finite, constant K, range
-│   │   └── OtherClasses      it is for more or fewer classes than were declared (`exit_status` 2, an InvalidInput too)
-│   ├── BoxFailed             the box raised; what it was asked may have been billed, and counts as lost
-│   ├── NotAnswered           raised by a box itself: it refused a batch and bills nothing
-│   └── BoxChanged            the box no longer gives the answers of its fingerprint
-└── BudgetExceeded            the next query would overspend; `exit_status` 3, all work kept
+    CertiboxError                 what came, what was wanted, what to do; `exit_status` 2 at the command line
+    ├── InvalidInput              a value, file or configuration from the user is wrong (also a ValueError)
+    │   ├── InvalidImages         images of a wrong shape, range or type
+    │   └── UnreadableFile        a file is missing, cut short or not what its name says
+    ├── ConfigMismatch            a directory holds the work of another configuration
+    ├── NotDifferentiable         a first-order method met a box without gradients
+    ├── TrainingDiverged          training left the finite numbers; the box was asked about none of them
+    ├── BlackBoxError             the box misbehaved; `exit_status` 4, all work kept
+    │   ├── BadOutput             an answer broke a rule: shape, finite, constant K, range
+    │   │   └── OtherClasses      of more or fewer classes than declared (`exit_status` 2, an InvalidInput too)
+    │   ├── BoxFailed             the box raised; what it was asked may have been billed, and counts as lost
+    │   ├── NotAnswered           raised by a box itself: it refused a batch and bills nothing
+    │   └── BoxChanged            the box no longer gives the answers of its fingerprint
+    └── BudgetExceeded            the next query would overspend; `exit_status` 3, all work kept
 """
 
 from __future__ import annotations
