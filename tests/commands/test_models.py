@@ -17,6 +17,7 @@ import torch
 import certibox.commands.identity
 from certibox.commands.models import load_model
 from certibox.errors import InvalidInput
+from certibox.seeds.switches import default_device
 
 FORMS = """
 class Net:
@@ -194,7 +195,7 @@ def test_what_a_model_file_sets_is_set_back(place: Path) -> None:
     def settings() -> list[object]:
         return [
             os.getcwd(), sys.stdout, np.geterr(), torch.get_default_dtype(), torch.is_grad_enabled(),
-            torch.get_default_device(), torch.get_num_threads(), logging.root.manager.disable,
+            default_device(), torch.get_num_threads(), logging.root.manager.disable,
             logging.root.handlers[:], warnings.filters[:], signal.getsignal(signal.SIGINT),
             torch.get_rng_state().tolist(), random.getstate(),
         ]  # fmt: skip

@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from certibox import seeds
 from certibox.blackbox import as_blackbox
-from certibox.seeds.switches import Switch, as_found, settled
+from certibox.seeds.switches import Switch, as_found, default_device, settled
 
 
 class Setting:
@@ -249,3 +249,12 @@ def test_fresh_weights_do_not_depend_on_what_is_set(unusual: None) -> None:
     torch.set_default_dtype(torch.float32)
     with seeds.initialisation(3, "layer"):
         assert torch.equal(torch.nn.Linear(4, 3).weight, drawn)
+
+
+def test_the_default_device_is_known_after_it_was_set_back() -> None:
+    torch.set_default_device("meta")
+    assert default_device() == torch.device("meta")
+    torch.set_default_device(None)  # after which torch 2.6 itself raises
+    assert default_device() == torch.device("cpu")
+    with settled():
+        assert torch.zeros(1).device.type == "cpu"

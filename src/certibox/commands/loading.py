@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, described
+from certibox.seeds.switches import default_device
 
 # What a model file may set and certibox goes by: how to read it, and how to set it back.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
@@ -32,7 +33,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (np.geterr, lambda errors: np.seterr(**errors)),
     (torch.get_rng_state, torch.set_rng_state),
     (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)),
+    (default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_num_threads, torch.set_num_threads),
     (lambda: (logging.root.level, logging.root.handlers[:], logging.root.manager.disable), lambda was: _set_logs(*was)),

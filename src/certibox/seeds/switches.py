@@ -18,6 +18,11 @@ _SET_BACK: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
 AUTOCAST = ("cpu", "cuda")  # kinds of device whose autocast is switched off inside `settled`
 
 
+def default_device() -> torch.device:
+    """The device of tensors that name none. torch 2.6 cannot say it after `set_default_device(None)`, a tensor can."""
+    return torch.empty(0).device
+
+
 class Switch:
     """A setting of the process that one or more threads want changed for a while.
 
@@ -92,7 +97,7 @@ def settled() -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if _device_found.get() is None:
-            device = torch.get_default_device()
+            device = default_device()
             stack.enter_context(_value(_device_found, device))
             if device.type != "cpu":
                 stack.enter_context(torch.device("cpu"))

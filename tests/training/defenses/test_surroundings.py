@@ -16,6 +16,7 @@ from certibox.estimators import Guided
 from certibox.networks import fitting_autoencoder
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import canary_images
+from certibox.seeds.switches import default_device
 from certibox.training.schedules import Phase, Schedule
 from certibox.training.supervised import pretrain_autoencoder
 from training_runs import SHAPE, fit, pictures, smooth_model, weights
@@ -40,7 +41,7 @@ def default_device() -> Iterator[None]:
     try:
         yield
     finally:
-        assert torch.get_default_device().type == "meta"
+        assert default_device().type == "meta"
         torch.set_default_device(None)
 
 
