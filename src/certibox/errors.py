@@ -1,19 +1,20 @@
 """Every error that certibox raises on purpose.
 
-    CertiboxError                 what came, what was wanted, what to do; `exit_status` 2 at the command line
-    ├── InvalidInput              a value, file or configuration from the user is wrong (also a ValueError)
-    │   ├── InvalidImages         images of a wrong shape, range or type
-    │   └── UnreadableFile        a file is missing, cut short or not what its name says
-    ├── ConfigMismatch            a directory holds the work of another configuration
-    ├── NotDifferentiable         a first-order method met a box without gradients
-    ├── TrainingDiverged          training left the finite numbers; the box was asked about none of them
-    ├── BlackBoxError             the box misbehaved; `exit_status` 4, all work kept
-    │   ├── BadOutput             an answer broke a rule: shape, finite, constant K, range
-    │   │   └── OtherClasses      of more or fewer classes than declared (`exit_status` 2, an InvalidInput too)
-    │   ├── BoxFailed             the box raised; what it was asked may have been billed, and counts as lost
-    │   ├── NotAnswered           raised by a box itself: it refused a batch and bills nothing
-    │   └── BoxChanged            the box no longer gives the answers of its fingerprint
-    └── BudgetExceeded            the next query would overspend; `exit_status` 3, all work kept
+CertiboxError                 what came, what was wanted, what to do; `exit_status` 2 at the command line
+├── InvalidInput              a value, file or configuration from the user is wrong (also a ValueError)
+│   ├── InvalidImages         images of a wrong shape, range or type
+│   └── UnreadableFile        a file is missing, cut short or not what its name says
+├── ConfigMismatch            a directory holds the work of another configuration
+├── NotDifferentiable         a first-order method met a box without gradients
+├── TrainingDiverged          training left the finite numbers; the box was asked about none of them
+├── BlackBoxError             the box misbehaved; `exit_status` 4, all work kept
+│   ├── BadOutput             an answer broke a rule: shape, finite, constant K, range
+│   │   └── OtherClasses      of more or fewer classes than declared (`exit_status` 2, an InvalidInput too)
+│   ├── BoxFailed             the box raised; what it was asked may have been billed, and counts as lost
+│   ├── NotAnswered           raised by a box itself: it refused a batch and bills nothing
+│   │   └── Overloaded        it refused for now: the client waits and asks again
+│   └── BoxChanged            the box no longer gives the answers of its fingerprint
+└── BudgetExceeded            the next query would overspend; `exit_status` 3, all work kept
 """
 
 from __future__ import annotations
@@ -101,6 +102,20 @@ class NotAnswered(BlackBoxError):
     The batch is given back to the budget. After any other exception its queries count as lost, for a provider may have
     computed and billed them.
     """
+
+
+class Overloaded(NotAnswered):
+    """Raised by a model's own code: it cannot take the batch now, and nothing is billed. The client asks again later.
+
+    Args:
+        message: Text of the refusal.
+        after: Seconds after which to ask again, as a server's Retry-After says, an attribute too; None where it says
+            nothing.
+    """
+
+    def __init__(self, message: str = "", after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
 
 
 class BoxChanged(BlackBoxError):

@@ -64,7 +64,7 @@ def test_a_torch_module_is_said_to_see_pixels_beyond_the_range(place: Path, run)
         ("--mean [.1,.2]", ["1 channels", "has 2"]),
         ("--std [0]", ["std is (0.0,)"]),
         ("--image-shape [3,4,4]", ["(1, 4, 4)", "(3, 4, 4)"]),
-        ("--output-name y", ["output", "files of models"]),
+        ("--output-name y", ["output", "files and servers of models"]),
         ("--device warp", ["device is 'warp'", "wanted cpu"]),
         ("--concurrency 0", ["concurrency is 0"]),
         ("--out images.npz", ["images.npz"]),

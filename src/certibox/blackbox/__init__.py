@@ -11,15 +11,19 @@ import torch
 from torch import nn
 
 from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, differentiable, is_told_apart
+from certibox.blackbox.connection import Connection
+from certibox.blackbox.endpoint import Endpoint, EndpointBox
 from certibox.blackbox.function import FunctionBox
+from certibox.blackbox.inference_protocol import PATH, InferenceProtocolBox
 from certibox.blackbox.model_files import ELSEWHERE, advice_on
 from certibox.blackbox.onnx import OnnxBox
 from certibox.blackbox.outputs import check_outputs
+from certibox.blackbox.recorded import RecordedBox
 from certibox.blackbox.sklearn import SklearnBox
 from certibox.blackbox.tflite import TfliteBox
 from certibox.blackbox.torch_module import TorchBox
 from certibox.data.pixels import as_images
-from certibox.errors import InvalidInput, Notice
+from certibox.errors import InvalidInput, Notice, one_line
 
 __all__ = [
     "MODEL_FILES",
@@ -27,8 +31,13 @@ __all__ = [
     "WEIGHT_FILES",
     "BlackBox",
     "BoxSpec",
+    "Connection",
+    "Endpoint",
+    "EndpointBox",
     "FunctionBox",
+    "InferenceProtocolBox",
     "OnnxBox",
+    "RecordedBox",
     "SklearnBox",
     "TfliteBox",
     "TorchBox",
@@ -37,6 +46,7 @@ __all__ = [
     "as_images",
     "check_outputs",
     "differentiable",
+    "is_address",
     "is_told_apart",
 ]
 
@@ -44,8 +54,9 @@ _FILES = {".onnx": OnnxBox, ".tflite": TfliteBox}  # by the end of the name
 MODEL_FILES = tuple(_FILES)
 WEIGHT_FILES = frozenset((*_FILES, *ELSEWHERE, ".npy", ".npz", ".bin", ".ubj", ".gguf"))  # ends of their names
 _ONLY = {  # what only some adapters take, and whose that is
-    "input_name": ((OnnxBox, TfliteBox), "files of models"),
-    "output_name": ((OnnxBox, TfliteBox), "files of models"),
+    "input_name": ((OnnxBox, TfliteBox, InferenceProtocolBox), "files and servers of models"),
+    "output_name": ((OnnxBox, TfliteBox, InferenceProtocolBox), "files and servers of models"),
+    "connection": ((InferenceProtocolBox,), "models at an address"),
     "output_key": ((TorchBox, FunctionBox), "torch modules and functions"),
 }
 _ESTIMATOR_METHODS = ("predict_proba", "decision_function", "predict")
@@ -74,6 +85,7 @@ def as_blackbox(
     output_key: str | int | None = None,
     concurrency: int | None = None,
     takes_nan: bool | None = None,
+    connection: Connection | None = None,
 ) -> BlackBox:
     """A model as a black box that takes float pixels (n, c, h, w), on [0, 1] where they are clean.
 
@@ -86,8 +98,11 @@ def as_blackbox(
     Args:
         model: Torch module, also compiled, scripted, quantised or exported; function on numpy float32 (n, c, h, w);
             fitted scikit-learn estimator, or an object with `predict_proba` or `decision_function`; path of an ONNX
-            or TensorFlow Lite file; or a black box, which comes back as it is.
-        outputs: Kind of the answers: "logits", "probabilities", "labels" or "values".
+            or TensorFlow Lite file; address of a model under the Open Inference Protocol, as
+            "http://127.0.0.1:8080/v2/models/digits", whose metadata are read; an `Endpoint`; or a black box, which
+            comes back as it is.
+        outputs: Kind of the answers: "logits", "probabilities", "labels", "values", or "top-k" for probabilities with
+            NaN for the classes that are left out.
         num_classes: Number of classes K; required for labels of a model that does not say.
         input_range: Range (lo, hi) that the model expects of pixels.
         layout: Order of the numbers that the model takes: "NCHW" (n, c, h, w), "NHWC" (n, h, w, c), "flat"
@@ -113,6 +128,7 @@ def as_blackbox(
             object with attributes.
         concurrency: Most calls that may be under way at once, for a model that takes calls from several threads.
         takes_nan: Whether the model takes pixels that are NaN or infinite, which are refused by default.
+        connection: Limits and secrets of an address.
 
     Returns:
         A black box.
@@ -123,6 +139,7 @@ def as_blackbox(
     Raises:
         InvalidInput: The model is of another kind, or the declaration cannot hold.
         UnreadableFile: The file is missing or broken.
+        NotAnswered: The server of an address cannot be reached, or has no such model.
     """
     given = {
         "num_classes": num_classes,
@@ -143,6 +160,7 @@ def as_blackbox(
         "output_key": output_key,
         "concurrency": concurrency,
         "takes_nan": takes_nan,
+        "connection": connection,
     }
     declared = {field: value for field, value in given.items() if value is not None}
     if _is_blackbox(model):
@@ -161,6 +179,8 @@ def as_blackbox(
         if field in declared and adapter not in adapters:
             shown = model if isinstance(model, str | Path) else f"a {type(model).__name__}"
             raise InvalidInput(f"{field}={declared[field]!r} was given for {shown}; only {owners} have it")
+    if outputs == "top-k" and adapter not in (FunctionBox, EndpointBox):
+        raise InvalidInput("outputs is 'top-k', which only functions and endpoints have; give the kind of all answers")
     box = adapter(model, outputs, **declared)
     if (doubt := box.spec.doubt) is not None:
         warnings.warn(doubt, Notice, stacklevel=2)
@@ -177,6 +197,10 @@ def _adapter(model: object, name: str | None) -> Callable[..., BlackBox]:
         raise InvalidInput(f"model is the class {model.__name__}; give an instance of it")
     if isinstance(model, nn.Module) or type(model).__module__.startswith("torch.export"):
         return TorchBox
+    if isinstance(model, Endpoint):
+        return EndpointBox
+    if isinstance(model, str) and is_address(model):
+        return _address_adapter(model)
     if isinstance(model, str | Path):
         return _file_adapter(Path(model), name)
     if isinstance(model, torch.jit.ScriptFunction):
@@ -198,6 +222,25 @@ def _adapter(model: object, name: str | None) -> Callable[..., BlackBox]:
     raise _no_model(model, name)
 
 
+def is_address(model: str) -> bool:
+    """Whether a text is the address of a model, and no file.
+
+    Args:
+        model: Text.
+    """
+    return model.partition("://")[0].lower() in ("http", "https", "grpc", "grpcs") and "://" in model
+
+
+def _address_adapter(url: str) -> Callable[..., BlackBox]:
+    """The adapter for an address, by its path."""
+    if PATH.fullmatch(url):
+        return InferenceProtocolBox
+    raise InvalidInput(
+        f"model is {one_line(url)}, no address of the Open Inference Protocol; wanted .../v2/models/NAME, or a "
+        "description of the endpoint (certibox.Endpoint, --endpoint FILE)"
+    )
+
+
 def _file_adapter(path: Path, name: str | None) -> Callable[..., BlackBox]:
     """The adapter for a model file, by the end of its name. Raises InvalidInput where there is none."""
     adapter = _FILES.get(path.suffix.lower())
@@ -212,5 +255,5 @@ def _no_model(model: object, name: str | None = None) -> InvalidInput:
     shown = shown if name is None else f"{name}, {shown}"
     return InvalidInput(
         f"model is {shown}; give a torch module, a function on numpy float32 (n, c, h, w), a fitted scikit-learn "
-        f"estimator, or the path of a file that ends in {' or '.join(MODEL_FILES)}"
+        f"estimator, the path of a file that ends in {' or '.join(MODEL_FILES)}, or the address of a model"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from certibox.data.pixels import as_images
 from certibox.errors import InvalidImages, InvalidInput, NotDifferentiable, one_line, one_of
 
-OUTPUTS = ("logits", "probabilities", "labels", "values")
+OUTPUTS = ("logits", "probabilities", "labels", "values", "top-k")
 LAYOUTS = ("NCHW", "NHWC", "flat", "flat-NHWC")
 DTYPES = ("float32", "float64", "float16", "uint8")
 
@@ -44,7 +44,10 @@ class BoxSpec:
     """
 
     outputs: str
-    """Kind of the answers: "logits" or "probabilities" (n, K), "labels" (n,) integers, "values" (n, ...) reals."""
+    """Kind of the answers: "logits" or "probabilities" (n, K), "labels" (n,) integers, "values" (n, ...) reals, or
+    "top-k", probabilities (n, K) of which the box says the largest alone. It leaves the others out as NaN. Each of them
+    is known up to a bound, the least that was said, and gets an even share of what is missing to 1, below that bound.
+    Votes need the top class alone, which is exact; a loss of a class that was left out is an estimate."""
     num_classes: int | None = None
     """Number of classes K; required for labels, else a check on what the box answers."""
     input_range: tuple[float, float] = (0.0, 1.0)
@@ -306,9 +309,13 @@ def differentiable(box: BlackBox) -> Callable[[Tensor], Tensor]:
 def is_told_apart(box: BlackBox) -> bool:
     """Whether the identity of a box, or a name that its user gave, tells it from another; else only answers can.
 
+    A model behind an address may become another without a word: there only an identity that its user gave counts.
+
     Args:
         box: Black box.
     """
+    if getattr(box, "may_change", False):
+        return bool(getattr(box, "is_named", False))
     vouched = getattr(box, "vouched", box.spec.name != BoxSpec.name)
     return box.spec.identity is not None or bool(vouched)
 

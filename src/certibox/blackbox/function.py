@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
+from certibox.blackbox.inputs import as_array
 from certibox.blackbox.outputs import picked, to_outputs
 
 
@@ -49,11 +49,7 @@ class FunctionBox:
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> outputs
         """See `BlackBox.__call__`."""
-        prepared = self.spec.prepare(x.detach()).cpu().resolve_neg()
-        if prepared.dtype == torch.bfloat16:  # which numpy does not know
-            prepared = prepared.float()
-        arranged = self.spec.arrange(prepared.round() if self.spec.dtype == "uint8" else prepared)
-        images = np.array(arranged.numpy(), dtype=self.spec.dtype or np.float32, order="C")
+        images = as_array(self.spec, x)
         return to_outputs(picked(self.function(images), self._output_key, self.spec), self.spec, x.device, len(x))
 
 

@@ -14,7 +14,7 @@ from certibox.blackbox.base import BoxSpec
 from certibox.blackbox.numbers import as_numbers
 from certibox.errors import BadOutput, Notice, OtherClasses
 
-_SHAPES = {"logits": "(n, K)", "probabilities": "(n, K)", "labels": "(n,)", "values": "(n, ...)"}
+_SHAPES = {"logits": "(n, K)", "probabilities": "(n, K)", "labels": "(n,)", "values": "(n, ...)", "top-k": "(n, K)"}
 _RANGE_TOLERANCE = 1e-4  # a probability may leave [0, 1] by this much
 _NEAR_ONE = 0.3  # a sum that misses 1 by less is no sum of independent sigmoids, for all that one can tell
 _SUM_TOLERANCE = 1e-2  # a row of probabilities may miss 1 by this much
@@ -61,7 +61,25 @@ def to_outputs(answer: object, spec: BoxSpec, device: torch.device, n: int | Non
     Raises:
         BadOutput: The answer is no array of numbers; `check_outputs` judges the rest.
     """
-    return in_columns(_typed(as_numbers(answer, spec).detach().to(device, copy=True), spec), spec, n)
+    found = in_columns(_typed(as_numbers(answer, spec).detach().to(device, copy=True), spec), spec, n)
+    return completed(found) if spec.outputs == "top-k" and found.ndim == 2 else found
+
+
+def completed(scores: Tensor) -> Tensor:
+    """The largest probabilities of each image, with estimates of the classes that were left out as NaN.
+
+    A class that is left out has at most the least probability that was said. All of them share what is missing to 1
+    evenly, and stay below that bound, so that the top class is the one that was said. A row of NaN stays as it is.
+
+    Args:
+        scores: Probabilities (n, K), NaN where nothing was said.
+    """
+    missing = scores.isnan()
+    said = torch.where(missing, torch.inf, scores).amin(1, keepdim=True)  # the least that was said
+    rest = (1 - scores.nansum(1, keepdim=True)).clamp_min(0) / missing.sum(1, keepdim=True).clamp_min(1)
+    bound = torch.nextafter(said, torch.zeros_like(said)).clamp_min(0)
+    shares = torch.where(said.isfinite(), torch.minimum(rest, bound), torch.nan)
+    return torch.where(missing, shares, scores)
 
 
 def in_columns(scores: Tensor, spec: BoxSpec, n: int | None = None) -> Tensor:
@@ -85,7 +103,7 @@ def in_columns(scores: Tensor, spec: BoxSpec, n: int | None = None) -> Tensor:
     if spec.outputs == "labels":
         return scores[:, 0] if single else scores
     one_each = single or (len(shape) == 1 and n in (None, shape[0]))
-    if spec.outputs == "values" or not one_each or spec.num_classes not in (None, 2):
+    if spec.outputs in ("values", "top-k") or not one_each or spec.num_classes not in (None, 2):
         return scores
     score = scores.reshape(-1)
     score = score if score.dtype in (torch.float32, torch.float64) or score.is_complex() else score.float()
@@ -127,7 +145,7 @@ def check_outputs(
         raise BadOutput(f"{batch}: {broken}")
     if num_outputs is None and spec.outputs == "logits":
         _warn_of_probabilities(outputs, spec)
-    return outputs.clamp(0, 1) if spec.outputs == "probabilities" else outputs
+    return outputs.clamp(0, 1) if spec.outputs in ("probabilities", "top-k") else outputs
 
 
 def _warn_of_probabilities(logits: Tensor, spec: BoxSpec) -> None:
@@ -169,7 +187,7 @@ def _broken_shape(shape: tuple[int, ...], n: int, spec: BoxSpec, num_outputs: tu
         return f"{n} images need {n} answers, got {shape[0]} (shape {shape})"
     if num_outputs is not None and shape[1:] != tuple(num_outputs):
         return f"answers to earlier images had shape {tuple(num_outputs)}, these have {shape[1:]}"
-    if spec.outputs in ("logits", "probabilities") and shape[1] < 2:
+    if spec.outputs in ("logits", "probabilities", "top-k") and shape[1] < 2:
         return f"{spec.outputs} must cover at least 2 classes, got {shape[1]}"
     return None
 
@@ -194,6 +212,13 @@ def _broken_values(outputs: Tensor, spec: BoxSpec) -> str | None:
     if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
         came = _given(outputs, (outputs < -_RANGE_TOLERANCE) | (outputs > 1 + _RANGE_TOLERANCE))
         return f"probabilities must be in [0, 1], got {came:.6g}; {_outside(outputs, low, high)}"
+    if spec.outputs == "top-k":
+        most = outputs.sum(1).max().item()
+        return (
+            None
+            if most <= 1 + _ROUNDED_TOLERANCE
+            else f"probabilities of an image must sum to at most 1, got {most:.6g}"
+        )
     return _broken_sums(outputs)
 
 

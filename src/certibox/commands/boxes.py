@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from certibox.blackbox import BlackBox, BoxSpec, as_blackbox
+from certibox.blackbox import BlackBox, BoxSpec, Connection, as_blackbox, is_address
 from certibox.blackbox.identity import joined
 from certibox.commands.devices import require_device
 from certibox.commands.fields import Needs, option
 from certibox.commands.lines import tell
-from certibox.commands.models import load_model
+from certibox.commands.models import load_endpoint, load_model
 from certibox.data import Images
 from certibox.errors import CertiboxError, InvalidInput, described
 from certibox.queries.client import QueryClient
@@ -48,11 +48,17 @@ class BoxOptions:
     """The black box and its meter."""
 
     NEEDS: ClassVar = (
+        Needs(
+            "endpoint token_env token_file binary timeout",
+            lambda o: is_address(o.model),
+            "with --model {model}, which is no address",
+            "--model http://...",
+        ),
         Needs("num_classes", lambda o: o.outputs != "values", "with --outputs values, which are no classes", "scores"),
     )
 
-    model: str = option("the box: file.py:function, package.module:function or model.onnx")
-    outputs: Literal["logits", "probabilities", "labels", "values"] = option("what the box answers with")
+    model: str = option("the box: file.py:function, package.module:function, model.onnx or http://.../v2/models/NAME")
+    outputs: Literal["logits", "probabilities", "labels", "values", "top-k"] = option("what the box answers with")
     num_classes: int | None = option(
         "number of classes; wanted for labels, and to smooth a bare box on data without labels", None
     )
@@ -94,6 +100,21 @@ class BoxOptions:
     batch_size: int | None = option(
         "images sent to the box at a time; by default what suits its kind", None, advanced=True
     )
+    endpoint: str | None = option(
+        "YAML file of what requests to the address --model and its answers look like; by default those of the Open "
+        "Inference Protocol",
+        None,
+    )
+    token_env: str | None = option("variable of the environment that holds the endpoint's token", None)
+    token_file: str | None = option("file that holds the endpoint's token", None, advanced=True)
+    binary: bool | None = option(
+        "send tensors to the endpoint in binary form; by default what its metadata say", None, advanced=True
+    )
+    timeout: float = option("seconds that a request to the endpoint may take", 60.0, least=0.001, advanced=True)
+    rate: str | None = option("most images or requests a second, as '200 images/s' or '600 requests/min'", None)
+    wait: float = option(
+        "seconds for which a batch that the box is too busy for is asked again", 120.0, least=0, advanced=True
+    )
     budget: int | None = option("most queries that may ever be spent from this ledger; by default no limit", None)
 
     def box(self, channels: int = 1) -> BlackBox:
@@ -109,13 +130,18 @@ class BoxOptions:
         if self.device is not None:
             require_device(self.device)
         declared = self._declared(channels)
-        model, identity = load_model(self.model)
+        if self.endpoint is not None:
+            model, identity = load_endpoint(self.endpoint, self.model, self._connection()), None
+        else:
+            model, identity = load_model(self.model)
+            declared |= {"connection": self._connection()} if isinstance(model, str) and is_address(model) else {}
         try:
             if self.device is not None and isinstance(model, nn.Module):
                 model = model.to(self.device)
             if isinstance(getattr(model, "spec", None), BoxSpec):  # a box, with a name of its own
                 return _Identified(as_blackbox(model, outputs=self.outputs, **declared), identity)
-            declared |= {"identity": identity, "name": self.model if self.name is None else self.name}
+            given = declared.pop("name") or (None if is_address(self.model) else self.model)
+            declared |= {"identity": identity, "name": given}
             return as_blackbox(model, outputs=self.outputs, **declared)
         except (CertiboxError, KeyboardInterrupt):
             raise
@@ -137,6 +163,10 @@ class BoxOptions:
             "input_range": (low, high),
         }
 
+    def _connection(self) -> Connection:
+        """What the flags say of how an address is reached."""
+        return Connection(self.token_env, self.token_file, timeout=self.timeout, binary=self.binary)
+
     def client(self, ledger: Path | None, images: Images) -> QueryClient:
         """The meter around the box, which goes on from what `ledger` holds. Images that do not fit are refused.
 
@@ -151,7 +181,7 @@ class BoxOptions:
         box.spec.check_images(images.floats([0]))
         if hasattr(box, "differentiable") and not box.spec.clip:
             tell(_SEEN)
-        return QueryClient(box, budget=self.budget, ledger=ledger)
+        return QueryClient(box, budget=self.budget, ledger=ledger, rate=self.rate, wait=self.wait)
 
 
 def require_ledger(ledger: Path, work: Path, budget: int | None, advice: str) -> None:

@@ -62,7 +62,7 @@ class QueryCost(EstimatorOptions, RuleOptions):
     method: Literal["RS", "DS", "FO-DS", "FO-AE-DS", "ZO-DS", "ZO-AE-DS"] = option(
         "method to train, as in `train`", "ZO-AE-DS"
     )
-    outputs: Literal["logits", "probabilities", "labels", "values"] = option(
+    outputs: Literal["logits", "probabilities", "labels", "values", "top-k"] = option(
         "what the box answers with, as in `train`: labels have no slope, so guided neither measures nor corrects",
         "logits",
     )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from inspect import getattr_static
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+import yaml
+
 from certibox import seeds
-from certibox.blackbox import MODEL_FILES, advice_on
+from certibox.blackbox import MODEL_FILES, Connection, Endpoint, advice_on, is_address
 from certibox.commands.identity import identity, watched
 from certibox.commands.loading import load_module, unchanged
+from certibox.commands.settings_files import check_file
 from certibox.defense.autoencoders import load_autoencoder
-from certibox.defense.hub import TENSORS, is_address, pull
+from certibox.defense.hub import TENSORS, pull
+from certibox.defense.hub import is_address as is_on_hub
 from certibox.errors import CertiboxError, InvalidInput, UnreadableFile, described, one_of
 from certibox.networks import AUTOENCODERS, Autoencoder, suitable_autoencoder
 from certibox.networks.autoencoder import Latent
 
-_WANTED = "file.py:function, package.module:function, model.onnx or model.tflite"
+_WANTED = "file.py:function, package.module:function, model.onnx, model.tflite or the address of a model"
 
 
 def is_saved(name: str) -> bool:
@@ -60,7 +65,7 @@ def defense_folder(name: str) -> Path:
     Raises:
         UnreadableFile: There is no defense in either; the text names what there is.
     """
-    if is_address(name):
+    if is_on_hub(name):
         return pull(name)
     folder = Path(name)
     for place in (folder, folder / "defense"):
@@ -76,7 +81,7 @@ def defense_folder(name: str) -> Path:
 
 
 def load_model(model: str) -> tuple[Any, str | None]:
-    """What `file.py:name`, `package.module:name` or the file of a model stands for, and what tells it from another.
+    """What `file.py:name`, `package.module:name`, a file or an address of a model stands for, and its identity.
 
     The name may have dots, as `object.method` and `Class.method` have. A class is built by a call without arguments.
     No pickle is loaded.
@@ -85,13 +90,13 @@ def load_model(model: str) -> tuple[Any, str | None]:
         model: Name of the model, as --model gives it.
 
     Returns:
-        The model, and a digest of the files that it was made from; None for the file of a model, which has its own.
+        The model, and a digest of the files that it was made from; None for a file or an address, which has its own.
 
     Raises:
         InvalidInput: There is no such object, or it cannot be imported or built.
         UnreadableFile: There is no such file.
     """
-    if Path(model).suffix.lower() in MODEL_FILES:
+    if is_address(model) or Path(model).suffix.lower() in MODEL_FILES:
         return model, None
     place, _, name = model.rpartition(":")
     if not place or not all(part.isidentifier() for part in name.split(".")):
@@ -108,6 +113,39 @@ def load_model(model: str) -> tuple[Any, str | None]:
                 raise InvalidInput(f"{place} has no {name!r}; wanted {_defined(module, name)}") from error
         built = _built(found, model)
     return built, identity(module, folder, read)
+
+
+def load_endpoint(file: str, url: str, connection: Connection) -> Endpoint:
+    """The endpoint that a YAML file describes, at an address.
+
+    Args:
+        file: YAML file of the fields of `Endpoint`.
+        url: Address of the requests, which wins over one in the file.
+        connection: Limits and secrets that the command line gives; those of the file win.
+
+    Raises:
+        UnreadableFile: The file is missing or none of YAML.
+        InvalidInput: A field is unknown or cannot hold.
+    """
+    if not is_address(url):
+        raise InvalidInput(
+            f"model is {url!r} beside --endpoint {file}; wanted the address of the endpoint, http or https"
+        )
+    check_file(file)
+    given = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    known = [item.name for item in fields(Endpoint)]
+    for name in given:
+        if name not in known:
+            raise InvalidInput(f"{file} has the field {name!r}; wanted {one_of(name, known)}")
+    own = given.pop("connection", None) or {}
+    names = [item.name for item in fields(Connection)]
+    for name in own if isinstance(own, dict) else ["connection"]:
+        if name not in names:
+            raise InvalidInput(f"{file} has {name!r} in connection; wanted {one_of(name, names)}")
+    try:
+        return Endpoint(**{**given, "url": url, "connection": replace(connection, **own)})
+    except TypeError as error:
+        raise InvalidInput(f"{file} describes no endpoint ({described(error)})") from error
 
 
 def _built(found: Any, model: str) -> Any:

@@ -10,15 +10,18 @@ import numpy as np
 from torch import Tensor, float32
 
 from certibox.blackbox import BlackBox, BoxSpec, FunctionBox, OnnxBox, SklearnBox, TfliteBox, TorchBox
+from certibox.blackbox.http import ServerFailed
 from certibox.errors import (
     BadOutput,
     BlackBoxError,
+    BoxChanged,
     BoxFailed,
     BudgetExceeded,
     InvalidImages,
     InvalidInput,
     NotAnswered,
     NotDifferentiable,
+    Overloaded,
     described,
     one_line,
 )
@@ -95,7 +98,7 @@ def billed(error: BaseException, n: int) -> int | None:
         error: Error that the call of the box raised, caught where it was called.
         n: Number of queries of the batch.
     """
-    if isinstance(error, BadOutput):
+    if isinstance(error, BadOutput | BoxChanged):
         return n  # a wrong answer is paid for all the same
     return 0 if _is_not_billed(error) else None
 
@@ -114,13 +117,16 @@ def in_our_words(error: BaseException, batch: str, n: int, kept: int) -> BaseExc
     go_on = f"{kept} answers so far are kept: run the same again to go on"
     if isinstance(error, NotAnswered):
         said = f": {text}" if (text := one_line(error)) else ""
-        return NotAnswered(f"the box refused {batch} and bills nothing{said}; {go_on}")
+        refused = f"the box refused {batch} and bills nothing{said}; {go_on}"
+        return Overloaded(refused, error.after) if isinstance(error, Overloaded) else NotAnswered(refused)
+    counts = f"{n} {'query counts' if n == 1 else 'queries count'} as lost, for the box may have billed; " if n else ""
+    if isinstance(error, ServerFailed):
+        return BoxFailed(f"{batch}: {one_line(error)}; {counts}{go_on}")
     if isinstance(error, _KEPT) or _is_not_billed(error):
         return error
     said = f": {text}" if (text := one_line(error)) else ""
     what = f"{type(error).__name__} on {batch}{said}"
-    lost = f"{n} {'query counts' if n == 1 else 'queries count'} as lost, for the box may have billed; " if n else ""
-    return BoxFailed(f"the box raised {what}; {lost}{go_on}")
+    return BoxFailed(f"the box raised {what}; {counts}{go_on}")
 
 
 def _is_not_billed(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certibox.blackbox import BlackBox, BoxSpec, as_images, check_outputs, differentiable, is_told_apart
+from certibox.blackbox import BlackBox, BoxSpec, as_images, differentiable, is_told_apart
 from certibox.errors import CertiboxError, InvalidImages, InvalidInput
 from certibox.queries.booking import Booked, Booking
-from certibox.queries.border import ask, billed, in_our_words, require_box, require_pixels, whole
+from certibox.queries.border import in_our_words, require_box, require_pixels, whole
+from certibox.queries.buying import Buyer
 from certibox.queries.concurrency import PerCaller, turns_of
 from certibox.queries.copying import require_picklable
-from certibox.queries.journal import Journal, inputs_digest
+from certibox.queries.flow import Rate
+from certibox.queries.journal import Journal
 from certibox.queries.ledger import Ledger
 from certibox.queries.meter import Meter
 from certibox.seeds.switches import as_found
-
-Entry = tuple[str, int, str, np.ndarray]
 
 
 class QueryClient(Booked):
@@ -47,6 +46,9 @@ class QueryClient(Booked):
         budget: Most queries that may ever be spent, over all runs that share the ledger; None for no limit.
         ledger: SQLite file that survives the process; None to count in memory.
         batch_size: Number of images sent at a time; None for the box's own.
+        rate: Most images or requests a second, as "200 images/s", "600 requests/min" or a number of images a second;
+            all clients of one ledger share it. None for no limit.
+        wait: Seconds for which a batch that the box is too busy for is asked again.
 
     Raises:
         InvalidInput: The box is no black box, or a number is out of range.
@@ -54,13 +56,21 @@ class QueryClient(Booked):
     """
 
     def __init__(
-        self, box: BlackBox, budget: int | None = None, ledger: str | Path | None = None, batch_size: int | None = None
+        self,
+        box: BlackBox,
+        budget: int | None = None,
+        ledger: str | Path | None = None,
+        batch_size: int | None = None,
+        *,
+        rate: Rate | str | float | None = None,
+        wait: float = 120.0,
     ) -> None:
         if ledger is not None and not isinstance(ledger, str | Path):
             raise InvalidInput(f"ledger is {ledger!r}; wanted the path of a file, or None to count in memory")
         require_box(box)
         self.box, self._turns = box, turns_of(box)
         self.budget = budget
+        self.rate, self.wait = Rate.read(rate), _seconds("wait", wait)
         self._batch_size, self._chosen = box.spec.batch_size, False
         if batch_size is not None:
             self.batch_size = batch_size
@@ -71,6 +81,7 @@ class QueryClient(Booked):
         self.ledger = ledger
         totals, spent = (ledger.totals(), ledger.by_phase()) if ledger else ((0, 0, 0), {})
         self._meter = Meter(totals, spent)
+        self._buyer = Buyer(self.box, self._turns, self._meter, ledger, self.rate, self.wait)
         self._booking = PerCaller(Booking())
 
     def __repr__(self) -> str:
@@ -230,11 +241,7 @@ class QueryClient(Booked):
         booking = self._booking.get()
         if booking.journal and not booking.journal.is_of_this_process:
             booking = replace(booking, journal=None)
-        answers, start = [], 0
-        while start < len(x):
-            batch = x[start : start + self._sent_at_once(booking)]
-            answers.append(self._answer(batch, len(x) - start, booking))
-            start += len(batch)
+        answers = self._buyer.answers(self._batches(x, booking), booking, self.budget)
         self._meter.deliver(len(x), booking.tallies)
         return torch.cat(answers) if len(answers) != 1 else answers[0]
 
@@ -260,7 +267,7 @@ class QueryClient(Booked):
     def close(self) -> None:
         """Close the ledger; the client cannot be called afterwards. A batch in flight is settled first."""
         self._meter.close()
-        self._close_when_idle()
+        self._buyer.close_when_idle()
 
     def __enter__(self) -> QueryClient:
         return self
@@ -279,8 +286,8 @@ class QueryClient(Booked):
         require_picklable(self.box)
         return _copied, (self.box, *carried)
 
-    def _carried(self) -> tuple[int | None, int | None, tuple[Path, str] | None]:
-        """What a copy takes along beside the box: budget, batch size, and the ledger that pays."""
+    def _carried(self) -> tuple[Any, ...]:
+        """What a copy takes along beside the box: budget, batch size, the ledger that pays, rate and wait."""
         if self.ledger is None and self.budget is not None:
             raise InvalidInput(
                 f"a client with a budget of {self.budget:,} and no ledger cannot be copied, for each copy could spend "
@@ -290,98 +297,43 @@ class QueryClient(Booked):
             self.budget,
             self.batch_size,
             (self.ledger.file, self.ledger.identity) if self.ledger else None,
+            self.rate,
+            self.wait,
         )
 
-    def _close_when_idle(self) -> None:
-        if self._meter.closed and self._meter.idle and self.ledger:
-            self.ledger.close()
+    def _batches(self, x: Tensor, booking: Booking) -> Iterator[tuple[Tensor, int]]:
+        """Batches of a call, and how many images are left from each on. The size may change between two of them."""
+        start = 0
+        while start < len(x):
+            batch = x[start : start + self._sent_at_once(booking, tuple(x.shape[1:]))]
+            yield batch, len(x) - start
+            start += len(batch)
 
-    def _sent_at_once(self, booking: Booking) -> int:
-        if booking.at_once is None:
-            return self._batch_size
-        return min(booking.at_once, self.spec.max_batch or booking.at_once)
-
-    def _answer(self, batch: Tensor, wanted: int, booking: Booking) -> Tensor:
-        """Answers to one batch: replayed, where the journal holds them, or bought."""
-        if (journal := booking.journal) is None:
-            return self._buy(batch, wanted, booking.phase)
-        digest, position = inputs_digest(batch), journal.claim()
-        try:
-            stored = journal.recall(position, digest)
-            if stored is None:
-                return self._buy(batch, wanted, booking.phase, partial(journal.entry, position, digest))
-        except BaseException:
-            journal.give_back(position)
-            raise
-        self._meter.learn_shape(stored.shape[1:])  # a resumed run knows K just as an uninterrupted one does
-        return torch.from_numpy(stored).to(batch.device)
-
-    def _buy(
-        self, batch: Tensor, wanted: int, phase: str, entry: Callable[[np.ndarray], Entry] | None = None
-    ) -> Tensor:
-        """One batch at the transport: book it, ask the box, settle it. Others wait for their turn before they book."""
-        n = len(batch)
-        with self._turns.lock:
-            row = self._book(phase, n, wanted)
-            try:
-                answer = self._ask(batch).contiguous()  # as the journal will return it: sums round by layout
-                stored = entry(answer.cpu().numpy()) if entry else None
-            except BaseException as error:
-                self._settle(row, phase, n, billed(error, n))
-                raise
-            self._settle(row, phase, n, n, stored)
-        return answer
-
-    def _book(self, phase: str, n: int, wanted: int) -> int:
-        """Book n of the `wanted` queries of a call, if the budget can pay for all; returns the ledger's row."""
-        self._meter.reserve(n, wanted, self.budget if self.ledger is None else None)
-        if self.ledger is None:
-            return 0
-        try:
-            return self.ledger.send(phase, n, wanted, self.budget)
-        except BaseException:
-            self._meter.cancel(n)
-            raise
-
-    def _ask(self, batch: Tensor) -> Tensor:
-        """The box's checked answer to a batch that is booked."""
-        n = len(batch)
-        name = f"batch {self._meter.attempt(n)} ({n} image{'s' if n != 1 else ''})"
-        try:
-            with as_found():
-                answer = ask(self.box, batch)
-            return self._checked(answer, n, name)
-        except BaseException as error:
-            ours = in_our_words(error, name, n, self.queries)
-            raise ours from (error if ours is not error else error.__cause__)
-
-    def _checked(self, answer: Tensor, n: int, name: str) -> Tensor:
-        """The answer, of the same shape as all others, those of threads that asked at the same time included."""
-        known = self._meter.answer_shape
-        answer = check_outputs(answer, n, self.spec, known, name)
-        if known is None and (known := self._meter.learn_shape(answer.shape[1:])) != answer.shape[1:]:
-            check_outputs(answer, n, self.spec, known, name)
-        return answer
-
-    def _settle(self, row: int, phase: str, n: int, answered: int | None, entry: Entry | None = None) -> None:
-        """End a batch; without a number of answers it is lost, and its row stays as a killed process leaves it."""
-        try:
-            if self.ledger and answered is not None:
-                self.ledger.settle(row, answered, entry)
-        except BaseException:
-            answered = None  # as its row says
-            raise
-        finally:
-            if answered is None:
-                self._meter.lose(n)
-            else:
-                self._meter.settle(phase, n, answered)
-            self._close_when_idle()
+    def _sent_at_once(self, booking: Booking, image_shape: tuple[int, ...] | None = None) -> int:
+        size = self._batch_size
+        if booking.at_once is not None:
+            size = min(booking.at_once, self.spec.max_batch or booking.at_once)
+        if image_shape is not None and (fitting := getattr(self.box, "images_at_once", None)) is not None:
+            size = min(size, fitting(image_shape))
+        return size
 
 
-def _copied(box: BlackBox, budget: int | None, batch_size: int | None, ledger: tuple[Path, str] | None) -> QueryClient:
+def _copied(
+    box: BlackBox,
+    budget: int | None,
+    batch_size: int | None,
+    ledger: tuple[Path, str] | None,
+    rate: Rate | None = None,
+    wait: float = 120.0,
+) -> QueryClient:
     """A client on the ledger of another, which must be there."""
-    client = QueryClient(box, budget, batch_size=batch_size)
+    client = QueryClient(box, budget, batch_size=batch_size, rate=rate, wait=wait)
     if ledger is not None:
         client._open(Ledger(*ledger))
     return client
+
+
+def _seconds(name: str, given: object) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < float("inf"):
+        raise InvalidInput(f"{name} is {given!r}; wanted a number of seconds, at least 0")
+    return float(given)

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from certibox.blackbox import BlackBox
+from certibox.queries.flow import Gate
 
 T = TypeVar("T")
 
@@ -65,17 +66,19 @@ class Turns:
 
     def __init__(self, box: BlackBox) -> None:
         self.box = box
-        self.lock = _lock_for(box.spec.concurrency)
+        self.lock = _lock_for(box)
         """Lock to hold while the box is called."""
 
     def renew(self) -> None:
         """Forget whose turn it is."""
-        self.lock = _lock_for(self.box.spec.concurrency)
+        self.lock = _lock_for(self.box)
 
 
-def _lock_for(most: int) -> threading.RLock | threading.Semaphore:
+def _lock_for(box: BlackBox) -> threading.RLock | threading.Semaphore | Gate:
     """A lock for one thread, which may take it again (a box may ask itself, through its own client), or for several."""
-    return threading.RLock() if most == 1 else threading.BoundedSemaphore(most)
+    if (most := box.spec.concurrency) == 1:
+        return threading.RLock()
+    return Gate(most) if getattr(box, "is_adaptive", False) else threading.BoundedSemaphore(most)
 
 
 # Turns by the identity of their box, which they keep alive. They die with the last client of the box.

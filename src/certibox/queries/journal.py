@@ -34,20 +34,25 @@ class Journal:
         """False in a fork of the process whose work this is; the work goes on there, not here."""
         return self._process == os.getpid()
 
-    def claim(self) -> int:
-        """The position of a batch that is about to be asked, moving on."""
-        with self._lock:
-            self.position += 1
-            return self.position - 1
+    def claim(self, count: int = 1) -> int:
+        """The position of the first of the batches that are about to be asked, moving on past all of them.
 
-    def give_back(self, position: int) -> None:
-        """Let the next batch take the place of one that was not answered.
+        Args:
+            count: Number of batches.
+        """
+        with self._lock:
+            self.position += count
+            return self.position - count
+
+    def give_back(self, position: int, count: int = 1) -> None:
+        """Let the next batches take the places of those that were not all answered.
 
         Args:
             position: Position that `claim` returned.
+            count: Number of batches.
         """
         with self._lock:
-            if self.position == position + 1:  # else others have gone on from it, and it stays a gap
+            if self.position == position + count:  # else others have gone on from it, and it stays a gap
                 self.position = position
 
     def recall(self, position: int, inputs: str) -> np.ndarray | None:

@@ -160,6 +160,24 @@ class Ledger(Forkable):
                 values = (scope, position, f"{inputs}/{_checksum(*stored)}", *stored)
                 db.execute("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?)", values)
 
+    def slot(self, seconds: float) -> float:
+        """Take the next place in time, of all who ask through this file; see `flow.Clock`.
+
+        Args:
+            seconds: Seconds that must pass before the place after it.
+
+        Returns:
+            Seconds to wait for it.
+        """
+        with self._using(write=True) as db:
+            db.execute("CREATE TABLE IF NOT EXISTS pace (next REAL NOT NULL)")
+            found = db.execute("SELECT next FROM pace").fetchone()
+            now = time.time()
+            # A clock that was set back must not stop the work: no place is further away than all that was taken.
+            at = max(now, found[0]) if found else now
+            db.execute("UPDATE pace SET next = ?" if found else "INSERT INTO pace VALUES (?)", (at + seconds,))
+        return at - now
+
     def committed(self) -> int:
         """Queries that count against a budget: answered, in flight, or lost; not those that the box refused."""
         with self._using() as db:

@@ -25,7 +25,7 @@ def targets(outputs: Tensor, kind: str, hard: bool) -> Tensor:
 
     Args:
         outputs: Answers of the box to clean images (b, ...).
-        kind: Kind of the answers: logits, probabilities, labels or values.
+        kind: Kind of the answers: logits, probabilities, labels, values or top-k.
         hard: Whether the targets are labels.
     """
     if kind == "values":
@@ -72,4 +72,5 @@ LOSSES: dict[str, Loss] = {
     "probabilities": probabilities_loss,
     "labels": labels_loss,
     "values": values_loss,
+    "top-k": probabilities_loss,
 }
