@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 
 import pytest
 import torch
 from torch import Tensor
 
 from certibox.blackbox import BlackBox, BoxSpec
+from certibox.certification.noise import NEWEST, noisy
+from certibox.confidence.gaussian import NoiseLaw
 
 # For tests whose closed form holds at every point, also at those where a pixel is not on [0, 1].
 ANYWHERE = pytest.mark.filterwarnings("ignore:an image has pixels outside:UserWarning")
@@ -97,3 +100,21 @@ class CountingBox:
     @property
     def images(self) -> int:
         return sum(self.batch_sizes)
+
+
+def noisy_batches(
+    x: Tensor,
+    law: NoiseLaw,
+    start: int,
+    stop: int,
+    size: int,
+    path: tuple[int, *tuple[str, ...]],
+    stream: int = NEWEST,
+    threads: Executor | None = None,
+) -> Iterator[Tensor]:
+    """Samples start ... stop - 1 of a stream of noisy copies, in batches that go on from one another."""
+    kept: dict[int, Tensor] = {}
+    for low in range(start, stop, size):
+        out = torch.empty((min(size, stop - low), *x.shape), dtype=x.dtype)
+        noisy(x, law, low, path, out, kept, stream, threads)
+        yield out

@@ -72,7 +72,7 @@ class StandIn:
             scores = model(images)
             with self.lock:
                 self.images += len(images)
-            wanted = asked.get("outputs") or [{"name": one} for one in answer_names]
+            wanted: list[dict[str, Any]] = asked.get("outputs") or [{"name": one} for one in answer_names]
             in_binary = asked.get("parameters", {}).get("binary_data_output", False)
             parts, found = b"", []
             for output in wanted:

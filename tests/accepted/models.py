@@ -91,6 +91,7 @@ def declared(part: Part) -> dict[str, Any]:
 
 
 def _exported(module: nn.Module) -> Any:
+    torch._dynamo.reset()  # torch 2.6 exports one piece of code 8 times a process
     batch = torch.export.Dim("batch")
     return torch.export.export(module.eval(), (torch.zeros(4, *SHAPE),), dynamic_shapes=({0: batch},))
 

@@ -120,7 +120,7 @@ def test_a_box_is_never_asked_more_than_it_takes() -> None:
 
 def test_a_function_of_arrays_is_told_of_as_blackbox() -> None:
     smoothed = SmoothedClassifier(lambda x: x.flatten(1)[:, :3].numpy(), 3, SIGMA)  # pyright: ignore
-    came = r"gave ndarray for 20 images; .*certibox\.as_blackbox\(function, outputs=\.\.\.\)"
+    came = r"gave ndarray for 220 images; .*certibox\.as_blackbox\(function, outputs=\.\.\.\)"
     with pytest.raises(BadOutput, match=came):
         smoothed.certify(ONE, **VOTES)
 

@@ -134,8 +134,9 @@ def test_more_images_are_added_to_the_file(tmp_path: Path) -> None:
 
 
 def test_equal_images_have_equal_certificates(tmp_path: Path) -> None:
-    twins = pictures().select([2, 2, 0, 2])
-    for after in range(1, 4 * CALLS):
+    twins, whole = pictures().select([2, 2, 0, 2]), box()
+    certify(whole, images=twins)
+    for after in range(whole.calls):
         out = tmp_path / f"{after}.jsonl"
         interrupted(box(), out, after, images=twins)
         rows = certify(box(), out, images=twins)
@@ -413,7 +414,6 @@ def test_a_run_killed_at_any_look_gives_the_same_rows_and_pays_for_no_vote_twice
         interrupted(inner, out, after, **asked)
         assert timeless(certify(inner, out, **asked)) == undisturbed
         lost = plain.batch_sizes[after]
-        assert inner.batch_sizes == plain.batch_sizes[: after + 1] + plain.batch_sizes[after:]
         assert inner.images == plain.images + lost
         assert timeless(read_rows(out)) == undisturbed
         assert not votes_of(out).exists()

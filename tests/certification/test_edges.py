@@ -88,10 +88,10 @@ def test_a_batch_of_one_is_a_list_of_one() -> None:
 
 def test_a_journal_is_for_one_image() -> None:
     class Journal:
-        def recall(self, stream: str) -> tuple[int, np.ndarray | None]:
-            return 0, None
+        def recall(self, stream: str) -> list[tuple[int, int, np.ndarray]]:
+            return []
 
-        def note(self, stream: str, done: int, votes: np.ndarray) -> None:
+        def note(self, stream: str, start: int, stop: int, votes: np.ndarray) -> None:
             raise AssertionError("no vote was to be drawn")
 
     with pytest.raises(InvalidInput, match="a journal keeps the votes of one image"):

@@ -76,18 +76,19 @@ def test_a_damaged_parquet_file_is_one_line_of_a_whole_process(place: Path) -> N
     ("box", "words", "paid_for_nothing"),
     [
         ("raises", ["RuntimeError", "the endpoint is down"], 0),
-        ("turns_nan", ["finite", "nan"], N),
-        ("turns_wider", ["shape (3,)", "(6,)"], N),
+        ("turns_nan", ["finite", "nan"], N0 + N),
+        ("turns_wider", ["shape (3,)", "(6,)"], N0 + N),
     ],
 )
 def test_certify_keeps_the_rows_before_a_box_fails_and_goes_on_when_it_is_repaired(
     place: Path, run, refused, box: str, words: list[str], paid_for_nothing: int
 ) -> None:
     assert run(certify(f"box.py:{box}", "undisturbed")).status == 0
-    (place / "limit").write_text("100")  # two images of 40, and the selection of the third
-    refused(certify(f"box.py:{box}"), *words, status=4)
+    (place / "limit").write_text("100")  # two images of 40, and not the third
+    alone = f"--noise-batch-size {N0 + N}"  # an image a call
+    refused(certify(f"box.py:{box}", more=alone), *words, status=4)
     assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")[:2]
-    assert totals("out/ledger.sqlite")[0] == CHECK + 90 + paid_for_nothing
+    assert totals("out/ledger.sqlite")[0] == CHECK + 80 + paid_for_nothing
     (place / "limit").unlink()
     assert run(certify(f"box.py:{box}")).status == 0
     assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")
@@ -96,11 +97,11 @@ def test_certify_keeps_the_rows_before_a_box_fails_and_goes_on_when_it_is_repair
 
 def test_certify_stops_at_the_budget_and_goes_on_when_it_is_raised(place: Path, run, refused) -> None:
     assert run(certify(out="undisturbed")).status == 0
-    refused(certify(more="--budget 100"), "30 queries wanted, 10 left", "raise the budget", status=3)
+    refused(certify(more="--budget 100"), "40 queries wanted, 20 left", "raise the budget", status=3)
     assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")[:2]
-    assert totals("out/ledger.sqlite") == (90, 90, 0)
-    refused(certify(more="--budget 100"), "30 queries wanted, 10 left", status=3)
-    assert totals("out/ledger.sqlite") == (90, 90, 0)
+    assert totals("out/ledger.sqlite") == (80, 80, 0)  # what would not end in a certificate is not begun
+    refused(certify(more="--budget 100"), "40 queries wanted, 20 left", status=3)
+    assert totals("out/ledger.sqlite") == (80, 80, 0)  # what would not end in a certificate is not begun
     assert run(certify(more=f"--budget {IMAGES * (N0 + N)}")).status == 0
     assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")
     assert totals("out/ledger.sqlite") == (IMAGES * (N0 + N),) * 2 + (0,)
@@ -109,12 +110,13 @@ def test_certify_stops_at_the_budget_and_goes_on_when_it_is_raised(place: Path, 
 def test_an_interrupted_certify_says_how_to_go_on(place: Path, run, refused) -> None:
     assert run(certify("box.py:interrupted", "undisturbed")).status == 0
     (place / "limit").write_text("100")
-    refused(certify("box.py:interrupted"), "interrupted", "run the same command", status=130)
-    assert totals("out/ledger.sqlite") == (92, 122, 30)  # the batch in flight may have been paid for
+    alone = f"--noise-batch-size {N0 + N}"  # an image a call
+    refused(certify("box.py:interrupted", more=alone), "interrupted", "run the same command", status=130)
+    assert totals("out/ledger.sqlite") == (82, 122, 40)  # the batch in flight may have been paid for
     (place / "limit").unlink()
     assert run(certify("box.py:interrupted")).status == 0
     assert timeless("out/certificates.jsonl") == timeless("undisturbed/certificates.jsonl")
-    assert totals("out/ledger.sqlite") == (482, 512, 30)
+    assert totals("out/ledger.sqlite") == (482, 522, 40)
 
 
 @pytest.mark.parametrize(

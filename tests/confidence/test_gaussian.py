@@ -18,12 +18,13 @@ from torch import Tensor
 
 from certibox import confidence, seeds
 from certibox.certification.certificate import reach
-from certibox.certification.noise import BLOCK, noisy_batches
+from certibox.certification.noise import BLOCK
 from certibox.confidence import AlphaSpending, EProcess, Gaussian, NoiseLaw, Rule
 from certibox.confidence.binomial import top_two_bounds
 from certibox.confidence.forecast import forecast
 from certibox.confidence.stopping import asked
 from certibox.errors import InvalidInput
+from doubles import noisy_batches
 from places import ROOT
 
 LAW = Gaussian(0.25)

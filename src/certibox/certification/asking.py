@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor, nn
 
-from certibox.certification.alone import BatchCheck
+from certibox.certification.alone import BatchCheck, meter_of
 from certibox.errors import BadOutput, InvalidInput
 from certibox.storage.tensors import module_digest, put_in_eval_mode
 
@@ -83,6 +83,13 @@ class Voter:
         """What the base classifier is called where its weights are not to be read for it."""
         named = getattr(self.owner, "model_id", None) or getattr(self.base_classifier, "__qualname__", None)
         return str(named or type(self.base_classifier).__name__)
+
+    @property
+    def calls_at_once(self) -> int:
+        """Number of calls that the base classifier takes at once: what the box behind it declares, else one."""
+        declared = getattr(meter_of(self.owner), "spec", getattr(self.owner, "spec", None))
+        most = getattr(declared, "concurrency", 1)
+        return most if isinstance(most, int) and most > 1 else 1
 
     def at_a_time(self, pixels: int) -> int | None:
         """Noisy copies that the base classifier is asked about at a time; None for all that are ready.

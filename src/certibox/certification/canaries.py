@@ -47,24 +47,17 @@ class Canaries:
             for line in whole_lines(self.path):
                 self._take(line)
 
-    def of(self, image: str, inner: Any) -> Any:
-        """A journal of an image's votes that keeps the first answers too, while some are wanted; else `inner` itself.
+    def see(self, image: str, stream: str, first: int, outputs: Tensor) -> None:
+        """Keep answers to the first image that is seen, of the stream `STREAM`, unless there are enough.
 
         Args:
             image: SHA-256 (hex) of the image.
-            inner: Journal of the image's votes.
-        """
-        wanted = self.image in (None, image) and len(self._answers) < COUNT
-        return _Witness(self, image, inner) if wanted else inner
-
-    def see(self, image: str, first: int, outputs: Tensor) -> None:
-        """Keep answers of the stream `STREAM`, unless there are enough.
-
-        Args:
-            image: SHA-256 (hex) of the image.
+            stream: Name of the stream of noise.
             first: Number of the first of these samples.
             outputs: Answers (n, ...) to samples first, first + 1, ...
         """
+        if stream != STREAM or self.image not in (None, image) or len(self._answers) >= COUNT:
+            return
         new = outputs[: max(0, COUNT - first)].tolist()
         if first != len(self._answers) or not new:
             return
@@ -108,16 +101,3 @@ class Canaries:
         if settings == self._settings:
             self.image = image
             self._answers += answers
-
-
-class _Witness:
-    """A journal of votes beside which answers are kept."""
-
-    def __init__(self, canaries: Canaries, image: str, inner: Any) -> None:
-        self._canaries, self._image, self._inner = canaries, image, inner
-        self.recall, self.note = inner.recall, inner.note
-
-    def see(self, stream: str, first: int, outputs: Tensor) -> None:
-        """Keep the answers to samples of a stream; see `smoothing.Witness`."""
-        if stream == STREAM:
-            self._canaries.see(self._image, first, outputs)

@@ -8,9 +8,9 @@ base classifier that nothing tells from another one, `certificates.jsonl.canarie
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from certibox.certification.asking import UNNAMED
 from certibox.certification.canaries import STREAM, Canaries
 from certibox.certification.images import check_units, farthest, image_digest
 from certibox.certification.noise import NEWEST, STREAMS
+from certibox.certification.pieces import Certifying, Drawn, Piece
 from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.certification.stored import believed, read, replay, row_of, shared_settings
@@ -36,6 +37,7 @@ from certibox.data import Images
 from certibox.errors import ConfigMismatch, InvalidInput, Notice
 from certibox.records.certificates import CertificateRow, CertificateRows, add_row, is_rows
 from certibox.records.checks import check_stream
+from certibox.seeds.switches import settled
 from certibox.storage.files import exclusive, truncate_partial_line
 from certibox.storage.settings import require_same
 
@@ -178,38 +180,72 @@ class _Run:
         if path:
             votes, settings = self._votes(path, settings)
             canaries = self._canaries(path, settings, rows, todo, votes)
-        with self.smoothed.batch_check.reserving(self.sampling.reserve(len(todo))):
-            for done, i in enumerate(todo, start=len(mine) - len(todo)):
-                if progress:
-                    progress(done, len(mine), f"image {i}")
-                rows[i] = self._row(i, settings, votes, canaries)
-                if path:
-                    add_row(path, rows[i])
+        with self.smoothed.batch_check.reserving(self.sampling.reserve(len(todo))), settled():
+            self._certify(todo, len(mine), rows, settings, votes, canaries, path, progress)
         if votes:
             votes.discard()
         if progress:
             progress(len(mine), len(mine), "done")
         return CertificateRows(rows[i] for i in sorted(rows))
 
-    def _row(
-        self, i: int, settings: dict[str, Any], votes: VoteFile | None, canaries: Canaries | None
-    ) -> CertificateRow:
+    def _certify(
+        self,
+        todo: list[int],
+        total: int,
+        rows: dict[int, CertificateRow],
+        settings: dict[str, Any],
+        votes: VoteFile | None,
+        canaries: Canaries | None,
+        path: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        """Certify the images `todo`, several at once, and add their rows, in the order of the images."""
+        begun: dict[int, Certifying] = {}
+        drawn = Drawn(self.smoothed.law, settings["seed"], settings["stream"] or NEWEST)
+
+        def images() -> Iterator[Certifying]:
+            for i in todo:
+                x = self.images.floats([i])[0]
+                journal = votes.of(image_digest(x)) if votes else None
+                begun[i] = self.smoothed.begin(x, self.sampling, drawn, journal)
+                yield begun[i]
+
+        def may_open(open_images: Iterable[Certifying]) -> bool:
+            """Whether the budget pays for another image after all those that are open: else it might finish none."""
+            left = getattr(meter_of(self.smoothed.owner), "left", None)
+            most = self.sampling.n0 + self.sampling.n
+            return left is None or left >= most + sum(one.most_left for one in open_images)
+
+        def saw(one: Certifying, piece: Piece, outputs: Tensor) -> None:
+            if canaries:
+                canaries.see(one.image, piece.name, piece.start, outputs)
+
+        done, waiting = total - len(todo), deque(todo)
+        if progress:
+            progress(done, total, "first image")
+        together = votes.together if votes else None
+        finished = self.smoothed.interleaved(images(), self.batch_size, may_open, saw, together)
+        try:
+            for _ in finished:
+                done += 1
+                if progress and done < total:
+                    progress(done, total, f"{len(begun) - done + total - len(todo)} images under way")
+                while waiting and waiting[0] in begun and begun[waiting[0]].finished:
+                    i = waiting.popleft()
+                    rows[i] = self._row(i, begun.pop(i), settings)
+                    if path:
+                        add_row(path, rows[i])
+                    if votes:
+                        votes.forget(rows[i].image)
+        finally:
+            finished.close()
+
+    def _row(self, i: int, one: Certifying, settings: dict[str, Any]) -> CertificateRow:
         """The row of one image."""
-        started = time.perf_counter()
-        x = self.images.floats([i])[0]
-        image = image_digest(x)
-        journal = votes.of(image) if votes else None
-        certificate = self.smoothed.certify(
-            x,
-            sampling=self.sampling,
-            seed=settings["seed"],
-            batch_size=self.batch_size,
-            journal=canaries.of(image, journal) if canaries else journal,
-            stream=settings["stream"] or NEWEST,
-        )
         label = int(self.images.labels[i]) if self.images.labels is not None else None
-        seconds, files = time.perf_counter() - started, getattr(self.images, "files", None)
-        return row_of(certificate, i, label, seconds, settings["model"], __version__, files[i] if files else None)
+        files = getattr(self.images, "files", None)
+        file = files[i] if files else None
+        return row_of(one.certificate(), i, label, one.seconds, settings["model"], __version__, file)
 
     def _votes(self, path: Path, settings: dict[str, Any]) -> tuple[VoteFile, dict[str, Any]]:
         """The votes of the image under way, and the settings with the stream that they, or else new ones, are of."""
@@ -229,7 +265,7 @@ class _Run:
             return None
         canaries = Canaries(path, {key: settings[key] for key in ("sigma", "seed", "stream")})
         under_way = image_digest(self.images.floats([todo[0]])[0])
-        if not rows and not votes.of(under_way).begun:
+        if not rows and not votes.has(under_way):
             canaries.discard()
             return canaries
         places = {under_way: todo[0]} | {row.image: row.idx for row in rows.values()}

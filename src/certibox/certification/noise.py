@@ -6,10 +6,8 @@ at the votes in between changes which noise an image sees. How a block is filled
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable
+from concurrent.futures import Executor
 
 import torch
 from torch import Tensor
@@ -19,7 +17,6 @@ from certibox.confidence.gaussian import NoiseLaw
 from certibox.records.checks import VERSIONS
 
 BLOCK = 100  # samples in a block of noise; part of what a seed means, so never change it
-MANY = 4  # threads from which on noise is drawn by as many at once
 STREAMS: dict[int, Callable[..., torch.Generator]] = dict(
     zip(VERSIONS, (seeds.generator, seeds.wide_generator), strict=True)
 )
@@ -28,80 +25,41 @@ NEWEST = max(STREAMS)
 SERIAL = 1 << 16  # values of noise up to which starting threads costs more than it saves
 
 
-def noisy_batches(
+def noisy(
     x: Tensor,
     law: NoiseLaw,
     start: int,
-    stop: int,
-    batch_size: int,
     path: tuple[int, *tuple[str, ...]],
+    out: Tensor,
     kept: dict[int, Tensor] | None = None,
     stream: int = NEWEST,
-) -> Iterator[Tensor]:
-    """Noisy copies of x: samples start..stop-1 of the stream at `path`, in batches (b, c, h, w).
+    threads: Executor | None = None,
+) -> None:
+    """Fill `out` with noisy copies of x: samples start, start + 1, ... of the stream at `path`.
 
-    Sample i is row i % BLOCK of block i // BLOCK, whatever the batches are. The Gaussian draw is the
-    largest cost above the model: blocks fill in parallel, or ahead of the model, where that is faster.
+    Sample i is row i % BLOCK of block i // BLOCK, wherever it is asked for.
 
     Args:
         x: Image (c, h, w), pixels on [0, 1].
         law: Law of the noise.
         start: Number of the first sample.
-        stop: Number after the last sample.
-        batch_size: Maximum b of a batch.
         path: Seed, then the names under it.
-        kept: Blocks that a batch ended in, which wait for the next batch; give the same dict again to go on with the
-            same stream, or a look every few samples would draw that block every time.
+        out: Place of the copies, (n, c, h, w), of the type and on the device of x.
+        kept: Blocks that earlier calls ended in; give the same dict again to go on with the same stream, or a look
+            every few samples would draw that block every time.
         stream: Version of the stream, one of `STREAMS`.
+        threads: Pool that draws blocks beside one another; None to draw them one by one.
     """
-    generator = STREAMS[stream]
+    generator, stop = STREAMS[stream], start + len(out)
     kept = {} if kept is None else kept
-    threads, drawing = torch.get_num_threads(), list[Callable[[], Tensor]]()
-    spare = _processors() - threads
-    # On two or three processors, threads that draw noise between two calls leave the network's own where they slow it
-    # down: 4 ms for every batch were seen, more than they save.
-    alone = spare <= 0 and threads < MANY
-    with nullcontext() if alone else ThreadPoolExecutor(max_workers=max(threads, spare)) as pool:
 
-        def take(after: int) -> Tensor:
-            """The batch that is being drawn; the next is drawn while it is asked about, if a processor is to spare."""
-            noisy = drawing.pop()()
-            if spare > 0 and after < stop:
-                drawing.append(_begin(pool, x, law, after, min(after + batch_size, stop), path, kept, generator))
-            return noisy
-
-        for low in range(start, stop, batch_size):
-            # Nothing here refers to a batch after it is handed over, so it dies when its reader drops it.
-            if not drawing:
-                drawing.append(_begin(pool, x, law, low, min(low + batch_size, stop), path, kept, generator))
-            yield take(low + batch_size)
-
-
-def _processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _begin(
-    pool: ThreadPoolExecutor | None,
-    x: Tensor,
-    law: NoiseLaw,
-    low: int,
-    high: int,
-    path: tuple[int, *tuple[str, ...]],
-    kept: dict[int, Tensor],
-    generator: Callable[..., torch.Generator],
-) -> Callable[[], Tensor]:
-    """Begin to draw samples low..high-1; what it returns waits for them: (high - low, c, h, w)."""
-    noisy = torch.empty((high - low, *x.shape), dtype=x.dtype, device=x.device)
-
-    def copies(block: int, out: Tensor) -> Tensor:
-        return law.noisy(x, out, generator(*path, block, device=x.device))
+    def copies(block: int, place: Tensor) -> Tensor:
+        return law.noisy(x, place, generator(*path, block, device=x.device))
 
     def fill(block: int) -> None:
-        first, last = max(low, block * BLOCK), min(high, (block + 1) * BLOCK)
-        rows = noisy[first - low : last - low]
-        with torch.inference_mode():  # a setting of the thread, and this is another one than the caller's
+        first, last = max(start, block * BLOCK), min(stop, (block + 1) * BLOCK)
+        rows = out[first - start : last - start]
+        with torch.inference_mode():  # a setting of the thread, and this may be another one than the caller's
             if last - first == BLOCK:
                 copies(block, rows)
                 return
@@ -113,12 +71,6 @@ def _begin(
             if last < (block + 1) * BLOCK:
                 kept[block] = whole
 
-    blocks = range(low // BLOCK, (high - 1) // BLOCK + 1)
-    filled = pool.map(fill, blocks) if pool and noisy.numel() > SERIAL else map(fill, blocks)
-
-    def wait() -> Tensor:
-        for _ in filled:
-            pass
-        return noisy
-
-    return wait
+    blocks = range(start // BLOCK, (stop - 1) // BLOCK + 1)
+    for _ in threads.map(fill, blocks) if threads and out.numel() > SERIAL else map(fill, blocks):
+        pass

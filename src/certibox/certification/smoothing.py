@@ -7,9 +7,9 @@ the seed and its pixels alone (`noise`): not on batches, stopping rules or inter
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,52 +18,16 @@ from torch import Tensor
 from certibox import confidence
 from certibox.certification.alone import BatchCheck
 from certibox.certification.asking import BaseClassifier, Voter
-from certibox.certification.certificate import Certificate, Prediction, fixed_bounds, reach
-from certibox.certification.images import certifiable, check_units, image_digest, largest_distance, warn_of_radius
-from certibox.certification.noise import NEWEST, noisy_batches
+from certibox.certification.images import certifiable, check_units, image_digest, largest_distance
+from certibox.certification.interleaving import Interleaving
+from certibox.certification.noise import NEWEST, noisy
+from certibox.certification.pieces import PREDICT, Certifying, Drawn, Piece, Poll, VoteJournal, predicted
 from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.confidence.gaussian import Gaussian, NoiseLaw
-from certibox.confidence.stopping import Decision, StoppingRule, asked, decided
+from certibox.confidence.stopping import StoppingRule
 from certibox.errors import InvalidInput
 from certibox.records.checks import check_stream
 from certibox.seeds.switches import settled
-
-
-class VoteJournal(Protocol):
-    """Where votes are kept as they are paid for, so that an interrupted certificate goes on where it stopped."""
-
-    def recall(self, stream: str) -> tuple[int, np.ndarray | None]:
-        """How many samples of a stream are done, and their votes per class (None when there are none).
-
-        Args:
-            stream: Name of the votes: of the selection, or of a look at the estimation.
-        """
-        ...
-
-    def note(self, stream: str, done: int, votes: np.ndarray) -> None:
-        """Keep the running total of a stream.
-
-        Args:
-            stream: Name of the votes.
-            done: Number of samples so far.
-            votes: Votes per class (K,) of these samples.
-        """
-        ...
-
-
-@runtime_checkable
-class Witness(Protocol):
-    """A journal that is shown the answers too, before their votes are kept."""
-
-    def see(self, stream: str, first: int, outputs: Tensor) -> None:
-        """Look at one batch of answers.
-
-        Args:
-            stream: Name of the stream of noise: "select", "estimate" or "predict".
-            first: Number of the first of these samples in the stream.
-            outputs: Answers (n, ...), checked.
-        """
-        ...
 
 
 class SmoothedClassifier:
@@ -169,14 +133,18 @@ class SmoothedClassifier:
         limit = largest_distance(images)
         check_units(self.law, wanted.rule, limit)
         sizes = wanted.sizes(self.law, self.num_classes)
-        drawn = _Drawn(whole("seed", seed), check_stream(stream), whole("batch_size", batch_size, least=1))
-        certify = partial(self._certify, sampling=wanted, sizes=sizes, drawn=drawn, limit=limit)
+        drawn, at_once = Drawn(self.law, whole("seed", seed), check_stream(stream)), whole("batch_size", batch_size, 1)
         if images.ndim == 4 and journal is not None:
             raise InvalidInput("a journal keeps the votes of one image; wanted one image (c, h, w), or no journal")
-        with self.batch_check.reserving(wanted.reserve(1 if images.ndim == 3 else len(images))):
-            if images.ndim == 3:
-                return certify(images, journal=journal)
-            return [certify(image, journal=None) for image in images]
+        begun = [
+            Certifying(image, drawn, self.num_classes, wanted, sizes, limit, journal)
+            for image in ([images] if images.ndim == 3 else images)
+        ]
+        with self.batch_check.reserving(wanted.reserve(len(begun))):
+            for _ in Interleaving(self._voter, begun, at_once).finished():
+                pass
+        made = [one.certificate() for one in begun]
+        return made[0] if images.ndim == 3 else made
 
     @settled()
     def predict(
@@ -215,10 +183,53 @@ class SmoothedClassifier:
         if n < smallest:
             raise InvalidInput(f"n is {n}, which can only abstain at alpha = {alpha}; the smallest n is {smallest}")
         check_units(self.law, None, largest_distance(images))
-        drawn = _Drawn(whole("seed", seed), check_stream(stream), whole("batch_size", batch_size, least=1))
-        predict = partial(self._predict, n=n, alpha=alpha, drawn=drawn)
-        with self.batch_check.reserving(n * (1 if images.ndim == 3 else len(images))):
-            return predict(images) if images.ndim == 3 else [predict(image) for image in images]
+        drawn, at_once = Drawn(self.law, whole("seed", seed), check_stream(stream)), whole("batch_size", batch_size, 1)
+        polls = [Poll(image, drawn, self.num_classes) for image in ([images] if images.ndim == 3 else images)]
+        for poll in polls:
+            poll.want(PREDICT, 0, n)
+        with self.batch_check.reserving(n * len(polls)):
+            for _ in Interleaving(self._voter, polls, at_once).finished():
+                pass
+        made = [predicted(poll, n, alpha) for poll in polls]
+        return made[0] if images.ndim == 3 else made
+
+    def begin(self, x: Tensor, sampling: Sampling, drawn: Drawn, journal: VoteJournal | None = None) -> Certifying:
+        """The certificate of an image, of which nothing is asked yet; `interleaved` asks.
+
+        Args:
+            x: Image (c, h, w), float pixels on [0, 1].
+            sampling: Numbers of votes, alpha and rule.
+            drawn: How the noise is drawn.
+            journal: Place that keeps votes as they are paid for.
+
+        Raises:
+            InvalidInput: as `certify` does.
+            InvalidImages: as `certify` does.
+        """
+        image = certifiable(x)
+        limit = largest_distance(image)
+        check_units(self.law, sampling.rule, limit)
+        sizes = sampling.sizes(self.law, self.num_classes)
+        return Certifying(image, drawn, self.num_classes, sampling, sizes, limit, journal)
+
+    def interleaved(
+        self,
+        begun: Iterable[Certifying],
+        batch_size: int,
+        may_open: Callable[[Iterable[Certifying]], bool],
+        saw: Callable[[Certifying, Piece, Tensor], None] | None = None,
+        together: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> Generator[Certifying]:
+        """Certificates as they are finished, whose votes come from shared batches; see `Interleaving`.
+
+        Args:
+            begun: Certificates of `begin`, made as they are needed.
+            batch_size: Number of noisy copies at a time.
+            may_open: Function that says whether another image may be opened beside those that are open.
+            saw: Function that is shown each part of an answer.
+            together: What is entered while a batch is counted.
+        """
+        yield from Interleaving(self._voter, begun, batch_size, may_open, saw, together).finished()
 
     def answers(self, x: Tensor, *, n: int, seed: int, name: str, stream: int = NEWEST) -> Tensor:
         """The base classifier's answers to the first n noisy copies of a stream of an image, as they are; n queries.
@@ -232,124 +243,7 @@ class SmoothedClassifier:
         """
         path = (seed, image_digest(x), name)
         with torch.inference_mode():
-            (noisy,) = noisy_batches(x, self.law, 0, n, n, path, stream=check_stream(stream))
-            parts = noisy.split(self._voter.at_a_time(x.numel()) or n)
+            copies = torch.empty((n, *x.shape), dtype=x.dtype, device=x.device)
+            noisy(x, self.law, 0, path, copies, stream=check_stream(stream))
+            parts = copies.split(self._voter.at_a_time(x.numel()) or n)
             return torch.cat([self._voter.checked(part) for part in parts])
-
-    def _certify(
-        self,
-        x: Tensor,
-        *,
-        sampling: Sampling,
-        sizes: tuple[int, ...],
-        drawn: _Drawn,
-        limit: float,
-        journal: VoteJournal | None,
-    ) -> Certificate:
-        """The certificate of one checked image (c, h, w) that looks at its votes at `sizes`."""
-        image, rule = image_digest(x), sampling.rule
-        count = partial(self._count, x, drawn=drawn, journal=journal)
-        selected = int(count(sampling.n0, (drawn.seed, image, "select")).argmax())
-        votes, looks, decision = self._estimate(count, (drawn.seed, image, "estimate"), sizes, selected, sampling)
-        if rule is None or decision is None:
-            p_lower, radius = fixed_bounds(self.law, votes, selected, sampling.alpha, sampling.second_class)
-        else:
-            p_lower, radius = decision.p_lower, reach(self.law, rule, decision.p_lower)
-        warn_of_radius(radius, limit)
-        return Certificate(
-            label=selected if radius > 0 else None,
-            radius=radius,
-            p_lower=p_lower,
-            selected=selected,
-            counts=votes,
-            n0=sampling.n0,
-            n=looks[-1][0],
-            alpha=sampling.alpha,
-            sigma=self.sigma,
-            seed=drawn.seed,
-            queries=sampling.n0 + looks[-1][0],
-            image=image,
-            second_class=sampling.second_class,
-            rule=sampling.record(),
-            looks=tuple(looks) if rule is not None else None,
-            stream=drawn.stream,
-        )
-
-    def _estimate(
-        self,
-        count: Callable[..., np.ndarray],
-        path: tuple[int, str, str],
-        sizes: tuple[int, ...],
-        selected: int,
-        sampling: Sampling,
-    ) -> tuple[tuple[int, ...], list[tuple[int, int]], Decision | None]:
-        """Votes per class (K,) of the stream at `path`, the looks at them, and what the rule said at the last one."""
-        rule, looks, decision = sampling.rule, [], None
-        thresholds = asked(rule, self.law) if rule is not None else ()
-        counts, kept = np.zeros(self.num_classes, dtype=np.int64), {}
-        for size in sizes:
-            # Each look has its own entry in the journal, so that an interrupted run still knows all of them.
-            entry = path[-1] if rule is None else f"{path[-1]} to {size}"
-            counts = count(size, path, entry=entry, before=counts, kept=kept)
-            looks.append((size, int(counts[selected])))
-            if rule is not None:
-                decision = decided(rule, looks, sampling.n, sampling.alpha, thresholds)
-                if decision.stop:
-                    break
-        return tuple(int(count) for count in counts), looks, decision
-
-    def _predict(self, x: Tensor, *, n: int, alpha: float, drawn: _Drawn) -> Prediction:
-        """The prediction at one checked image (c, h, w)."""
-        counts = self._count(x, n, (drawn.seed, image_digest(x), "predict"), drawn=drawn)
-        second, first = np.argsort(counts, kind="stable")[-2:]
-        p_value = confidence.two_sided_p_value(int(counts[first]), int(counts[second]))
-        label = int(first) if p_value <= alpha else None
-        votes = tuple(int(count) for count in counts)
-        return Prediction(label, votes, p_value, n, alpha, self.sigma, drawn.seed, n, drawn.stream)
-
-    def _count(
-        self,
-        x: Tensor,
-        n: int,
-        path: tuple[int, str, str],
-        *,
-        drawn: _Drawn,
-        journal: VoteJournal | None = None,
-        entry: str | None = None,
-        before: np.ndarray | None = None,
-        kept: dict[int, Tensor] | None = None,
-    ) -> np.ndarray:
-        """Votes per class (K,) of the first n samples of the stream at `path`: seed, image and name.
-
-        They go on from `before`, the votes of its first samples, or further from what the journal holds under `entry`
-        (by default the stream's name). kept: as in `noisy_batches`.
-        """
-        entry = entry or path[-1]
-        _, votes = journal.recall(entry) if journal else (0, None)
-        held = before if votes is None else votes
-        total = np.zeros(self.num_classes, dtype=np.int64) if held is None else held.copy()
-        done, witness = int(total.sum()), journal if isinstance(journal, Witness) else None
-        with torch.inference_mode():
-            for noisy in noisy_batches(x, self.law, done, n, drawn.batch_size, path, kept, drawn.stream):
-                # Votes are kept as they are paid for: no more than the box is asked at a time is ever lost.
-                for asked in noisy.split(self._voter.at_a_time(x.numel()) or len(noisy)):
-                    again, outputs = self.batch_check.sample(asked), self._voter.ask(asked)
-                    total += self._voter.votes(outputs, len(asked))
-                    if witness:
-                        witness.see(path[-1], done, outputs)
-                    done += len(asked)
-                    if journal:
-                        journal.note(entry, done, total)
-                    if again is not None:
-                        self.batch_check.compare(again, outputs, self._voter.checked)
-                    del asked
-                del noisy  # before the one after the next is drawn: memory is two batches
-        return total
-
-
-class _Drawn(NamedTuple):
-    """How noise is drawn."""
-
-    seed: int
-    stream: int
-    batch_size: int

@@ -1,16 +1,27 @@
-"""Votes of the image under way, on disk batch by batch, so that a killed run pays for one batch again at most."""
+"""Votes of the images under way, on disk batch by batch: a killed run pays again for what was in flight alone."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from certibox.errors import UnreadableFile
-from certibox.storage.files import append_text, parsed, read_bytes, require_place, truncate_partial_line
+from certibox.storage.files import (
+    append_text,
+    parsed,
+    read_bytes,
+    require_place,
+    truncate_partial_line,
+    write_text_atomic,
+)
 
+Range = tuple[int, int, np.ndarray]  # first sample, the one after the last, votes per class (K,)
+LARGE = 1 << 22  # bytes from which on the file is made anew without the votes that nobody needs
 _FIRST = b'{"image": '  # what a line of votes begins with
 
 
@@ -19,7 +30,7 @@ def _is_votes(content: bytes) -> bool:
 
 
 class VoteFile:
-    """Votes of the image under way: one JSON line a batch, kept only until the next image begins.
+    """Votes of the images under way: one JSON line a range of samples, kept until the rows of the images are written.
 
     Args:
         path: File of the rows; the votes lie beside it, with ".votes" at its end.
@@ -28,50 +39,133 @@ class VoteFile:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self._settings = path.with_name(path.name + ".votes"), settings
-        self._image = ""
-        self._streams: dict[str, tuple[int, np.ndarray]] = {}
+        self._ranges: dict[str, dict[str, list[Range]]] = {}  # by image and stream
+        self._totals: dict[tuple[str, str], Range] = {}  # the last of the running totals of an earlier version
+        self._buffer: list[str] | None = None
+        self._written = 0
         require_place(self.path, _is_votes)
         if self.path.exists():
             truncate_partial_line(self.path)  # the line that a kill cut short
-            for line in read_bytes(self.path).splitlines():
+            content = read_bytes(self.path)
+            self._written = len(content)
+            for line in content.splitlines():
                 self._take(line)
+        self._left = {image: {name: list(parts) for name, parts in of.items()} for image, of in self._ranges.items()}
 
     @property
     def begun(self) -> bool:
         """Whether an interrupted run left votes under these settings."""
-        return bool(self._streams)
+        return bool(self._ranges)
 
-    def of(self, image: str) -> VoteFile:
-        """The journal of one image: what an interrupted run left of it, else empty.
+    def has(self, image: str) -> bool:
+        """Whether votes of an image are kept.
 
         Args:
             image: SHA-256 (hex) of the image.
         """
-        if image != self._image:
-            self._image, self._streams = image, {}
+        return image in self._ranges
+
+    def of(self, image: str) -> ImageVotes:
+        """The journal of one image: what an interrupted run left of it, for the first who asks, else empty.
+
+        Args:
+            image: SHA-256 (hex) of the image.
+        """
+        return ImageVotes(self, image, self._left.pop(image, {}))
+
+    def note(self, image: str, stream: str, part: Range) -> None:
+        """Keep the votes of a range of samples.
+
+        Args:
+            image: SHA-256 (hex) of the image.
+            stream: Name of the stream.
+            part: First sample, the one after the last, and the votes per class (K,) of these samples.
+        """
+        self._ranges.setdefault(image, {}).setdefault(stream, []).append(part)
+        line = self._line(image, stream, part)
+        if self._buffer is None:
+            self._append(line)
+        else:
+            self._buffer.append(line)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Write all that is noted inside the block at once, at its end."""
+        self._buffer = []
+        try:
+            yield
+        finally:
+            lines, self._buffer = self._buffer, None
+            if lines:
+                self._append("".join(lines))
+
+    def forget(self, image: str) -> None:
+        """Drop the votes of an image, whose row is written; the file is made anew once it is large.
+
+        Args:
+            image: SHA-256 (hex) of the image.
+        """
+        self._ranges.pop(image, None)
+        if not self._ranges:
             self.discard()
-        return self
-
-    def recall(self, stream: str) -> tuple[int, np.ndarray | None]:
-        """See `VoteJournal.recall`."""
-        return self._streams.get(stream, (0, None))
-
-    def note(self, stream: str, done: int, votes: np.ndarray) -> None:
-        """See `VoteJournal.note`."""
-        entry = {"image": self._image, "settings": self._settings, "stream": stream}
-        line = json.dumps({**entry, "done": done, "votes": votes.tolist()})
-        append_text(self.path, line + "\n")  # with the system before the next query
+        elif self._written > LARGE:
+            kept = [
+                self._line(image, stream, part)
+                for image, streams in self._ranges.items()
+                for stream, parts in streams.items()
+                for part in parts
+            ]
+            text = "".join(kept)
+            write_text_atomic(self.path, text)
+            self._written = len(text)
 
     def discard(self) -> None:
-        """Forget the file: its votes are in a row, or of no use here."""
+        """Forget the file: its votes are in rows, or of no use here."""
+        self._ranges, self._left, self._written = {}, {}, 0
         self.path.unlink(missing_ok=True)
+
+    def _append(self, text: str) -> None:
+        append_text(self.path, text)  # with the system before the next query
+        self._written += len(text)
+
+    def _line(self, image: str, stream: str, part: Range) -> str:
+        start, stop, votes = part
+        entry = {"image": image, "settings": self._settings, "stream": stream}
+        return json.dumps({**entry, "from": start, "done": stop, "votes": votes.tolist()}) + "\n"
 
     def _take(self, line: bytes) -> None:
         try:
             entry = parsed(line)
             settings, image, stream = entry["settings"], entry["image"], entry["stream"]
-            done, votes = entry["done"], np.array(entry["votes"], dtype=np.int64)
-        except (ValueError, KeyError, TypeError) as error:
+            start, done, votes = entry.get("from"), entry["done"], np.array(entry["votes"], dtype=np.int64)
+            if start is None:  # a running total of an earlier version, which named the look too: "estimate to 110"
+                stream = stream.partition(" to ")[0]
+                before = self._totals.get((image, stream), (0, 0, np.zeros_like(votes)))
+                self._totals[image, stream] = (0, done, votes)
+                start, votes = before[1], votes - before[2]
+            part = (int(start), int(done), votes)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnreadableFile(f"{self.path}: {line[:60]!r} is no line of votes; delete the file") from error
         if settings == self._settings:
-            self._image, self._streams[stream] = image, (done, votes)
+            self._ranges.setdefault(image, {}).setdefault(stream, []).append(part)
+
+
+class ImageVotes:
+    """The journal of one image in a file of votes; see `pieces.VoteJournal`.
+
+    Args:
+        file: File of votes.
+        image: SHA-256 (hex) of the image.
+        left: Ranges of samples that an interrupted run counted, by stream.
+    """
+
+    def __init__(self, file: VoteFile, image: str, left: dict[str, list[Range]]) -> None:
+        self._file, self._image, self._left = file, image, left
+
+    def recall(self, stream: str) -> list[Range]:
+        """See `VoteJournal.recall`."""
+        return self._left.get(stream, [])
+
+    def note(self, stream: str, start: int, stop: int, votes: np.ndarray) -> None:
+        """See `VoteJournal.note`."""
+        self._file.note(self._image, stream, (start, stop, votes))

@@ -175,6 +175,37 @@ def decide(rule: AllLooks, looks: Looks, n: int, alpha: float, thresholds: Seque
     return Decision(futile, p_lower, "futile" if futile else "")
 
 
+class Watch:
+    """Whether a rule goes on after each look, told of one look after the other: `decide` without the bounds.
+
+    Args:
+        rule: Stopping rule.
+        n: Maximum number of votes.
+        alpha: Failure probability of the certificate.
+        thresholds: Probabilities that the rule's radii need under the noise, ascending.
+    """
+
+    def __init__(self, rule: AllLooks, n: int, alpha: float, thresholds: Sequence[float]) -> None:
+        self._rule, self._n = rule, n
+        self._level = rule.level(alpha, len(looks_up_to(rule, n, alpha, thresholds[0])))
+        self._still = list(thresholds)
+
+    def __call__(self, samples: int, successes: int) -> bool:
+        """Whether sampling goes on after a look.
+
+        Args:
+            samples: Samples so far, below n.
+            successes: Successes so far.
+        """
+        rule, level = self._rule, self._level
+        if rule.tolerance is not None:
+            if within(rule, successes, samples, self._n, level).item():
+                return False
+        else:
+            self._still = [p0 for p0 in self._still if successes < needed(rule, samples, p0, level)]
+        return bool(self._still) and successes > hopeless(rule, samples, self._n, self._still[0], level)
+
+
 def goes_on(rule: AllLooks, looks: Looks, n: int, alpha: float, thresholds: Sequence[float]) -> bool:
     """Whether a rule goes on after every one of these looks, none of them at n: `decide` without the bounds.
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betainc, betaincinv, betaln
 
-from certibox.confidence.looks import decide, looks_up_to, p_lower_at
+from certibox.confidence.looks import Watch, decide, looks_up_to, p_lower_at
 from certibox.confidence.stopping import Decision, Looks
 from certibox.errors import InvalidInput
 
@@ -81,6 +81,10 @@ class EProcess:
     def decide(self, looks: Looks, n: int, alpha: float, thresholds: Sequence[float]) -> Decision:
         """See `StoppingRule.decide`."""
         return decide(self, looks, n, alpha, thresholds)
+
+    def watch(self, n: int, alpha: float, thresholds: Sequence[float]) -> Watch:
+        """See `WatchedRule.watch`."""
+        return Watch(self, n, alpha, thresholds)
 
     def p_lower_at(self, looks: Looks, n: int, alpha: float, thresholds: Sequence[float], at: float) -> float:
         """See `AnyLevelRule.p_lower_at`."""
@@ -194,6 +198,10 @@ class AlphaSpending:
     def decide(self, looks: Looks, n: int, alpha: float, thresholds: Sequence[float]) -> Decision:
         """See `StoppingRule.decide`."""
         return decide(self, looks, n, alpha, thresholds)
+
+    def watch(self, n: int, alpha: float, thresholds: Sequence[float]) -> Watch:
+        """See `WatchedRule.watch`."""
+        return Watch(self, n, alpha, thresholds)
 
     def p_lower_at(self, looks: Looks, n: int, alpha: float, thresholds: Sequence[float], at: float) -> float:
         """See `AnyLevelRule.p_lower_at`."""

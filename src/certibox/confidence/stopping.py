@@ -96,6 +96,35 @@ class AnyLevelRule(StoppingRule, Protocol):
         ...
 
 
+@runtime_checkable
+class WatchedRule(StoppingRule, Protocol):
+    """A rule that can tell cheaply that it goes on, without the bound that `decide` computes."""
+
+    def watch(self, n: int, alpha: float, thresholds: Sequence[float]) -> Callable[[int, int], bool]:
+        """A function that is told of each look in turn, samples and successes so far, and whether sampling goes on.
+
+        Where it says yes, `decide` would not stop; where it says no, `decide` is asked.
+
+        Args:
+            n: Maximum number of votes.
+            alpha: Failure probability of the certificate.
+            thresholds: Probabilities that `radii` need under the noise, as in `sizes`.
+        """
+        ...
+
+
+def watched(rule: StoppingRule, n: int, alpha: float, thresholds: Sequence[float]) -> Callable[[int, int], bool] | None:
+    """What tells that a rule goes on, see `WatchedRule`; None for a rule that has to decide at every look.
+
+    Args:
+        rule: Stopping rule, of ours or of a stranger.
+        n: Maximum number of votes.
+        alpha: Failure probability of the certificate.
+        thresholds: What `asked` gave for the rule.
+    """
+    return rule.watch(n, alpha, thresholds) if isinstance(rule, WatchedRule) else None
+
+
 RuleTable = Mapping[str, Callable[..., StoppingRule]]  # name in records -> what builds the rule from its settings
 
 

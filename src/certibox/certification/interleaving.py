@@ -1,0 +1,223 @@
+"""Votes of many images from few calls: each batch is filled with samples of several images.
+
+A stopping rule looks at an image's votes tens of times, and between two looks wants few samples. One image at a time
+would make small batches, and would wait for each of them; so several images are open at once, the oldest first in
+every batch. Where the base classifier takes several calls at once, so many batches are under way.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from certibox.certification.asking import Voter
+from certibox.certification.pieces import Piece, Poll
+
+P = TypeVar("P", bound=Poll)
+MOST_KEPT = 1 << 26  # values of noise that open images may keep, 256 MiB
+MANY = 4  # threads from which on noise is drawn by as many at once
+
+
+class _Batch(NamedTuple):
+    """Samples of one call: whose they are, in order, and their noisy copies, once they are drawn."""
+
+    parts: list[tuple[Any, Piece]]
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Interleaving(Generic[P]):
+    """Asks one base classifier about the pieces of many images.
+
+    Args:
+        voter: Base classifier.
+        polls: Images, opened in this order as batches need them.
+        batch_size: Most noisy copies at a time.
+        may_open: Function that says of the open images whether another may be opened beside them.
+        saw: Function that is shown each part of an answer: poll, piece and outputs (n, ...).
+        together: What is entered while a batch is counted, so that all its votes are written at once.
+    """
+
+    def __init__(
+        self,
+        voter: Voter,
+        polls: Iterable[P],
+        batch_size: int,
+        may_open: Callable[[Iterable[P]], bool] = lambda polls: True,
+        saw: Callable[[P, Piece, Tensor], None] | None = None,
+        together: Callable[[], Any] | None = None,
+    ) -> None:
+        self._voter, self._polls, self._most = voter, iter(polls), batch_size
+        self._may_open, self._saw, self._together = may_open, saw, together
+        self._open: deque[P] = deque()  # those of which something is wanted or under way
+        self._finished: deque[P] = deque()
+        self._marked = time.perf_counter()
+
+    def finished(self) -> Iterator[P]:
+        """The images, each as soon as it is finished.
+
+        After an error no further batch is begun. Those under way are waited for and counted, and then it is raised.
+        """
+        calls = self._voter.calls_at_once
+        self._marked = time.perf_counter()
+        yield from self._one_by_one() if calls == 1 else self._at_once(calls)
+
+    def _one_by_one(self) -> Iterator[P]:
+        """One call after the other, in this thread; the next batch is drawn meanwhile if a processor is to spare."""
+        threads = torch.get_num_threads()
+        spare = _processors() - threads
+        # On two or three processors, threads that draw noise between two calls leave the network's own where they slow
+        # it down: 4 ms for every batch were seen, more than they save.
+        if spare <= 0 and threads < MANY:
+            while (batch := self._next()) is not None:
+                self._draw(batch, None)
+                self._count(batch, self._ask(batch))
+                del batch
+                yield from self._out()
+            yield from self._out()
+            return
+        with ThreadPoolExecutor(max(threads, spare)) as pool, ThreadPoolExecutor(1) as ahead:
+            following = self._drawing(ahead, pool)
+            while following is not None:
+                batch = following.result()
+                following = self._drawing(ahead, pool) if spare > 0 else None
+                self._count(batch, self._ask(batch))
+                del batch
+                yield from self._out()
+                following = following or self._drawing(ahead, pool)
+            yield from self._out()
+
+    def _drawing(self, ahead: ThreadPoolExecutor, pool: ThreadPoolExecutor) -> Future[_Batch] | None:
+        """The next batch, which is being drawn; None where nothing is wanted now."""
+        batch = self._next()
+        return None if batch is None else ahead.submit(copy_context().run, self._draw, batch, pool)
+
+    def _at_once(self, calls: int) -> Iterator[P]:
+        """Several calls at once, each in a thread. A few batches more are drawn: no call waits for its noise."""
+        waiting = calls + max(2, calls // 4)
+        under_way: dict[Future[Tensor], _Batch] = {}
+        with ThreadPoolExecutor(calls) as pool:
+            try:
+                while True:
+                    while len(under_way) < waiting and (batch := self._next(bool(under_way))) is not None:
+                        self._draw(batch, None)
+                        under_way[pool.submit(copy_context().run, self._ask, batch)] = batch
+                    yield from self._out()
+                    if not under_way:
+                        return
+                    for done in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        self._count(under_way[done], done.result())
+                        del under_way[done]
+            finally:  # after an error, or where nobody wants more: what was paid for is counted
+                for left in under_way:
+                    left.cancel()
+                for left, batch in under_way.items():
+                    if not left.cancelled() and left.exception() is None and not self._is_counted(batch):
+                        self._count(batch, left.result())
+
+    # --- one batch ----------------------------------------------------------------------------------------------------
+
+    def _next(self, others_under_way: bool = False) -> _Batch | None:
+        """The next batch: pieces of open images, the oldest first, and of new ones while there is room."""
+        parts: list[tuple[P, Piece]] = []
+        room: int | None = None
+        while True:
+            for poll in list(self._open):
+                room = self._size(poll) if room is None else room
+                while poll.wanted and room > 0 and (not parts or _alike(parts[0][0], poll)):
+                    piece = poll.begin(room)
+                    parts.append((poll, piece))
+                    room -= piece.stop - piece.start
+            if room == 0 or not self._open_another():
+                break
+        if not parts:
+            return None
+        count = sum(piece.stop - piece.start for _, piece in parts)
+        x = parts[0][0].x
+        return _Batch(parts, torch.empty((count, *x.shape), dtype=x.dtype, device=x.device))
+
+    def _open_another(self) -> bool:
+        """Whether another image was opened."""
+        if self._open and (sum(poll.blocks for poll in self._open) > MOST_KEPT or not self._may_open(self._open)):
+            return False
+        poll = next(self._polls, None)
+        if poll is None:
+            return False
+        (self._finished if poll.finished else self._open).append(poll)
+        return True
+
+    def _size(self, poll: P) -> int:
+        """Noisy copies of a batch."""
+        return min(self._most, self._voter.at_a_time(poll.x.numel()) or self._most)
+
+    def _draw(self, batch: _Batch, pool: ThreadPoolExecutor | None) -> _Batch:
+        start = 0
+        with torch.inference_mode():
+            for poll, piece in batch.parts:
+                stop = start + piece.stop - piece.start
+                poll.draw(piece, batch.images[start:stop], pool)
+                start = stop
+        return batch
+
+    def _ask(self, batch: _Batch) -> Tensor:
+        """The checked answers to a batch; with the first, the check that images are answered alone."""
+        with torch.inference_mode():
+            again, outputs = self._voter.batch_check.sample(batch.images), self._voter.checked(batch.images)
+            if again is not None:
+                self._voter.batch_check.compare(again, outputs, self._voter.checked)
+        return outputs
+
+    def _count(self, batch: _Batch, outputs: Tensor) -> None:
+        """Give every image its votes."""
+        labels = self._voter.labels(outputs, len(batch)).cpu().numpy()
+        now = time.perf_counter()
+        each, self._marked = (now - self._marked) / len(batch), now
+        start, touched = 0, []
+        writing = self._together() if self._together else None
+        if writing:
+            writing.__enter__()
+        try:
+            for poll, piece in batch.parts:
+                stop = start + piece.stop - piece.start
+                if self._saw:
+                    self._saw(poll, piece, outputs[start:stop])
+                poll.seconds += each * (stop - start)
+                poll.take(piece, np.bincount(labels[start:stop], minlength=self._voter.num_classes))
+                start = stop
+                touched.append(poll)
+        finally:
+            if writing:
+                writing.__exit__(None, None, None)
+        batch.parts.clear()
+        for poll in touched:
+            if poll.finished and poll in self._open:
+                self._open.remove(poll)
+                self._finished.append(poll)
+
+    def _is_counted(self, batch: _Batch) -> bool:
+        return not batch.parts
+
+    def _out(self) -> Iterator[P]:
+        while self._finished:
+            yield self._finished.popleft()
+
+
+def _alike(one: Poll, other: Poll) -> bool:
+    """Whether the images of two polls can be in one batch."""
+    return one.x.shape == other.x.shape and one.x.dtype == other.x.dtype and one.x.device == other.x.device
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
