@@ -24,6 +24,7 @@ from certibox.certification.pieces import Piece, Poll
 
 P = TypeVar("P", bound=Poll)
 MOST_KEPT = 1 << 26  # values of noise that open images may keep, 256 MiB
+SIZES = 16  # sizes of batches, up to the largest, that are asked
 MANY = 4  # threads from which on noise is drawn by as many at once
 
 
@@ -131,19 +132,20 @@ class Interleaving(Generic[P]):
     def _next(self, others_under_way: bool = False) -> _Batch | None:
         """The next batch: pieces of open images, the oldest first, and of new ones while there is room."""
         parts: list[tuple[P, Piece]] = []
-        room: int | None = None
+        most = room = 0
         while True:
             for poll in list(self._open):
-                room = self._size(poll) if room is None else room
+                if not parts:
+                    most = room = self._size(poll)
                 while poll.wanted and room > 0 and (not parts or _alike(parts[0][0], poll)):
                     piece = poll.begin(room)
                     parts.append((poll, piece))
                     room -= piece.stop - piece.start
-            if room == 0 or not self._open_another():
+            if (parts and room == 0) or not self._open_another():
                 break
         if not parts:
             return None
-        count = sum(piece.stop - piece.start for _, piece in parts)
+        count = _rounded(parts, most - room, max(1, most // SIZES))
         x = parts[0][0].x
         return _Batch(parts, torch.empty((count, *x.shape), dtype=x.dtype, device=x.device))
 
@@ -211,6 +213,22 @@ class Interleaving(Generic[P]):
     def _out(self) -> Iterator[P]:
         while self._finished:
             yield self._finished.popleft()
+
+
+def _rounded(parts: list[tuple[Any, Piece]], count: int, step: int) -> int:
+    """Leave samples of the last parts for later, so that the number is a multiple of `step`; returns the number.
+
+    A network is planned anew for each size of batch that it meets, which takes as long as a hundred images.
+    """
+    spare = count % step if count > step else 0
+    while spare:
+        poll, piece = parts.pop()
+        kept = max(0, piece.stop - piece.start - spare)
+        spare -= piece.stop - piece.start - kept
+        poll.give_back(piece._replace(start=piece.start + kept))
+        if kept:
+            parts.append((poll, piece._replace(stop=piece.start + kept)))
+    return sum(piece.stop - piece.start for _, piece in parts)
 
 
 def _alike(one: Poll, other: Poll) -> bool:

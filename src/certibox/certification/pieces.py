@@ -133,6 +133,16 @@ class Poll:
             piece = piece._replace(stop=middle)
         return piece
 
+    def give_back(self, piece: Piece) -> None:
+        """Put a piece that was begun, or its end, back to the front.
+
+        Args:
+            piece: Piece of this image.
+        """
+        if self.wanted and self.wanted[0].name == piece.name and self.wanted[0].start == piece.stop:
+            piece = piece._replace(stop=self.wanted.popleft().stop)
+        self.wanted.appendleft(piece)
+
     def draw(self, piece: Piece, out: Tensor, threads: Any = None) -> None:
         """Fill a part of a batch with the noisy copies of a piece.
 
