@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from certibox.blackbox import as_blackbox
 from certibox.certification import certify_dataset
-from certibox.certification.noise import noisy_batches
+from certibox.certification.noise import noisy
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.confidence import Gaussian
 from certibox.data import Images
@@ -94,7 +94,11 @@ def picture() -> Images:
 
 def noise(samples: int) -> Iterator[Tensor]:
     """Noisy batches as certification makes them: how fast max-pooling runs depends on the pixels."""
-    return noisy_batches(picture().floats()[0], Gaussian(SIGMA), 0, samples, BATCH, (0, "benchmark"))
+    x, kept = picture().floats()[0], dict[int, Tensor]()
+    for start in range(0, samples, BATCH):
+        batch = torch.empty((min(BATCH, samples - start), *x.shape))
+        noisy(x, Gaussian(SIGMA), start, (0, "benchmark"), batch, kept)
+        yield batch
 
 
 def noise_seconds(samples: int) -> float:

@@ -7,10 +7,11 @@ have, such as an endpoint, is made by `reader` and `FURNISH`.
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +28,7 @@ import certibox.reconstruction
 from certibox.networks import AUTOENCODERS, dncnn
 from doubles import QuadraticBox
 from places import FIXTURES, ROOT
+from servers import stand_in
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -98,7 +101,16 @@ def of_few_images(function: Callable[..., Any], first: Any, images: Any, *args: 
     return function(first, few(images, 2), *args, **more | smaller)
 
 
+def at_the_stand_in(function: Callable[..., Any], model: Any, *args: Any, **more: Any) -> Any:
+    """The reader's server is one of this test's."""
+    if isinstance(model, str) and model.startswith(READERS_SERVER):
+        model = os.environ["STAND_IN"] + model.removeprefix(READERS_SERVER)
+    return function(model, *args, **more)
+
+
+READERS_SERVER = "http://127.0.0.1:8080"
 SMALLER: list[tuple[Any, str, Callable[..., Any]]] = [
+    (cb, "as_blackbox", at_the_stand_in),
     (cb, "one_cycle", short_schedule),
     (cb, "pretrain_autoencoder", on_few_images),
     (cb, "train", with_a_small_denoiser),
@@ -244,14 +256,39 @@ def brought(told: dict[str, Any]) -> None:
     assert (len(train | test), len(train & test)) == (297, 0)
 
 
+def asked_remotely(told: dict[str, Any]) -> None:
+    """The address answers, and is metered."""
+    client = told["client"]
+    np.testing.assert_allclose(client(told["x"][None]).numpy(), np.full((1, 10), 0.1), rtol=1e-6)
+    assert client.queries == 1
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "README.md": certified,
     "docs/quickstart.md": quickstart,
     "docs/extending.md": extended,
+    "docs/how-to/remote.md": asked_remotely,
     "docs/models-and-data.md": brought,
 }
 
 
+def shares(images: np.ndarray) -> np.ndarray:
+    """Ten scores of flat digits that sum to one."""
+    powers = np.exp(images.reshape(len(images), -1)[:, :10])
+    return powers / powers.sum(1, keepdims=True)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The server of the page on remote models."""
+    with stand_in() as one:
+        one.serve_model(shares, "digits")
+        monkeypatch.setenv("STAND_IN", one.url)
+        monkeypatch.setenv("DIGITS_TOKEN", "a-token")
+        yield
+
+
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -266,3 +303,13 @@ def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytes
     for block, above in blocks(page):
         exec(compile("\n" * above + block, str(page), "exec"), told)
     CHECKS.get(name(page), lambda told: None)(told)
+
+
+def test_the_endpoints_of_the_page_on_remote_models_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISION_KEY", "a-key")
+    page = (ROOT / "docs" / "how-to" / "remote.md").read_text(encoding="utf-8")
+    described = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    assert len(described) == 2
+    for fields, outputs in zip(described, ("top-k", "probabilities"), strict=True):
+        box = cb.as_blackbox(cb.Endpoint("https://127.0.0.1:1/ask", **fields), outputs=outputs)
+        assert box.spec.levels == 256

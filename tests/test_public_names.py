@@ -13,7 +13,16 @@ from places import ROOT
 
 MODULES = {"certification", "confidence", "errors", "networks", "reconstruction", "report"}
 NAMES = {
-    "box": {"BlackBox", "BoxSpec", "Fingerprint", "QueryClient", "as_blackbox"},
+    "box": {
+        "BlackBox",
+        "BoxSpec",
+        "Connection",
+        "Endpoint",
+        "Fingerprint",
+        "QueryClient",
+        "RecordedBox",
+        "as_blackbox",
+    },
     "images": {"Images", "images_from_arrays", "load_images", "load_restricted_imagenet"},
     "estimators": {"CGE", "ESTIMATORS", "RGE", "GradientEstimator", "Guided", "Orthogonal", "Subset"},
     "autoencoders": {

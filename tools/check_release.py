@@ -27,6 +27,7 @@ MODULES = {  # extra -> a module that works with it alone
     "tracking": "torch.utils.tensorboard",
     "attacks": "foolbox",
     "hub": "huggingface_hub",
+    "remote": "httpx2",
     "mlflow": "mlflow",
     "wandb": "wandb",
 }

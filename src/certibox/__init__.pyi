@@ -6,6 +6,9 @@ from . import reconstruction as reconstruction
 from . import report as report
 from .blackbox import BlackBox as BlackBox
 from .blackbox import BoxSpec as BoxSpec
+from .blackbox import Connection as Connection
+from .blackbox import Endpoint as Endpoint
+from .blackbox import RecordedBox as RecordedBox
 from .blackbox import as_blackbox as as_blackbox
 from .certification import Certificate as Certificate
 from .certification import Prediction as Prediction
