@@ -67,7 +67,10 @@ def test_rows_are_those_of_the_function_itself(server: StandIn, run, place: Path
     )
     url = server.serve_model(brightness)
     for model, out in ((url, "out"), ("box.py:box", "here")):
-        assert run(f"certify --model {model} --outputs probabilities {VOTES.replace('--out out', f'--out {out}')}").status == 0
+        assert (
+            run(f"certify --model {model} --outputs probabilities {VOTES.replace('--out out', f'--out {out}')}").status
+            == 0
+        )
     assert rows() == rows("here")
     assert server.images <= 6 * 210
 

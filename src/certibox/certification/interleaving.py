@@ -145,7 +145,9 @@ class Interleaving(Generic[P]):
                 break
         if not parts:
             return None
-        count = _rounded(parts, most - room, max(1, most // SIZES))
+        count = most - room
+        if len(self._open) >= SIZES:  # what is left for later soon has company
+            count = _rounded(parts, count, max(1, most // SIZES))
         x = parts[0][0].x
         return _Batch(parts, torch.empty((count, *x.shape), dtype=x.dtype, device=x.device))
 

@@ -75,7 +75,7 @@ class BoxOptions:
     )
     std: list[float] | None = option("standard deviation of each channel to divide by, likewise", None)
     dtype: Literal["float32", "float64", "float16", "uint8"] | None = option(
-        "type of the numbers that the box takes; by default what its kind takes", None
+        "type of the numbers that the box takes; by default the usual one for its kind", None
     )
     clip: bool | None = option(
         "clip pixels to [0, 1] before the box sees them; by default true, but for torch modules", None
@@ -84,8 +84,12 @@ class BoxOptions:
     image_shape: list[int] | None = option(
         "shape of an image, as [channels, height, width]; others are refused", None, advanced=True
     )
-    input_name: str | None = option("file of a model: name of the input that takes the images", None, advanced=True)
-    output_name: str | None = option("file of a model: name of the output to answer with", None, advanced=True)
+    input_name: str | None = option(
+        "name of the input that takes the images, of a model in a file or at an address", None, advanced=True
+    )
+    output_name: str | None = option(
+        "name of the output to answer with, of a model in a file or at an address", None, advanced=True
+    )
     output_key: str | None = option(
         "key, position or attribute of the answers in what a function or module returns", None, advanced=True
     )
@@ -101,8 +105,8 @@ class BoxOptions:
         "images sent to the box at a time; by default what suits its kind", None, advanced=True
     )
     endpoint: str | None = option(
-        "YAML file of what requests to the address --model and its answers look like; by default those of the Open "
-        "Inference Protocol",
+        "YAML file that describes requests to the address in --model and their answers; without it, the address is "
+        "that of the Open Inference Protocol",
         None,
     )
     token_env: str | None = option("variable of the environment that holds the endpoint's token", None)

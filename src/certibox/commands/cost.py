@@ -137,7 +137,8 @@ def run(options: QueryCost) -> None:
     """`certibox query-cost`."""
     cost = cost_of(options)
     typical = _typical(options)
-    table = Table("what for", "queries", "price", title="What this plan would spend")
+    priced = f", at {options.price:g} per 1,000 queries" if options.price else ""
+    table = Table("what for", "queries", "price", title=f"What this plan would spend{priced}")
     if typical is not None:
         table.add_column("typically")
     for name in ("targets", "measuring", "training", "validation", "certification", "serving", "total"):

@@ -267,12 +267,12 @@ class RuleOptions:
         "l2 radii for a sequential rule to decide, as [0.25, 0.5]; by default sigma/2, sigma and 2 sigma", None
     )
     tolerance: float | None = option(
-        "instead of radii, the full radius to this share of what more votes could still add, such as 0.05",
+        "instead of radii: stop where the radius is within this share of what n votes would give, such as 0.05",
         None,
         advanced=True,
     )
     futility: float = option(
-        "stop where the radii still open lie above an upper bound that fails at this rate; 0 for never",
+        "give an image up where its next radius lies beyond a bound that is wrong at this rate; 0 never gives up",
         0.05,
         advanced=True,
     )
