@@ -11,8 +11,8 @@ serves a logistic regression on the digits of scikit-learn. Asked with 32 images
    0.001, n at most 10,000), through a `QueryClient` with a ledger, rows and votes on disk. Goal: at least 0.9 of blind.
 3. `one at a time`: the same for a few digits, one image after the other and one request after the other.
 
-Beside it the time that the client adds to a request of 3x32x32 images, in binary form and as JSON: microseconds an image
-above those of the same bytes sent blindly, to a server that does not wait. Goal: at most 60 in binary form.
+Beside it the time that the client adds to a request of 3x32x32 images, in binary form and as JSON: microseconds an
+image above those of the same bytes sent blindly, to a server that does not wait. Goal: at most 60 in binary form.
 
 `--write` puts the figures into benchmarks/results/remote.json.
 """

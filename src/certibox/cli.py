@@ -61,6 +61,12 @@ COMMANDS = {
         "run_predict",
         "Predict with the smoothed classifier, the one that certificates speak of; prints one JSON line an image.",
     ),
+    "watch": Command(
+        "watching",
+        "Watch",
+        "run_watch",
+        "Ask a defense's canaries again, and end with status 5 when the model has changed.",
+    ),
     "merge": Command(
         "reporting",
         "Merge",
@@ -119,6 +125,7 @@ STATUSES = {
     2: "bad input",
     3: "budget spent",
     4: "the box failed",
+    5: "the box has changed",
     130: "interrupted",
     141: "nobody read what was printed",
 }

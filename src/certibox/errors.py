@@ -1,5 +1,6 @@
 """Every error that certibox raises on purpose.
 
+```text
 CertiboxError                 what came, what was wanted, what to do; `exit_status` 2 at the command line
 ├── InvalidInput              a value, file or configuration from the user is wrong (also a ValueError)
 │   ├── InvalidImages         images of a wrong shape, range or type
@@ -13,8 +14,9 @@ CertiboxError                 what came, what was wanted, what to do; `exit_stat
 │   ├── BoxFailed             the box raised; what it was asked may have been billed, and counts as lost
 │   ├── NotAnswered           raised by a box itself: it refused a batch and bills nothing
 │   │   └── Overloaded        it refused for now: the client waits and asks again
-│   └── BoxChanged            the box no longer gives the answers of its fingerprint
+│   └── BoxChanged            the box no longer answers as it did (`exit_status` 5)
 └── BudgetExceeded            the next query would overspend; `exit_status` 3, all work kept
+```
 """
 
 from __future__ import annotations
@@ -119,7 +121,9 @@ class Overloaded(NotAnswered):
 
 
 class BoxChanged(BlackBoxError):
-    """The box does not answer as it did when its fingerprint was taken."""
+    """The box does not answer as it did when its fingerprint was taken, or as another version than before."""
+
+    exit_status = 5
 
 
 class BudgetExceeded(CertiboxError):

@@ -29,7 +29,7 @@ def test_a_defense_in_the_wrong_place_is_refused(
         "def logits(images):\n    return 2 * box.logits(images)\n"
         "def wider(images):\n    return np.concatenate([box.logits(images)] * 2, axis=1)\n"
     )
-    status = 4 if "--check-box" in more else 2
+    status = 5 if "--check-box" in more else 2
     refused(certify(more=f"--defense {trained}/defense {more}", outputs=outputs), *words, status=status)
     assert not (place / "out" / "certificates.jsonl").exists()
     assert totals("out/ledger.sqlite")[0] == (8 if "--check-box" in more else 0)

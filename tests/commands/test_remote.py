@@ -133,3 +133,22 @@ def test_a_server_that_fails_keeps_what_was_paid(server: StandIn, run, refused) 
     answered, attempted, lost = Ledger("out/ledger.sqlite").totals()
     assert (answered, attempted) == (server.images, server.images + lost)
     assert answered <= sum(row["n0"] + row["n"] for row in rows()) + 10  # the check of batches, and canaries
+
+
+def test_a_watch_ends_with_a_status_of_its_own_when_the_model_changes(server: StandIn, run, refused, place) -> None:
+    url = server.serve_model(brightness)
+    box = f"--model {url} --outputs probabilities --layout flat"
+    train = f"train {box} --data digits --limit 12 --method DS --sigma 0.25 --epochs 0 --denoise-epochs 1"
+    assert run(f"{train} --fingerprint true --budget 2000 --out run").status == 0
+    asked = server.images
+    watch = f"watch {box} --defense run"
+    same = run(f"{watch} --every 0.01s --times 3")
+    assert same.status == 0
+    assert same.out.count("answers its 8 canaries as when the defense was trained") == 3
+    assert server.images == asked + 3 * 8
+    server.serve_model(lambda images: brightness(images)[:, ::-1].copy())
+    refused(f"{watch} --every 1h", "the box has changed", "8 of 8 canaries", status=5)
+    refused(f"{watch} --every soon", "every is 'soon'", "10min")
+    refused(watch.replace("--defense run", "--defense nowhere"), "nowhere")
+    server.answers.clear()
+    refused(watch, "no such model", status=4)
