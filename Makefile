@@ -56,6 +56,9 @@ format: install
 benchmarks: install
 	$(BIN)/python benchmarks/certification_rate.py --write
 	$(BIN)/python benchmarks/training_step.py --write
+	$(BIN)/python benchmarks/interleaving.py --write
+	$(BIN)/python benchmarks/remote.py --write
+	$(BIN)/python benchmarks/faults.py --write
 
 tables: install
 	$(BIN)/python tools/publish.py

@@ -69,6 +69,9 @@ TABLES: dict[str, Callable[[], str]] = {  # by the name that its place in the do
     "few-and-many": lambda: few_and_many(image_counts.RESULTS),
     "families": families.table,
     "rates": lambda: rates_table(),
+    "remote": lambda: remote_table(),
+    "faults": lambda: faults_table(),
+    "looks": lambda: looks_table(),
     "contention": lambda: contention_table(),
     "gradients": gradient_quality.table,
     "steps": step_choice.table,
@@ -183,6 +186,55 @@ def rates_table() -> str:
 def both(one: dict[str, Any], two: dict[str, Any], name: str, digits: int) -> tuple[str, str]:
     """The medians of a figure with one thread and with two; what is below the noise of the clock is 0."""
     return tuple(f"{max(0.0, found[name]['median']):,.{digits}f}" for found in (one, two))  # pyright: ignore[reportReturnType]
+
+
+def remote_table() -> str:
+    """Markdown: certification of a remote model beside the rate at which its server answers."""
+    result = read_json(RATES / "remote.json")
+    rates, added = result["certification"]["samples_a_second"], result["overhead"]["microseconds_an_image"]
+    one = rates["one_at_a_time"] / rates["blind"]
+    rows = [
+        ("figure", "measured", "goal"),
+        ("requests that are ready, nobody looking at the answers: images a second", f"{rates['blind']:,.0f}", ""),
+        ("`certify`, default rule: ÷ that rate", f"{result['certification']['certify_over_blind']:.2f}", "≥ 0.9"),
+        ("one image and one request at a time: ÷ that rate", f"{one:.2f}", ""),
+        ("images in a request of `certify`, of 32", f"{result['certification']['images_a_request']:.1f}", ""),
+        ("client's time above the server's, binary: µs an image 3×32×32", f"{added['binary']:.0f}", "≤ 60"),
+        ("the same as JSON", f"{added['json']:.0f}", ""),
+    ]
+    return markdown(rows, rule="|---|---:|---:|")
+
+
+def faults_table() -> str:
+    """Markdown: what a run through faults and kills left, beside an undisturbed one."""
+    result = read_json(RATES / "faults.json")
+    hard, plain, poor = (result[name] for name in ("disturbed", "undisturbed", "with_half_the_budget"))
+    yes = {True: "yes", False: "**no**"}
+    failed = sum(hard["faults"].values())
+    rows = [
+        ("what", "figure"),
+        ("requests, undisturbed and through faults", f"{plain['requests']:,} and {hard['requests']:,}"),
+        ("faults met, kills, starts", f"{failed:,}, {hard['ends']['killed']}, {sum(hard['ends'].values())}"),
+        (f"the {result['rows']} rows are the same", yes[result["rows_are_the_same"]]),
+        ("images computed by the server", f"{hard['computed']:,}"),
+        ("answered and lost in the ledger", f"{hard['answered']:,} + {hard['lost']:,}"),
+        ("all that was computed is booked", yes[result["all_that_was_computed_is_booked"]]),
+        ("answers paid twice, of those needed", f"{hard['answered'] - plain['answered']:,} of {plain['answered']:,}"),
+        (f"a budget of {poor['budget']:,} was kept, with {poor['booked']:,} booked", yes[result["budget_was_kept"]]),
+    ]
+    return markdown(rows, rule="|---|---:|")
+
+
+def looks_table() -> str:
+    """Markdown: samples a second under a stopping rule beside a fixed n, and the time of a look."""
+    result = read_json(RATES / "interleaving.json")
+    found, look = result["rule_over_fixed"], result["microseconds_a_look"]
+    rows = [("figure", "measured", "goal")]
+    for name in (name for name in found if "thread" in name):
+        rows.append((f"default rule ÷ fixed n, samples a second: {name}", f"{found[name]['median']:.2f}", "≥ 0.9"))
+    rows.append(("µs a look, mean", f"{look['mean']:.0f}", "≤ 50"))
+    rows.append(("of certificates with at most 10 looks", f"{look['of_certificates_with_at_most_10']:.0f}", "≤ 50"))
+    return markdown(rows, rule="|---|---:|---:|")
 
 
 def contention_table() -> str:
