@@ -23,12 +23,16 @@ from certibox.errors import InvalidImages, InvalidInput, Notice, UnreadableFile
 from certibox.networks import Autoencoder
 from certibox.networks.devices import usable_device
 from certibox.queries.client import QueryClient
+from certibox.queries.concurrency import Forkable
 from certibox.queries.fingerprint import Fingerprint
 from certibox.seeds.switches import settled
 from certibox.storage.files import require_place
 from certibox.storage.settings import require_same
 from certibox.storage.strict import is_json
 from certibox.storage.tensors import Tensors, is_tensors, load_module, module_digest, read_tensors, under
+
+
+_COMPUTING = Forkable()  # whose lock the thread holds that computes on the CPU
 
 
 @dataclass(frozen=True, repr=False)
@@ -233,8 +237,15 @@ class Defense:
         return self.client(self._at_its_pace(self.pipeline, x))
 
     def _at_its_pace(self, network: nn.Module, x: Tensor) -> Tensor:
-        """A network of the white part on x, so many images at a time as is fastest where more come than usual."""
-        return self._pace.in_parts(network, x) if self.free_batch_size and x.device.type == "cpu" else network(x)
+        """A network of the white part on x, so many images at a time as is fastest where more come than usual.
+
+        On the CPU one thread after the other: requests to a remote model wait beside one another, but networks that
+        compute at once only take each other's processors.
+        """
+        if x.device.type != "cpu":
+            return network(x)
+        with _COMPUTING.lock:
+            return self._pace.in_parts(network, x) if self.free_batch_size else network(x)
 
     @property
     def device(self) -> torch.device:
