@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from certibox.certification.asking import Voter
+from certibox.certification.noise import BLOCK
 from certibox.certification.pieces import Piece, Poll
 
 P = TypeVar("P", bound=Poll)
@@ -93,8 +94,13 @@ class Interleaving(Generic[P]):
             while following is not None:
                 batch = following.result()
                 following = self._drawing(ahead, pool) if spare > 0 else None
-                self._count(batch, self._ask(batch))
-                del batch
+                idle = spare > 0 and following is None
+                foreseen = ahead.submit(copy_context().run, self._foresee, batch) if idle else None
+                outputs = self._ask(batch)
+                if foreseen:
+                    foreseen.result()
+                self._count(batch, outputs)
+                del batch, outputs
                 yield from self._out()
                 following = following or self._drawing(ahead, pool)
             yield from self._out()
@@ -103,6 +109,15 @@ class Interleaving(Generic[P]):
         """The next batch, which is being drawn; None where nothing is wanted now."""
         batch = self._next()
         return None if batch is None else ahead.submit(copy_context().run, self._draw, batch, pool)
+
+    def _foresee(self, batch: _Batch) -> None:
+        """Draw noise that the images of a batch may want next, as much as a batch holds."""
+        left = len(batch)
+        with torch.inference_mode():
+            for poll in {id(poll): poll for poll, _ in batch.parts}.values():
+                if left <= 0 or BLOCK * poll.x.numel() > MOST_KEPT // 4:
+                    return
+                left -= poll.foresee(left)
 
     def _at_once(self, calls: int) -> Iterator[P]:
         """Several calls at once, each in a thread. A few batches more are drawn: no call waits for its noise."""

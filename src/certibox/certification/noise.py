@@ -60,11 +60,11 @@ def noisy(
         first, last = max(start, block * BLOCK), min(stop, (block + 1) * BLOCK)
         rows = out[first - start : last - start]
         with torch.inference_mode():  # a setting of the thread, and this may be another one than the caller's
-            if last - first == BLOCK:
+            whole = kept.pop(block, None)
+            if whole is None and last - first == BLOCK:
                 copies(block, rows)
                 return
             # A part of a block is cut from the whole draw, or its values would depend on the cut.
-            whole = kept.pop(block, None)
             if whole is None:
                 whole = copies(block, torch.empty((BLOCK, *x.shape), dtype=x.dtype, device=x.device))
             rows.copy_(whole[first - block * BLOCK : last - block * BLOCK])
@@ -74,3 +74,29 @@ def noisy(
     blocks = range(start // BLOCK, (stop - 1) // BLOCK + 1)
     for _ in threads.map(fill, blocks) if threads and out.numel() > SERIAL else map(fill, blocks):
         pass
+
+
+def foreseen(
+    x: Tensor,
+    law: NoiseLaw,
+    start: int,
+    stop: int,
+    path: tuple[int, *tuple[str, ...]],
+    kept: dict[int, Tensor],
+    stream: int = NEWEST,
+) -> None:
+    """Draw the blocks of samples start ... stop - 1 into `kept`, where `noisy` finds them.
+
+    Args:
+        x: Image (c, h, w), pixels on [0, 1].
+        law: Law of the noise.
+        start: Number of the first sample.
+        stop: Number after the last sample.
+        path: Seed, then the names under it.
+        kept: Blocks that are kept.
+        stream: Version of the stream, one of `STREAMS`.
+    """
+    for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
+        if block not in kept:
+            place = torch.empty((BLOCK, *x.shape), dtype=x.dtype, device=x.device)
+            kept[block] = law.noisy(x, place, STREAMS[stream](*path, block, device=x.device))

@@ -16,7 +16,7 @@ from torch import Tensor
 from certibox import confidence
 from certibox.certification.certificate import Certificate, Prediction, fixed_bounds, reach
 from certibox.certification.images import image_digest, warn_of_radius
-from certibox.certification.noise import noisy
+from certibox.certification.noise import foreseen, noisy
 from certibox.certification.sampling import Sampling
 from certibox.confidence.gaussian import NoiseLaw
 from certibox.confidence.stopping import Decision, asked, decided, watched
@@ -155,6 +155,17 @@ class Poll:
         kept = self._kept.setdefault(piece.name, {})
         noisy(self.x, self.drawn.law, piece.start, path, out, kept, self.drawn.stream, threads)
 
+    def foresee(self, most: int) -> int:
+        """Draw noise that may be wanted after what is under way, while a processor has nothing else to do.
+
+        Args:
+            most: Number of samples.
+
+        Returns:
+            The number of samples that were drawn; 0 for a simple poll, which wants nothing more.
+        """
+        return 0
+
     def take(self, piece: Piece, votes: np.ndarray) -> None:
         """Count a piece that came back.
 
@@ -220,6 +231,17 @@ class Certifying(Poll):
         """Most queries that it may still take."""
         most = self.sampling.n0 + self.sampling.n
         return 0 if self.finished else most - sum(int(votes.sum()) for votes in self.votes.values())
+
+    def foresee(self, most: int) -> int:
+        """Draw noise of the next look."""
+        at = len(self.looks)
+        if at + 1 >= len(self._sizes):
+            return 0
+        start, stop = self._sizes[at], min(self._sizes[at + 1], self._sizes[at] + most)
+        path = (self.drawn.seed, self.image, ESTIMATE)
+        kept = self._kept.setdefault(ESTIMATE, {})
+        foreseen(self.x, self.drawn.law, start, stop, path, kept, self.drawn.stream)
+        return stop - start
 
     def go_on(self) -> None:
         """Look at the votes, and want the next look's where the rule says so."""

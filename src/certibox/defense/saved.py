@@ -31,7 +31,6 @@ from certibox.storage.settings import require_same
 from certibox.storage.strict import is_json
 from certibox.storage.tensors import Tensors, is_tensors, load_module, module_digest, read_tensors, under
 
-
 _COMPUTING = Forkable()  # whose lock the thread holds that computes on the CPU
 
 
