@@ -10,7 +10,8 @@ started again too. Counted are:
 
 - whether the rows are those of an undisturbed run, to the digit;
 - images that the server computed, against those that the ledger has as answered and as lost: none may be computed that
-  the ledger does not know of, so answered <= computed <= answered + lost;
+  the ledger does not know of, so computed <= answered + lost. (A wrong answer counts as paid: one that was sent twice
+  may be taken for the answer to a request that the server never saw, and is refused by its number.)
 - whether more was ever booked than the budget.
 
 `--write` puts the counts into benchmarks/results/faults.json.
@@ -220,7 +221,7 @@ def run(size: Size) -> dict[str, Any]:
             "rows": len(rows(plain)),
             "rows_are_the_same": rows(plain) == rows(hard),
             "all_that_was_computed_is_booked": all(
-                one["answered"] <= one["computed"] <= one["answered"] + one["lost"] for one in (disturbed, bounded)
+                one["computed"] <= one["answered"] + one["lost"] for one in (disturbed, bounded)
             ),
             "budget_was_kept": bounded["booked"] <= budget,
             "undisturbed": undisturbed,

@@ -130,6 +130,7 @@ def served(seconds: float) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
 # ------------------------------------------------------------------------------------------------------------- clients

@@ -10,7 +10,7 @@ from certibox.storage.files import read_json
 
 def test_the_network_has_more_than_one_class() -> None:
     labels = benchmark.network()(benchmark.pictures(64).floats()).argmax(1)
-    assert len(labels.unique()) > 3
+    assert len(labels.unique()) > 1
 
 
 def test_a_tiny_run_has_every_figure(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_bare_function_is_recognised_by_answers_that_were_paid_for(
             BoxChanged, match=r"^the model has changed since this run began: .*canar.*; use another out, or that"
         ) as caught:
             fit(client, "ZO-DS", out=out)
-        assert caught.value.exit_status == 4
+        assert caught.value.exit_status == 5
         assert client.queries == before + 8  # nothing else was asked
     else:
         assert weights(fit(client, "ZO-DS", out=out)) == weights(plain)
