@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image as Picture
 
 from certibox.errors import InvalidInput
 
@@ -37,6 +36,8 @@ def picture(image: np.ndarray, kind: str) -> bytes:
     Raises:
         InvalidInput: A picture cannot have so many channels.
     """
+    from PIL import Image as Picture  # which most boxes never need
+
     pixels = image.astype(np.uint8)
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
         raise InvalidInput(f"images of shape {image.shape} cannot be sent as pictures; wanted 1 or 3 channels")

@@ -223,13 +223,13 @@ class _Run:
         done, waiting = total - len(todo), deque(todo)
         if progress:
             progress(done, total, "first image")
-        together = votes.together if votes else None
+        together = votes.together if votes else nullcontext
         finished = self.smoothed.interleaved(images(), self.batch_size, may_open, saw, together)
         try:
             for _ in finished:
                 done += 1
                 if progress and done < total:
-                    progress(done, total, f"{len(begun) - done + total - len(todo)} images under way")
+                    progress(done, total, f"{sum(not one.finished for one in begun.values())} images under way")
                 while waiting and waiting[0] in begun and begun[waiting[0]].finished:
                     i = waiting.popleft()
                     rows[i] = self._row(i, begun.pop(i), settings)

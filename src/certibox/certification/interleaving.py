@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -38,6 +39,17 @@ class _Batch(NamedTuple):
     def __len__(self) -> int:
         return len(self.images)
 
+    def polls(self) -> list[Any]:
+        """The images of the batch, each once."""
+        return list(dict.fromkeys(poll for poll, _ in self.parts))
+
+
+class _Answers(NamedTuple):
+    """The answers to a batch, and the classes (n,) that they vote for."""
+
+    outputs: Tensor
+    labels: np.ndarray
+
 
 class Interleaving(Generic[P]):
     """Asks one base classifier about the pieces of many images.
@@ -58,7 +70,7 @@ class Interleaving(Generic[P]):
         batch_size: int,
         may_open: Callable[[Iterable[P]], bool] = lambda polls: True,
         saw: Callable[[P, Piece, Tensor], None] | None = None,
-        together: Callable[[], Any] | None = None,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._voter, self._polls, self._most = voter, iter(polls), batch_size
         self._may_open, self._saw, self._together = may_open, saw, together
@@ -96,11 +108,11 @@ class Interleaving(Generic[P]):
                 following = self._drawing(ahead, pool) if spare > 0 else None
                 idle = spare > 0 and following is None
                 foreseen = ahead.submit(copy_context().run, self._foresee, batch) if idle else None
-                outputs = self._ask(batch)
+                answers = self._ask(batch)
                 if foreseen:
                     foreseen.result()
-                self._count(batch, outputs)
-                del batch, outputs
+                self._count(batch, answers)
+                del batch, answers
                 yield from self._out()
                 following = following or self._drawing(ahead, pool)
             yield from self._out()
@@ -114,7 +126,7 @@ class Interleaving(Generic[P]):
         """Draw noise that the images of a batch may want next, as much as a batch holds."""
         left = len(batch)
         with torch.inference_mode():
-            for poll in {id(poll): poll for poll, _ in batch.parts}.values():
+            for poll in batch.polls():
                 if left <= 0 or BLOCK * poll.x.numel() > MOST_KEPT // 4:
                     return
                 left -= poll.foresee(left)
@@ -122,29 +134,28 @@ class Interleaving(Generic[P]):
     def _at_once(self, calls: int) -> Iterator[P]:
         """Several calls at once, each in a thread. A few batches more are drawn: no call waits for its noise."""
         waiting = calls + max(2, calls // 4)
-        under_way: dict[Future[Tensor], _Batch] = {}
+        under_way: dict[Future[_Answers], _Batch] = {}
         with ThreadPoolExecutor(calls) as pool:
             try:
                 while True:
-                    while len(under_way) < waiting and (batch := self._next(bool(under_way))) is not None:
+                    while len(under_way) < waiting and (batch := self._next()) is not None:
                         self._draw(batch, None)
                         under_way[pool.submit(copy_context().run, self._ask, batch)] = batch
                     yield from self._out()
                     if not under_way:
                         return
                     for done in wait(under_way, return_when=FIRST_COMPLETED).done:
-                        self._count(under_way[done], done.result())
-                        del under_way[done]
+                        self._count(under_way.pop(done), done.result())
             finally:  # after an error, or where nobody wants more: what was paid for is counted
                 for left in under_way:
                     left.cancel()
                 for left, batch in under_way.items():
-                    if not left.cancelled() and left.exception() is None and not self._is_counted(batch):
+                    if not left.cancelled() and left.exception() is None:
                         self._count(batch, left.result())
 
     # --- one batch ----------------------------------------------------------------------------------------------------
 
-    def _next(self, others_under_way: bool = False) -> _Batch | None:
+    def _next(self) -> _Batch | None:
         """The next batch: pieces of open images, the oldest first, and of new ones while there is room."""
         parts: list[tuple[P, Piece]] = []
         most = room = 0
@@ -189,43 +200,33 @@ class Interleaving(Generic[P]):
                 start = stop
         return batch
 
-    def _ask(self, batch: _Batch) -> Tensor:
+    def _ask(self, batch: _Batch) -> _Answers:
         """The checked answers to a batch; with the first, the check that images are answered alone."""
+        voter = self._voter
         with torch.inference_mode():
-            again, outputs = self._voter.batch_check.sample(batch.images), self._voter.checked(batch.images)
+            again, outputs = voter.batch_check.sample(batch.images), voter.ask(batch.images)
+            labels = voter.labels(outputs, len(batch)).cpu().numpy()
             if again is not None:
-                self._voter.batch_check.compare(again, outputs, self._voter.checked)
-        return outputs
+                voter.batch_check.compare(again, outputs, voter.checked)
+        return _Answers(outputs, labels)
 
-    def _count(self, batch: _Batch, outputs: Tensor) -> None:
+    def _count(self, batch: _Batch, answers: _Answers) -> None:
         """Give every image its votes."""
-        labels = self._voter.labels(outputs, len(batch)).cpu().numpy()
         now = time.perf_counter()
         each, self._marked = (now - self._marked) / len(batch), now
-        start, touched = 0, []
-        writing = self._together() if self._together else None
-        if writing:
-            writing.__enter__()
-        try:
+        start = 0
+        with self._together():
             for poll, piece in batch.parts:
                 stop = start + piece.stop - piece.start
                 if self._saw:
-                    self._saw(poll, piece, outputs[start:stop])
+                    self._saw(poll, piece, answers.outputs[start:stop])
                 poll.seconds += each * (stop - start)
-                poll.take(piece, np.bincount(labels[start:stop], minlength=self._voter.num_classes))
+                poll.take(piece, np.bincount(answers.labels[start:stop], minlength=self._voter.num_classes))
                 start = stop
-                touched.append(poll)
-        finally:
-            if writing:
-                writing.__exit__(None, None, None)
-        batch.parts.clear()
-        for poll in touched:
-            if poll.finished and poll in self._open:
+        for poll in batch.polls():
+            if poll.finished:
                 self._open.remove(poll)
                 self._finished.append(poll)
-
-    def _is_counted(self, batch: _Batch) -> bool:
-        return not batch.parts
 
     def _out(self) -> Iterator[P]:
         while self._finished:

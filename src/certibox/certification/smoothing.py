@@ -7,8 +7,8 @@ the seed and its pixels alone (`noise`): not on batches, stopping rules or inter
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -140,9 +140,7 @@ class SmoothedClassifier:
             Certifying(image, drawn, self.num_classes, wanted, sizes, limit, journal)
             for image in ([images] if images.ndim == 3 else images)
         ]
-        with self.batch_check.reserving(wanted.reserve(len(begun))):
-            for _ in Interleaving(self._voter, begun, at_once).finished():
-                pass
+        self._ask(begun, at_once, wanted.reserve(len(begun)))
         made = [one.certificate() for one in begun]
         return made[0] if images.ndim == 3 else made
 
@@ -187,11 +185,15 @@ class SmoothedClassifier:
         polls = [Poll(image, drawn, self.num_classes) for image in ([images] if images.ndim == 3 else images)]
         for poll in polls:
             poll.want(PREDICT, 0, n)
-        with self.batch_check.reserving(n * len(polls)):
-            for _ in Interleaving(self._voter, polls, at_once).finished():
-                pass
+        self._ask(polls, at_once, n * len(polls))
         made = [predicted(poll, n, alpha) for poll in polls]
         return made[0] if images.ndim == 3 else made
+
+    def _ask(self, polls: Sequence[Poll], batch_size: int, reserve: int) -> None:
+        """Ask until every poll is finished; `reserve`: queries that they may take."""
+        with self.batch_check.reserving(reserve):
+            for _ in Interleaving(self._voter, polls, batch_size).finished():
+                pass
 
     def begin(self, x: Tensor, sampling: Sampling, drawn: Drawn, journal: VoteJournal | None = None) -> Certifying:
         """The certificate of an image, of which nothing is asked yet; `interleaved` asks.
@@ -218,7 +220,7 @@ class SmoothedClassifier:
         batch_size: int,
         may_open: Callable[[Iterable[Certifying]], bool],
         saw: Callable[[Certifying, Piece, Tensor], None] | None = None,
-        together: Callable[[], AbstractContextManager[None]] | None = None,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Generator[Certifying]:
         """Certificates as they are finished, whose votes come from shared batches; see `Interleaving`.
 

@@ -40,7 +40,6 @@ class VoteFile:
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self._settings = path.with_name(path.name + ".votes"), settings
         self._ranges: dict[str, dict[str, list[Range]]] = {}  # by image and stream
-        self._totals: dict[tuple[str, str], Range] = {}  # the last of the running totals of an earlier version
         self._buffer: list[str] | None = None
         self._written = 0
         require_place(self.path, _is_votes)
@@ -48,8 +47,9 @@ class VoteFile:
             truncate_partial_line(self.path)  # the line that a kill cut short
             content = read_bytes(self.path)
             self._written = len(content)
+            totals: dict[tuple[str, str], Range] = {}  # the last of the running totals of an earlier version
             for line in content.splitlines():
-                self._take(line)
+                self._take(line, totals)
         self._left = {image: {name: list(parts) for name, parts in of.items()} for image, of in self._ranges.items()}
 
     @property
@@ -133,15 +133,15 @@ class VoteFile:
         entry = {"image": image, "settings": self._settings, "stream": stream}
         return json.dumps({**entry, "from": start, "done": stop, "votes": votes.tolist()}) + "\n"
 
-    def _take(self, line: bytes) -> None:
+    def _take(self, line: bytes, totals: dict[tuple[str, str], Range]) -> None:
         try:
             entry = parsed(line)
             settings, image, stream = entry["settings"], entry["image"], entry["stream"]
             start, done, votes = entry.get("from"), entry["done"], np.array(entry["votes"], dtype=np.int64)
             if start is None:  # a running total of an earlier version, which named the look too: "estimate to 110"
                 stream = stream.partition(" to ")[0]
-                before = self._totals.get((image, stream), (0, 0, np.zeros_like(votes)))
-                self._totals[image, stream] = (0, done, votes)
+                before = totals.get((image, stream), (0, 0, np.zeros_like(votes)))
+                totals[image, stream] = (0, done, votes)
                 start, votes = before[1], votes - before[2]
             part = (int(start), int(done), votes)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

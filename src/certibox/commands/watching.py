@@ -16,10 +16,10 @@ from certibox.defense.saved import TENSORS
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
+from certibox.queries.flow import SECONDS
 from certibox.storage.tensors import read_tensors
 
 _EVERY = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
-_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,4 @@ def _seconds(every: str | None) -> float | None:
     found = _EVERY.fullmatch(every.strip())
     if found is None or float(found[1]) <= 0:
         raise InvalidInput(f"every is {every!r}; wanted a time such as 30s, 10min, 1h or 1d")
-    return float(found[1]) * _SECONDS[found[2]]
+    return float(found[1]) * SECONDS[found[2]]

@@ -197,11 +197,27 @@ class Watch:
             samples: Samples so far, below n.
             successes: Successes so far.
         """
+        return not self.is_within(successes, samples) and self.is_open(samples, successes)
+
+    def is_within(self, successes: ArrayLike, samples: ArrayLike) -> bool:
+        """Whether the tolerance of the rule is reached at some look; never under radii.
+
+        Args:
+            successes: Successes at each look.
+            samples: Samples at each look.
+        """
+        rule = self._rule
+        return rule.tolerance is not None and bool(within(rule, successes, samples, self._n, self._level).any())
+
+    def is_open(self, samples: int, successes: int) -> bool:
+        """Whether a threshold is neither proven nor out of reach after a look.
+
+        Args:
+            samples: Samples so far, below n.
+            successes: Successes so far.
+        """
         rule, level = self._rule, self._level
-        if rule.tolerance is not None:
-            if within(rule, successes, samples, self._n, level).item():
-                return False
-        else:
+        if rule.tolerance is None:
             self._still = [p0 for p0 in self._still if successes < needed(rule, samples, p0, level)]
         return bool(self._still) and successes > hopeless(rule, samples, self._n, self._still[0], level)
 
@@ -219,18 +235,12 @@ def goes_on(rule: AllLooks, looks: Looks, n: int, alpha: float, thresholds: Sequ
         alpha: Failure probability of the certificate.
         thresholds: Probabilities that the rule's radii need under the noise, ascending.
     """
-    level = rule.level(alpha, len(looks_up_to(rule, n, alpha, thresholds[0])))
-    if rule.tolerance is not None and looks:
+    watch = Watch(rule, n, alpha, thresholds)
+    if looks:
         samples, successes = np.array(looks, float).T
-        if within(rule, successes, samples, n, level).any():
+        if watch.is_within(successes, samples):
             return False
-    still = list(thresholds)
-    for samples, successes in looks:
-        if rule.tolerance is None:
-            still = [p0 for p0 in still if successes < needed(rule, samples, p0, level)]
-        if not still or successes <= hopeless(rule, samples, n, still[0], level):
-            return False
-    return True
+    return all(watch.is_open(samples, successes) for samples, successes in looks)
 
 
 def within(rule: AllLooks, successes: ArrayLike, samples: ArrayLike, n: int, alpha: float) -> np.ndarray:

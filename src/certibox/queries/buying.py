@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
+from typing import overload
 
 import numpy as np
 import torch
@@ -94,15 +94,9 @@ class Buyer:
         budget: int | None,
         entry: Callable[[np.ndarray], Entry] | None = None,
     ) -> Tensor:
-        """One batch at the transport. Others wait for their turn before they book."""
-        patience = Patience(self.wait)
-        while True:
-            self._wait_for_rate(len(batch))
-            try:
-                with self._turns.lock:
-                    return self._bought(batch, self._book(phase, len(batch), wanted, budget), phase, entry)
-            except Overloaded as error:
-                self._pause(patience, error)
+        """One batch at the transport."""
+        row = self._in_turn(phase, len(batch), wanted, budget)
+        return self._until_answered(batch, row, wanted, phase, budget, entry)
 
     # --- several at once ----------------------------------------------------------------------------------------------
 
@@ -156,52 +150,65 @@ class Buyer:
         failed: threading.Event,
     ) -> Future[Tensor] | None:
         """Send a batch as soon as it has its turn; None where another has failed meanwhile."""
-        self._wait_for_rate(len(batch))
-        self._turns.lock.acquire()
-        try:
-            if failed.is_set():
-                self._turns.lock.release()
-                return None
-            row = self._book(phase, len(batch), wanted, budget)
-        except BaseException:
-            self._turns.lock.release()
-            raise
+        row = self._in_turn(phase, len(batch), wanted, budget, failed)
+        if row is None:
+            return None
 
         def job() -> Tensor:
-            patience, booked = Patience(self.wait), row
             try:
-                while True:
-                    try:
-                        with self._releasing():
-                            return self._bought(batch, booked, phase, entry)
-                    except Overloaded as error:
-                        self._pause(patience, error, failed)
-                    self._wait_for_rate(len(batch))
-                    self._turns.lock.acquire()
-                    try:
-                        booked = self._book(phase, len(batch), len(batch), budget)
-                    except BaseException:
-                        self._turns.lock.release()
-                        raise
+                return self._until_answered(batch, row, len(batch), phase, budget, entry, failed)
             except BaseException:
                 failed.set()
                 raise
 
         return pool.submit(copy_context().run, job)
 
-    @contextmanager
-    def _releasing(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._turns.lock.release()
-
     # --- what both do -------------------------------------------------------------------------------------------------
 
-    def _wait_for_rate(self, n: int) -> None:
+    @overload
+    def _in_turn(self, phase: str, n: int, wanted: int, budget: int | None) -> int: ...
+    @overload
+    def _in_turn(
+        self, phase: str, n: int, wanted: int, budget: int | None, failed: threading.Event | None
+    ) -> int | None: ...
+    def _in_turn(
+        self, phase: str, n: int, wanted: int, budget: int | None, failed: threading.Event | None = None
+    ) -> int | None:
+        """Wait for the rate and for a turn, which is kept, and then book; None where another batch has failed."""
         if self.rate is not None:
             clock = self._clock if self.ledger is None else self.ledger
             time.sleep(clock.slot(self.rate.seconds(n)))
+        self._turns.lock.acquire()
+        try:
+            if failed is None or not failed.is_set():
+                return self._book(phase, n, wanted, budget)
+        except BaseException:
+            self._turns.lock.release()
+            raise
+        self._turns.lock.release()
+        return None
+
+    def _until_answered(
+        self,
+        batch: Tensor,
+        row: int,
+        wanted: int,
+        phase: str,
+        budget: int | None,
+        entry: Callable[[np.ndarray], Entry] | None,
+        failed: threading.Event | None = None,
+    ) -> Tensor:
+        """The answer to a batch that is booked in its turn, which ends with each attempt; asked again where busy."""
+        patience = Patience(self.wait)
+        while True:
+            try:
+                return self._bought(batch, row, phase, entry)
+            except Overloaded as error:
+                refused = error
+            finally:
+                self._turns.lock.release()
+            self._pause(patience, refused, failed)
+            row = self._in_turn(phase, len(batch), wanted, budget)
 
     def _pause(self, patience: Patience, error: Overloaded, failed: threading.Event | None = None) -> None:
         """Wait before a refused batch is asked again; raise where its time is over, or another batch has failed."""

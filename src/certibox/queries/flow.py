@@ -19,7 +19,7 @@ from certibox.errors import InvalidInput
 BEGINNING = 2.0  # calls at once from which a gate grows
 SHORTEST, LONGEST = 0.25, 30.0  # seconds of the first pause, at most, and of a later one
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(images?|requests?)?\s*(?:/\s*(s|min|h))?\s*")
-_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}  # of units of time, as users write them
 
 
 class Gate:
@@ -109,7 +109,7 @@ class Rate:
             found = _RATE.fullmatch(str(given))
             if found and float(found[1]) > 0:
                 of = "requests" if (found[2] or "").startswith("request") else "images"
-                return cls(float(found[1]) / _SECONDS[found[3] or "s"], of)
+                return cls(float(found[1]) / SECONDS[found[3] or "s"], of)
         raise InvalidInput(f"rate is {given!r}; wanted one such as 200 images/s or 600 requests/min")
 
     def seconds(self, images: int) -> float:

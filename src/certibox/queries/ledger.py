@@ -173,7 +173,6 @@ class Ledger(Forkable):
             db.execute("CREATE TABLE IF NOT EXISTS pace (next REAL NOT NULL)")
             found = db.execute("SELECT next FROM pace").fetchone()
             now = time.time()
-            # A clock that was set back must not stop the work: no place is further away than all that was taken.
             at = max(now, found[0]) if found else now
             db.execute("UPDATE pace SET next = ?" if found else "INSERT INTO pace VALUES (?)", (at + seconds,))
         return at - now
