@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -9,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from certibox.blackbox.identity import joined
 from certibox.errors import InvalidInput, UnreadableFile, described
 
 BUSY = (429, 503)
+AT_ONCE, CONCURRENCY = 32, 8  # images in a request, and requests at once, where nobody says otherwise
 _NAME = re.compile(r"\$\{(\w+)\}")  # of a variable of the environment, in a header
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -119,6 +122,34 @@ def _sendable(secret: str, place: str) -> str:
     if not secret.isascii() or not secret.isprintable():
         raise InvalidInput(f"{place} holds characters that a header cannot have; wanted one line of plain text")
     return secret
+
+
+def served(declared: dict[str, Any], name: str, digest: str) -> dict[str, Any]:
+    """What is declared of a model at an address, with what is usual for one.
+
+    Args:
+        declared: Fields of `BoxSpec` that a user gave.
+        name: Name of the box, where none was given.
+        digest: Digest of what the adapter knows of the model.
+    """
+    at_once = min(AT_ONCE, declared.get("max_batch") or AT_ONCE)
+    usual = {"clip": True, "name": name, "concurrency": CONCURRENCY, "batch_size": at_once}
+    return usual | declared | {"identity": joined(declared.get("identity"), digest)}
+
+
+def required(module: str) -> Any:
+    """A module of the extra `remote`.
+
+    Args:
+        module: Name of the module.
+
+    Raises:
+        InvalidInput: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InvalidInput(f"a model at an address needs {module}; run pip install 'certibox[remote]'") from error
 
 
 def connection_of(value: Any) -> Connection:

@@ -13,18 +13,16 @@ import numpy as np
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
-from certibox.blackbox.connection import Connection, connection_of
+from certibox.blackbox.connection import Connection, connection_of, required, served
 from certibox.blackbox.encodings import ENCODINGS, PICTURES, has_eight_bits, is_file
-from certibox.blackbox.http import Server
-from certibox.blackbox.identity import joined
+from certibox.blackbox.http import ServedVersion, Server
 from certibox.blackbox.inputs import as_array
 from certibox.blackbox.json_text import parsed, written
 from certibox.blackbox.outputs import to_outputs
-from certibox.errors import BadOutput, BoxChanged, InvalidInput, Overloaded, one_line, one_of
+from certibox.errors import BadOutput, InvalidInput, one_line, one_of
 
 FORMS = ("scores", "mapping", "top-k")
 IMAGE, IMAGES = "$image", "$images"  # what stands for them in a template
-AT_ONCE, CONCURRENCY = 32, 8
 PROFILES: dict[str, dict[str, Any]] = {
     "tensorflow-serving": {"request": {"instances": IMAGES}, "answer": "predictions"},
     "torchserve": {"request": IMAGE, "image": "file-png", "answer": "@", "form": "mapping"},
@@ -177,10 +175,9 @@ class EndpointBox:
     def __init__(self, endpoint: Endpoint, outputs: str, **declared: Any) -> None:
         self.endpoint = endpoint
         self.is_named = declared.get("identity") is not None
-        declared["identity"] = joined(declared.get("identity"), endpoint.digest())
-        declared.setdefault("clip", True)
-        declared.setdefault("name", endpoint.url)
-        declared.setdefault("concurrency", CONCURRENCY)
+        if not endpoint.holds_many:
+            declared["max_batch"] = 1
+        declared = served(declared, endpoint.url, endpoint.digest())
         if endpoint.labels is not None:
             given = declared.setdefault("num_classes", len(endpoint.labels))
             if given != len(endpoint.labels):
@@ -196,16 +193,13 @@ class EndpointBox:
                 raise InvalidInput(f"dtype is {declared['dtype']!r}, but pictures hold whole numbers; leave it out")
             if declared.setdefault("layout", "NHWC") != "NHWC":
                 raise InvalidInput(f"layout is {declared['layout']!r}, but pictures are NHWC; leave it out")
-        if not endpoint.holds_many:
-            declared["max_batch"] = 1
-        declared.setdefault("batch_size", min(AT_ONCE, declared.get("max_batch") or AT_ONCE))
         self.spec = BoxSpec(outputs, **declared)
-        self._server = Server(endpoint.url, connection_of(endpoint.connection))
+        self._server = Server(endpoint.url, connection_of(endpoint.connection), endpoint.busy_texts or ())
         self._paths = {
             name: _compiled(getattr(endpoint, name), name) for name in ("answer", "name", "score", "version")
         }
         self._index = {label: i for i, label in enumerate(endpoint.labels or ())}
-        self._version: object = None
+        self._version = ServedVersion(f"box {self.spec.name}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec.summary})"
@@ -214,16 +208,10 @@ class EndpointBox:
         """See `BlackBox.__call__`."""
         images = as_array(self.spec, x)
         content, headers = self._request(images)
-        try:
-            reply = self._server.post(content, headers, method=self.endpoint.method)
-        except (Overloaded, InvalidInput):
-            raise
-        except Exception as error:
-            if any(text in str(error) for text in self.endpoint.busy_texts or ()):
-                raise Overloaded(str(error)) from error
-            raise
+        reply = self._server.post(content, headers, method=self.endpoint.method)
         answer = parsed(reply.body, f"box {self.spec.name}")
-        self._check_version(answer)
+        if self._paths["version"] is not None:
+            self._version.check(self._paths["version"].search(answer))
         entries = self._found("answer", answer)
         entries = entries if self.endpoint.holds_many else [entries]
         if not isinstance(entries, list) or len(entries) != len(images):
@@ -240,7 +228,7 @@ class EndpointBox:
             image_shape: Shape (c, h, w) of an image.
         """
         each = math.prod(image_shape) * (6 if str(self.endpoint.image).startswith("base64") else 26)
-        return max(1, (connection_of(self.endpoint.connection).largest_request - 4096) // max(1, each))
+        return max(1, (self._server.connection.largest_request - 4096) // max(1, each))
 
     def _request(self, images: np.ndarray) -> tuple[bytes, dict[str, str]]:
         """The body and the headers of a request."""
@@ -324,17 +312,6 @@ class EndpointBox:
             f"{len(self._index)} declared: add it to labels, or ask a model with these classes"
         )
 
-    def _check_version(self, answer: Any) -> None:
-        if self._paths["version"] is None:
-            return
-        version = self._paths["version"].search(answer)
-        self._version = version if self._version is None else self._version
-        if version != self._version:
-            raise BoxChanged(
-                f"box {self.spec.name} answers as version {one_line(version, 40)}, and answered as "
-                f"{one_line(self._version, 40)} before; certificates and defenses of the earlier one do not hold"
-            )
-
     def _found(self, name: str, value: Any) -> Any:
         try:
             return self._paths[name].search(value)
@@ -350,14 +327,10 @@ class EndpointBox:
 def _compiled(path: str | None, name: str) -> Any:
     if path is None:
         return None
-    try:
-        import jmespath
-        from jmespath.exceptions import JMESPathError
-    except ImportError as error:
-        raise InvalidInput("an endpoint needs jmespath; run pip install 'certibox[remote]'") from error
+    jmespath = required("jmespath")
     try:
         return jmespath.compile(path)
-    except (JMESPathError, TypeError, AttributeError) as error:
+    except (jmespath.exceptions.JMESPathError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{name} is {path!r}, which is no JMESPath: {one_line(error, 80)}") from None
 
 

@@ -10,14 +10,15 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from certibox.blackbox.connection import Connection
-from certibox.errors import BadOutput, BlackBoxError, InvalidInput, NotAnswered, Overloaded, one_line
+from certibox.blackbox.connection import Connection, required
+from certibox.errors import BadOutput, BlackBoxError, BoxChanged, InvalidInput, NotAnswered, Overloaded, one_line
 
 # Statuses of a server that looked at no tensor: nothing is billed, and the same again would be refused again.
 _REFUSED = {
@@ -56,23 +57,24 @@ class Server:
     Args:
         url: Address that a request goes to, http or https, without user, password and query.
         connection: Limits and secrets.
+        busy_texts: Texts in the body of a refusal of any status that say that the same may be asked again later.
 
     Raises:
         InvalidInput: The address cannot be used, or httpx2 is missing.
     """
 
-    def __init__(self, url: str, connection: Connection) -> None:
-        self.url, self.connection = _checked(url), connection
-        self._httpx = _httpx()
+    def __init__(self, url: str, connection: Connection, busy_texts: Sequence[str] = ()) -> None:
+        self.url, self.connection, self.busy_texts = _checked(url), connection, tuple(busy_texts)
+        self._httpx = required("httpx2")
         self._lock = threading.Lock()
         self._client: Any = None
         self._process = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "connection": self.connection}
+        return {"url": self.url, "connection": self.connection, "busy_texts": self.busy_texts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["url"], state["connection"])
+        self.__init__(**state)
 
     def __repr__(self) -> str:
         return f"Server({self.url})"
@@ -110,7 +112,7 @@ class Server:
         if 200 <= reply.status < 300:
             return reply
         said = self._said(reply)
-        if reply.status in self.connection.busy:
+        if reply.status in self.connection.busy or any(text.encode() in reply.body for text in self.busy_texts):
             raise Overloaded(f"{self.url} is busy ({said})", retry_after(reply.headers.get("retry-after")))
         if 300 <= reply.status < 400:
             raise NotAnswered(f"{self.url} answers with a redirection ({said}), which is not followed; give its target")
@@ -185,6 +187,41 @@ class _Late(Exception):
     """The time of a request is over while its answer is still coming."""
 
 
+class ServedVersion:
+    """The version that a server's answers carry: the first is kept, and another one is refused.
+
+    Args:
+        model: Name of the model in messages.
+        known: Version that must answer; None for that of the first answer.
+    """
+
+    def __init__(self, model: str, known: object = None) -> None:
+        self._model, self._known, self._lock = model, known, threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self._model, "known": self._known}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def check(self, version: object) -> None:
+        """Keep the first version; refuse another.
+
+        Args:
+            version: Version that an answer carries.
+
+        Raises:
+            BoxChanged: It is another than before.
+        """
+        with self._lock:
+            known = self._known = version if self._known is None else self._known
+        if version != known:
+            raise BoxChanged(
+                f"{self._model} answers as version {one_line(version, 40)}, and answered as {one_line(known, 40)} "
+                "before; certificates and defenses of the earlier version do not hold for this one"
+            )
+
+
 def retry_after(value: str | None) -> float | None:
     """Seconds to wait, from a Retry-After in seconds or as an HTTP date; None where it says neither.
 
@@ -230,11 +267,3 @@ def _authorities(path: str) -> Any:
         return ssl.create_default_context(cafile=path)
     except (OSError, ssl.SSLError) as error:
         raise InvalidInput(f"ca_file {path} cannot be read ({one_line(error)})") from error
-
-
-def _httpx() -> Any:
-    try:
-        import httpx2
-    except ImportError as error:
-        raise InvalidInput("a model at an address needs httpx2; run pip install 'certibox[remote]'") from error
-    return httpx2

@@ -19,13 +19,12 @@ import numpy as np
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
-from certibox.blackbox.connection import Connection, connection_of
-from certibox.blackbox.http import Reply, Server
-from certibox.blackbox.identity import joined
+from certibox.blackbox.connection import Connection, connection_of, served
+from certibox.blackbox.http import Reply, ServedVersion, Server
 from certibox.blackbox.inputs import as_array
 from certibox.blackbox.json_text import parsed, written
 from certibox.blackbox.outputs import to_outputs
-from certibox.errors import BadOutput, BoxChanged, InvalidInput, NotAnswered, one_line
+from certibox.errors import BadOutput, InvalidInput, NotAnswered, one_line
 
 PATH = re.compile(
     r"(?P<base>https?://[^/]+(?:/.*)?)/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/infer)?/?"
@@ -39,7 +38,6 @@ _ANSWERS = {  # datatype -> little-endian type of NumPy
 }
 _LENGTH = "inference-header-content-length"
 _BINARY = ("binary_tensor_data", "binary_tensor_data_extension")  # names of the extension in metadata
-AT_ONCE, CONCURRENCY = 32, 8
 
 
 @dataclass(frozen=True)
@@ -125,11 +123,11 @@ class InferenceProtocolBox:
         self._binary = self.metadata.is_binary if self.connection.binary is None else self.connection.binary
         if self._datatype == "FP16" and not self._binary:
             raise InvalidInput(f"{self._model} takes FP16, which JSON does not have; say that it takes binary tensors")
-        self._version: str | None = found["version"] and unquote(found["version"])
+        self._version = ServedVersion(self._model, found["version"] and unquote(found["version"]))
         self._lock = threading.Lock()
         self._requests = 0
         self.is_named = declared.get("identity") is not None
-        declared["identity"] = joined(declared.get("identity"), self.metadata.digest)
+        declared = served(declared, self._model, self.metadata.digest)
         self.spec = _spec(outputs, port, answer, self._model, declared)
 
     def __repr__(self) -> str:
@@ -192,7 +190,8 @@ class InferenceProtocolBox:
             raise self._bad("JSON without a list of outputs")
         if answer.get("id") not in (None, "", ident):
             raise self._bad(f"request {one_line(answer['id'], 40)} where {ident} was asked")
-        self._check_version(answer.get("model_version"))
+        if (version := answer.get("model_version")) not in (None, ""):
+            self._version.check(str(version))
         tensors = self._tensors(answer["outputs"], raw)
         names = list(tensors)
         if self._output is not None and self._output not in tensors:
@@ -239,19 +238,6 @@ class InferenceProtocolBox:
                 raise self._bad(f"{values.size} values in output {name} of shape {shape}")
             found[str(output["name"])] = values.reshape(shape)
         return found
-
-    def _check_version(self, version: object) -> None:
-        """Keep the first answer's model version; refuse another."""
-        if version is None or version == "":
-            return
-        with self._lock:
-            self._version = self._version or str(version)
-            known = self._version
-        if str(version) != known:
-            raise BoxChanged(
-                f"{self._model} answers as version {one_line(version, 40)}, and answered as {one_line(known, 40)} "
-                "before; certificates and defenses of the earlier version do not hold for this one"
-            )
 
     def _bad(self, came: str) -> BadOutput:
         return BadOutput(f"box {self._model} answered {came}")
@@ -307,10 +293,6 @@ def _agreed_dtype(declared: str | None, datatype: object, model: str) -> str | N
 
 def _spec(outputs: str, port: dict[str, Any], answer: dict[str, Any], model: str, declared: dict[str, Any]) -> BoxSpec:
     """The declaration, with what the metadata say of sizes and classes."""
-    declared.setdefault("clip", True)
-    declared.setdefault("name", model)
-    declared.setdefault("concurrency", CONCURRENCY)
-    declared.setdefault("batch_size", min(AT_ONCE, declared.get("max_batch") or AT_ONCE))
     sizes = port.get("shape")
     if isinstance(sizes, list) and len(sizes) in (2, 4) and all(type(size) is int for size in sizes):
         batch, *rest = sizes

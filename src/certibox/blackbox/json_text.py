@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from certibox.errors import BadOutput, InvalidInput, one_line
+from certibox.blackbox.connection import required
+from certibox.errors import BadOutput, one_line
 
 
 def written(value: Any) -> bytes:
@@ -13,7 +14,7 @@ def written(value: Any) -> bytes:
     Args:
         value: Dictionaries, lists, plain values and C-contiguous arrays.
     """
-    orjson = _orjson()
+    orjson = required("orjson")
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -27,7 +28,7 @@ def parsed(body: bytes, whose: str) -> Any:
     Raises:
         BadOutput: It is something else, such as a page of HTML, a truncated text, or JSON with NaN in it.
     """
-    orjson = _orjson()
+    orjson = required("orjson")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -41,11 +42,3 @@ def parsed(body: bytes, whose: str) -> Any:
         else:
             came = f"no JSON ({one_line(str(error), 80)}), {one_line(text, 80)!r}"
         raise BadOutput(f"{whose} answered {came}") from None
-
-
-def _orjson() -> Any:
-    try:
-        import orjson
-    except ImportError as error:
-        raise InvalidInput("a model at an address needs orjson; run pip install 'certibox[remote]'") from error
-    return orjson
