@@ -55,8 +55,7 @@ FAULTS = {  # share of all requests
     "twice": 0.002,
     "another's number": 0.001,
 }
-TIMEOUT, AT_ONCE, CALLS, SIGMA = 0.5, 4, 4, 0.25
-RULE = cb.EProcess(radii=(SIGMA / 2, SIGMA, 2 * SIGMA))
+TIMEOUT, AT_ONCE, CALLS = 0.5, 4, 4
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,12 @@ class Server:
         """One connection: requests until it is closed, or fails."""
         try:
             while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-                fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+                head, fields = await remote.request(reader)
                 fault = self.fault() if head.startswith("post") else None
                 if fault == "reset before":
                     writer.transport.abort()
                     return
-                body = await reader.readexactly(int(fields.get("content-length", 0)))
+                body = await remote.body_of(reader, fields)
                 if not await self.reply(writer, head, fields, body, fault):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -118,12 +116,12 @@ class Server:
     ) -> bool:
         """Answer one request; False where the connection ends."""
         if not head.startswith("post"):
-            writer.write(whole(b'{"name": "faulty", "extensions": ["binary_tensor_data"]}'))
+            writer.write(remote.whole(b'{"name": "faulty", "extensions": ["binary_tensor_data"]}'))
             await writer.drain()
             return True
         if fault and fault[:3] in ("429", "503"):
             later = "retry-after: 0\r\n" if "Retry-After" in fault else ""
-            writer.write(whole(b'{"error": "busy"}', f"{fault[:3]} Busy", later))
+            writer.write(remote.whole(b'{"error": "busy"}', f"{fault[:3]} Busy", later))
             await writer.drain()
             return True
         length = int(fields["inference-header-content-length"])
@@ -136,7 +134,7 @@ class Server:
         one["parameters"] = {"binary_data_size": scores.nbytes}
         number = "0" if fault == "another's number" else asked["id"]
         told = json.dumps({"model_name": "m", "id": number, "outputs": [one]}).encode()
-        content = whole(told + scores.tobytes(), more=f"inference-header-content-length: {len(told)}\r\n")
+        content = remote.whole(told + scores.tobytes(), more=f"inference-header-content-length: {len(told)}\r\n")
         if fault == "reset after":
             writer.transport.abort()
             return False
@@ -149,11 +147,6 @@ class Server:
         return fault != "cut"
 
 
-def whole(content: bytes, status: str = "200 OK", more: str = "") -> bytes:
-    """The bytes of an answer."""
-    return f"HTTP/1.1 {status}\r\ncontent-length: {len(content)}\r\n{more}\r\n".encode() + content
-
-
 def certify(url: str, folder: str, size: Size, budget: int | None) -> None:
     """One start of the client, in a process of its own; the exit status says how it ended."""
     torch.set_num_threads(1)
@@ -162,10 +155,10 @@ def certify(url: str, folder: str, size: Size, budget: int | None) -> None:
             url, outputs="logits", batch_size=AT_ONCE, concurrency=CALLS, connection=cb.Connection(timeout=TIMEOUT)
         )
         client = cb.QueryClient(box, budget, Path(folder) / "ledger.sqlite")
-        smoothed = cb.SmoothedClassifier(client, 10, SIGMA)
+        smoothed = cb.SmoothedClassifier(client, 10, remote.SIGMA)
         smoothed.batch_check.skip()
         digits = cb.load_images("digits", "test").select(range(size.digits))
-        sampling, out = cb.Sampling(25, size.most, 0.001, RULE), Path(folder) / "rows.jsonl"
+        sampling, out = cb.Sampling(25, size.most, 0.001, remote.RULE), Path(folder) / "rows.jsonl"
         cb.certify_dataset(smoothed, digits, sampling=sampling, seed=0, out=out, model="digits")
     except BudgetExceeded:
         sys.exit(3)

@@ -33,10 +33,10 @@ import certibox as cb
 from certibox.certification.pieces import ESTIMATE, Certifying, Drawn
 from certibox.paper.logbook import destination, hardware, parser, versions
 from certibox.storage.files import write_json_atomic
+from remote import RULE, SIGMA
 
 RESULT = Path(__file__).parent / "results" / "interleaving.json"
-SIGMA, N0, ALPHA = 0.25, 25, 0.001
-RULE = cb.EProcess(radii=(SIGMA / 2, SIGMA, 2 * SIGMA))
+N0, ALPHA = 25, 0.001
 
 
 @dataclass(frozen=True)

@@ -80,15 +80,30 @@ def weights() -> tuple[np.ndarray, np.ndarray]:
     return model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
 
 
+async def request(reader: asyncio.StreamReader) -> tuple[str, dict[str, str]]:
+    """The head of the next request, in small letters, and its headers."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    return head, dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+
+
+async def body_of(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
+    """The body of the request with these headers."""
+    return await reader.readexactly(int(fields.get("content-length", 0)))
+
+
+def whole(content: bytes, status: str = "200 OK", more: str = "") -> bytes:
+    """The bytes of an answer."""
+    return f"HTTP/1.1 {status}\r\ncontent-length: {len(content)}\r\n{more}\r\n".encode() + content
+
+
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float, linear: Any) -> None:
     """One connection: requests until it is closed."""
     with_weights, bias = linear
     try:
         while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-            fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
-            body = await reader.readexactly(int(fields.get("content-length", 0)))
-            status, more, content = "200 OK", "", b'{"name": "slow", "extensions": ["binary_tensor_data"]}'
+            head, fields = await request(reader)
+            body = await body_of(reader, fields)
+            more, content = "", b'{"name": "slow", "extensions": ["binary_tensor_data"]}'
             if head.startswith("post"):
                 length = int(fields.get("inference-header-content-length", len(body)))
                 asked = json.loads(body[:length])
@@ -105,7 +120,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
                 content = told + (scores.tobytes() if binary else b"")
                 more = f"inference-header-content-length: {len(told)}\r\n" if binary else ""
                 await asyncio.sleep(seconds)
-            writer.write(f"HTTP/1.1 {status}\r\ncontent-length: {len(content)}\r\n{more}\r\n".encode() + content)
+            writer.write(whole(content, more=more))
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()

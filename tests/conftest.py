@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from servers import StandIn, stand_in
+
 hypothesis.settings.register_profile("suite", deadline=None)  # on a busy machine an example may take any time
 hypothesis.settings.load_profile("suite")
 
@@ -34,3 +36,10 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    """A server on this machine that stands in for models at an address."""
+    with stand_in() as one:
+        yield one

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +28,7 @@ import certibox.reconstruction
 from certibox.networks import AUTOENCODERS, dncnn
 from doubles import QuadraticBox
 from places import FIXTURES, ROOT
-from servers import stand_in
+from servers import StandIn
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -279,16 +279,14 @@ def shares(images: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def readers_server(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of the page on remote models."""
-    with stand_in() as one:
-        one.serve_model(shares, "digits")
-        monkeypatch.setenv("STAND_IN", one.url)
-        monkeypatch.setenv("DIGITS_TOKEN", "a-token")
-        yield
+    server.serve_model(shares, "digits")
+    monkeypatch.setenv("STAND_IN", server.url)
+    monkeypatch.setenv("DIGITS_TOKEN", "a-token")
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("readers_server")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

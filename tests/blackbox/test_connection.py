@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,6 @@ from servers import StandIn, stand_in
 
 SECRET = "q7-Zr0fK3pLw9xTb"
 IMAGE = torch.full((1, 1, 2, 2), 0.25)
-
-
-@pytest.fixture
-def server() -> Iterator[StandIn]:
-    with stand_in() as one:
-        yield one
 
 
 def first_pixels(images: np.ndarray) -> np.ndarray:

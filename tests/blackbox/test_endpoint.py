@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+import pickle
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,9 @@ from certibox.blackbox.outputs import completed
 from certibox.errors import BadOutput, BoxChanged, BoxFailed, InvalidInput
 from certibox.queries.client import QueryClient
 from certibox.training.losses import LOSSES, predictions
-from servers import StandIn, stand_in
+from servers import StandIn
 
 LABELS = ("cat", "dog", "owl")
-
-
-@pytest.fixture
-def server() -> Iterator[StandIn]:
-    with stand_in() as one:
-        yield one
 
 
 @pytest.fixture
@@ -148,6 +142,9 @@ def test_a_label_list(server: StandIn, label_list: str, x: Tensor) -> None:
     client = QueryClient(as_blackbox(endpoint, "labels"))
     client(x[:1])
     assert (client.queries, client.attempts, client.lost) == (1, 3, 0)
+    server.faults = [(400, {"Retry-After": "0"}, b" " * 1000 + throttled)]  # wherever it stands in the refusal
+    pickle.loads(pickle.dumps(client))(x[:1])
+    assert server.requests == 13
     server.faults = [(400, {}, b'{"__type": "InvalidImageFormatException"}')]
     with pytest.raises(BoxFailed, match="InvalidImageFormatException"):
         client(x[:1])

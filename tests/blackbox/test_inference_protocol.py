@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,11 @@ from certibox.blackbox import Connection, InferenceProtocolBox, as_blackbox, is_
 from certibox.blackbox.json_text import written
 from certibox.errors import BadOutput, BoxChanged, BoxFailed, InvalidInput, NotAnswered
 from certibox.queries.client import QueryClient
-from servers import StandIn, stand_in
+from servers import StandIn
 
 SHAPE = (3, 2, 4)
 WEIGHT = np.random.default_rng(0).normal(size=(5, 24)).astype(np.float32)
 BINARY = ("binary_tensor_data",)
-
-
-@pytest.fixture
-def server() -> Iterator[StandIn]:
-    with stand_in() as one:
-        yield one
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,9 @@ import numpy as np
 import pytest
 
 from certibox.queries.ledger import Ledger
-from servers import StandIn, stand_in
+from servers import StandIn
 
 VOTES = "--data digits --limit 6 --sigma 0.25 --n0 10 --n 200 --out out"
-
-
-@pytest.fixture
-def server() -> Iterator[StandIn]:
-    with stand_in() as one:
-        yield one
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,6 @@ from servers import StandIn, stand_in
 
 SHAPE = (1, 2, 2)
 BUSY = (503, {}, b'{"error": "queue full"}')
-
-
-@pytest.fixture
-def server() -> Iterator[StandIn]:
-    with stand_in() as one:
-        yield one
 
 
 @pytest.fixture(params=[True, False], ids=["ledger", "memory"])
