@@ -132,12 +132,13 @@ class BudgetExceeded(CertiboxError):
     Args:
         wanted: Number of queries that the batch would have cost, an attribute too.
         left: Number of queries left in the budget, an attribute too.
+        unit: Name of what the budget counts.
     """
 
     exit_status = 3
 
-    def __init__(self, wanted: int, left: int) -> None:
-        super().__init__(f"{wanted} queries wanted, {left} left in the budget; raise the budget and resume")
+    def __init__(self, wanted: int, left: int, unit: str = "queries") -> None:
+        super().__init__(f"{wanted} {unit} wanted, {left} left in the budget; raise the budget and resume")
         self.wanted, self.left = wanted, left
 
 

@@ -214,8 +214,8 @@ def test_a_file_of_another_program_is_refused_and_left_as_it_is(kind: str, tmp_p
 
 
 def test_a_ledger_of_a_later_version_is_refused(path: Path) -> None:
-    sql("PRAGMA user_version = 2")(path)
-    assert refusal(path).endswith("(its version is 2); wanted at most 1: use the certibox that made it")
+    sql("PRAGMA user_version = 3")(path)
+    assert refusal(path).endswith("(its version is 3); wanted at most 2: use the certibox that made it")
 
 
 MARKS = {"application_id": 0, "user_version": 0, "journal_mode": "wal"}
@@ -235,7 +235,7 @@ def test_a_ledger_of_0_1_0_is_known_by_its_tables_and_goes_on(path: Path) -> Non
         marks = [
             db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version", "journal_mode")
         ]
-        assert marks == [ledger_file.APPLICATION, ledger_file.VERSION, "delete"]
+        assert marks == [ledger_file.APPLICATION, 1, "delete"]
         assert len(db.execute("SELECT name FROM identity").fetchone()[0]) == 32
     assert left(path) == LEFT
 

@@ -86,6 +86,7 @@ def as_blackbox(
     concurrency: int | None = None,
     takes_nan: bool | None = None,
     connection: Connection | None = None,
+    bills: str | None = None,
 ) -> BlackBox:
     """A model as a black box that takes float pixels (n, c, h, w), on [0, 1] where they are clean.
 
@@ -129,6 +130,7 @@ def as_blackbox(
         concurrency: Most calls that may be under way at once, for a model that takes calls from several threads.
         takes_nan: Whether the model takes pixels that are NaN or infinite, which are refused by default.
         connection: Limits and secrets of an address.
+        bills: What a provider bills and a budget counts: "image", the default, "request" or "attempt"; see `BoxSpec`.
 
     Returns:
         A black box.
@@ -161,6 +163,7 @@ def as_blackbox(
         "concurrency": concurrency,
         "takes_nan": takes_nan,
         "connection": connection,
+        "bills": bills,
     }
     declared = {field: value for field, value in given.items() if value is not None}
     if _is_blackbox(model):

@@ -18,6 +18,7 @@ from certibox.errors import InvalidImages, InvalidInput, NotDifferentiable, one_
 OUTPUTS = ("logits", "probabilities", "labels", "values", "top-k")
 LAYOUTS = ("NCHW", "NHWC", "flat", "flat-NHWC")
 DTYPES = ("float32", "float64", "float16", "uint8")
+BILLED = ("image", "request", "attempt")
 
 _LARGEST = 3.4e38  # in single precision
 _EIGHT_BITS = 200  # a range as wide as this is that of 8-bit pixels
@@ -83,9 +84,13 @@ class BoxSpec:
     size that is free; (3072,) for a model of flat images."""
     takes_nan: bool = False
     """Whether pixels may be NaN or infinite; else such images are refused, and not paid for."""
+    bills: str = "image"
+    """What a provider bills, and a budget counts: "image", every image that was answered, or may have been; "request",
+    every call that was, whatever the number of its images; or "attempt", every image of every call, refused ones too.
+    """
 
     def __post_init__(self) -> None:
-        for field, known in (("outputs", OUTPUTS), ("layout", LAYOUTS), ("dtype", DTYPES)):
+        for field, known in (("outputs", OUTPUTS), ("layout", LAYOUTS), ("dtype", DTYPES), ("bills", BILLED)):
             came = getattr(self, field)
             if not (isinstance(came, str) and came in known) and not (field == "dtype" and came is None):
                 raise InvalidInput(f"{field} is {came!r}; give {one_of(came, known)}")
@@ -250,7 +255,8 @@ class BoxSpec:
     def provenance(self) -> dict[str, Any]:
         """The declaration as plain JSON values, without what cannot change an answer: batch sizes, say."""
         fields = asdict(self)
-        del fields["batch_size"], fields["max_batch"], fields["concurrency"], fields["takes"]
+        for name in ("batch_size", "max_batch", "concurrency", "takes", "bills"):
+            del fields[name]
         # Later fields at their defaults are left out: they must not rename what was measured before they were there.
         fields = {key: value for key, value in fields.items() if key not in _LATER or value != _LATER[key]}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

@@ -95,7 +95,7 @@ class BatchCheck:
         if not self._due or len(images) < 3:
             return None
         self._due = False
-        left = getattr(self._meter, "left", None)
+        left = getattr(self._meter, "images_left", None)
         return images[[0, -1]] if left is None or left >= self._reserved + 2 else None
 
     def compare(self, again: Tensor, outputs: Tensor, ask: Callable[[Tensor], Tensor]) -> None:

@@ -212,7 +212,7 @@ class _Run:
 
         def may_open(open_images: Iterable[Certifying]) -> bool:
             """Whether the budget pays for another image after all those that are open: else it might finish none."""
-            left = getattr(meter_of(self.smoothed.owner), "left", None)
+            left = getattr(meter_of(self.smoothed.owner), "images_left", None)
             most = self.sampling.n0 + self.sampling.n
             return left is None or left >= most + sum(one.most_left for one in open_images)
 

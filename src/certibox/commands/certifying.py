@@ -244,7 +244,7 @@ class _BareBox:
         return self.client.num_outputs is None and self.client.spec.outputs != "labels"
 
     def _has_left(self, queries: int) -> bool:
-        return (left := self.client.left) is None or left >= queries
+        return (left := self.client.images_left) is None or left >= queries
 
     def asking(self, n: int) -> AbstractContextManager[None]:
         return self.client.asking(n)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from certibox.blackbox import BlackBox, BoxSpec, as_images, differentiable, is_told_apart
 from certibox.errors import CertiboxError, InvalidImages, InvalidInput
+from certibox.queries.bills import BILLS
 from certibox.queries.booking import Booked, Booking
 from certibox.queries.border import in_our_words, require_box, require_pixels, whole
 from certibox.queries.buying import Buyer
@@ -43,7 +44,8 @@ class QueryClient(Booked):
 
     Args:
         box: Black box, from `certibox.as_blackbox`.
-        budget: Most queries that may ever be spent, over all runs that share the ledger; None for no limit.
+        budget: Most queries that may ever be spent, over all runs that share the ledger; None for no limit. It counts
+            what the box declares that it `bills`: images by default, or requests, or images of all attempts.
         ledger: SQLite file that survives the process; None to count in memory.
         batch_size: Number of images sent at a time; None for the box's own.
         rate: Most images or requests a second, as "200 images/s", "600 requests/min" or a number of images a second;
@@ -74,13 +76,13 @@ class QueryClient(Booked):
         self._batch_size, self._chosen = box.spec.batch_size, False
         if batch_size is not None:
             self.batch_size = batch_size
-        self._open(Ledger(ledger) if ledger is not None else None)
+        self._open(Ledger(ledger, bills=box.spec.bills) if ledger is not None else None)
 
     def _open(self, ledger: Ledger | None) -> None:
         """Start counting where the ledger stands."""
         self.ledger = ledger
         totals, spent = (ledger.totals(), ledger.by_phase()) if ledger else ((0, 0, 0), {})
-        self._meter = Meter(totals, spent)
+        self._meter = Meter(totals, spent, self.spec.bills)
         self._buyer = Buyer(self.box, self._turns, self._meter, ledger, self.rate, self.wait)
         self._booking = PerCaller(Booking())
 
@@ -88,7 +90,8 @@ class QueryClient(Booked):
         parts = [self.spec.summary, f"{self.queries:,} queries spent"]
         if self.budget is not None:
             try:
-                parts.append(f"{self.left:,} of {self.budget:,} left")
+                unit = "" if self.spec.bills == "image" else f" {BILLS[self.spec.bills].unit}"
+                parts.append(f"{self.left:,} of {self.budget:,}{unit} left")
             except CertiboxError:  # closed, or a fork that must not spend it
                 parts.append(f"budget {self.budget:,}")
         if self.ledger:
@@ -180,10 +183,16 @@ class QueryClient(Booked):
 
     @property
     def left(self) -> int | None:
-        """Queries that the budget still allows; None without a budget. Lost ones may have been billed, and count."""
+        """What the budget still allows, in what the box bills; None without one. Lost queries may have been billed."""
         if (budget := self.budget) is None:
             return None
         return max(0, budget - (self.ledger.committed() if self.ledger else self._meter.committed()))
+
+    @property
+    def images_left(self) -> int | None:
+        """Images that the budget still pays for, in requests as full as they are sent here; None without a budget."""
+        left = self.left
+        return left if left is None or self.spec.bills != "request" else left * self.at_once
 
     @property
     def spent(self) -> dict[str, int]:
@@ -329,7 +338,7 @@ def _copied(
     """A client on the ledger of another, which must be there."""
     client = QueryClient(box, budget, batch_size=batch_size, rate=rate, wait=wait)
     if ledger is not None:
-        client._open(Ledger(*ledger))
+        client._open(Ledger(*ledger, client.spec.bills))
     return client
 
 

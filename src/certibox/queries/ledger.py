@@ -19,6 +19,7 @@ import numpy as np
 
 from certibox.errors import BudgetExceeded, CertiboxError, InvalidInput, UnreadableFile
 from certibox.queries import ledger_file
+from certibox.queries.bills import BILLS
 from certibox.queries.concurrency import Forkable
 from certibox.queries.ledger_file import NoLedger
 
@@ -40,17 +41,20 @@ class Ledger(Forkable):
     Args:
         path: File of the ledger, made where there is none.
         identity: Name that the file must hold, for a ledger that must already be there; see `identity`.
+        bills: Name of what its budget counts, one of `bills.BILLS`.
 
     Raises:
-        UnreadableFile: The file is no ledger, is damaged, or is not the one that `identity` names.
+        UnreadableFile: The file is no ledger, is damaged, counts something else, or is not the one that `identity`
+            names.
     """
 
-    def __init__(self, path: str | Path, identity: str | None = None) -> None:
+    def __init__(self, path: str | Path, identity: str | None = None, bills: str = "image") -> None:
         self._connection: sqlite3.Connection | None = None  # a fork finds it in order, whatever fails below
         super().__init__()
         self.path = Path(path)
         self.file = self.path.absolute()  # another working directory must not make it another ledger
         self._closed, self._sync_at = False, float("-inf")
+        self.bills = bills
         self._connection, self.identity = self._connect(identity)
 
     def __repr__(self) -> str:
@@ -66,7 +70,7 @@ class Ledger(Forkable):
         advice = "wanted a certibox ledger or a new path" if identity is None else _AS_BEFORE
         try:
             if identity is None:
-                ledger_file.make(self.file)
+                ledger_file.make(self.file, self.bills)
             elif not self.file.exists():
                 raise NoLedger("it is gone", _AS_BEFORE)
             ledger_file.recognise(self.file)
@@ -75,6 +79,10 @@ class Ledger(Forkable):
                 ledger_file.check(db)
             if (name := ledger_file.identity(db)) != (identity or name):
                 raise NoLedger("it is another ledger", _AS_BEFORE)
+            if (counts := ledger_file.billed_by(db)) != self.bills:
+                unit, own = BILLS[counts].unit, BILLS[self.bills].unit
+                advice = f"wanted a box declared with bills={counts!r}, or a new path"
+                raise NoLedger(f"its budget counts {unit}, and that of this box {own}", advice)
         except (NoLedger, OSError, ValueError, sqlite3.Error) as error:
             if db is not None:
                 db.close()
@@ -123,19 +131,20 @@ class Ledger(Forkable):
 
         Args:
             phase: Name under which the queries are booked.
-            n: Number of queries to book.
-            wanted: Number of queries that the budget must still allow, n by default.
-            budget: Most queries that the ledger may ever hold; None for no limit.
+            n: Number of queries to book, those of one request.
+            wanted: Number of queries that the budget must still allow, n a request; n by default.
+            budget: Most that the ledger may ever hold, in what the box bills; None for no limit.
 
         Raises:
             BudgetExceeded: The budget does not allow `wanted` more queries. Nothing was booked.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        wanted = n if wanted is None else wanted
+        bill = BILLS[self.bills]
+        asked = bill.of_call(n if wanted is None else wanted, n)
         with self._using(write=True) as db:
-            if budget is not None and wanted > budget - (committed := _committed(db)):
-                raise BudgetExceeded(wanted, max(0, budget - committed))
-            db.execute("UPDATE committed SET queries = queries + ?", (n,))
+            if budget is not None and asked > budget - (committed := _committed(db)):
+                raise BudgetExceeded(asked, max(0, budget - committed), bill.unit)
+            db.execute("UPDATE committed SET queries = queries + ?", (bill.of(n),))
             insert = "INSERT INTO spend (phase, sent_at, attempted) VALUES (?, ?, ?)"
             row = db.execute(insert, (phase, now, n)).lastrowid
         assert row is not None
@@ -151,8 +160,9 @@ class Ledger(Forkable):
         """
         with self._using(write=True) as db:
             (attempted,) = db.execute("SELECT attempted FROM spend WHERE id = ?", (row,)).fetchone()
-            if attempted != answered:
-                db.execute("UPDATE committed SET queries = queries - ?", (attempted - answered,))
+            bill = BILLS[self.bills]
+            if given_back := bill.of(attempted) - bill.of(attempted, answered):
+                db.execute("UPDATE committed SET queries = queries - ?", (given_back,))
             db.execute("UPDATE spend SET answered = ? WHERE id = ?", (answered, row))
             if entry:
                 scope, position, inputs, answers = entry
@@ -178,7 +188,7 @@ class Ledger(Forkable):
         return at - now
 
     def committed(self) -> int:
-        """Queries that count against a budget: answered, in flight, or lost; not those that the box refused."""
+        """What counts against a budget, in what the box bills: answered, in flight, or lost."""
         with self._using() as db:
             return _committed(db)
 

@@ -20,8 +20,10 @@ from array import array
 from contextlib import closing, suppress
 from pathlib import Path
 
+from certibox.queries.bills import BILLS
+
 APPLICATION = int.from_bytes(b"CxLg")
-VERSION = 1
+VERSION = 2  # of a ledger with the table `bills`; all others have 1, which earlier versions of certibox read
 WAIT = 60.0  # seconds for another process to finish its transaction
 
 SCHEMA = """
@@ -38,14 +40,15 @@ _IDENTITY = """
 CREATE TABLE IF NOT EXISTS identity (name TEXT NOT NULL);
 INSERT INTO identity SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT * FROM identity);
 """
-_MARKS = f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION};"
+_BILLS = "CREATE TABLE bills (by TEXT NOT NULL);"
+_MARKS = f"PRAGMA application_id={APPLICATION}; PRAGMA user_version="
 _COLUMNS = {
     "spend": ["id", "phase", "sent_at", "attempted", "answered"],
     "committed": ["queries"],
     "journal": ["scope", "position", "inputs", "dtype", "shape", "answers"],
     "identity": ["name"],
+    "bills": ["by"],
 }
-_COUNTED = "SUM(CASE WHEN answered IS NULL THEN attempted ELSE answered END)"  # unanswered ones may have been billed
 _IMPOSSIBLE = """
 typeof(attempted) != 'integer' OR attempted < 0
 OR answered IS NOT NULL AND (typeof(answered) != 'integer' OR answered < 0 OR answered > attempted)
@@ -66,11 +69,12 @@ class NoLedger(Exception):
         self.advice = advice
 
 
-def make(file: Path) -> None:
+def make(file: Path, bills: str) -> None:
     """Make a ledger where there is no file. It appears whole, so that no crash leaves an empty one.
 
     Args:
         file: Absolute path of the ledger.
+        bills: Name of what its budget counts.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(file):
@@ -78,7 +82,10 @@ def make(file: Path) -> None:
     new = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.new")
     try:
         with closing(sqlite3.connect(new, isolation_level=None)) as db:
-            db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; {SCHEMA}{_IDENTITY}{_MARKS}")
+            marks = f"{_MARKS}1;" if bills == "image" else f"{_BILLS}{_MARKS}{VERSION};"
+            db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; {SCHEMA}{_IDENTITY}{marks}")
+            if bills != "image":
+                db.execute("INSERT INTO bills VALUES (?)", (bills,))
         _name(new, file)
     finally:
         new.unlink(missing_ok=True)
@@ -220,7 +227,7 @@ def check(db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")  # nobody writes meanwhile
         reason = _damage(db)
         if reason is None and db.execute("PRAGMA application_id").fetchone() != (APPLICATION,):
-            for statement in f"{_IDENTITY}{_MARKS}".split(";"):
+            for statement in f"{_IDENTITY}{_MARKS}1;".split(";"):
                 db.execute(statement)
         db.execute("COMMIT")
     except sqlite3.Error as error:
@@ -245,6 +252,8 @@ def _damage(db: sqlite3.Connection) -> str | None:
         return f"it holds the {alien[0]} {alien[1]}, which certibox never made"
     tables = _tables(db)
     optional = {"identity"} if db.execute("PRAGMA application_id").fetchone() == (0,) else set()
+    if db.execute("PRAGMA user_version").fetchone() != (VERSION,):
+        optional.add("bills")
     for table, columns in _COLUMNS.items():
         if table not in tables and table not in optional:
             return f"its table {table} is missing"
@@ -253,20 +262,25 @@ def _damage(db: sqlite3.Connection) -> str | None:
     totals = db.execute("SELECT queries, typeof(queries) FROM committed").fetchall()
     if [kind for _, kind in totals] != ["integer"]:
         return f"its table committed holds {len(totals)} rows, not one whole number"
-    rows, last, counted = db.execute(f"SELECT COUNT(*), MAX(id), {_COUNTED} FROM spend").fetchone()
+    if (unit := billed_by(db)) not in BILLS:
+        return f"its table bills says {unit!r}"
+    rows, last, counted = db.execute(f"SELECT COUNT(*), MAX(id), {BILLS[unit].sql} FROM spend").fetchone()
     if rows != (last or 0):
         return f"its table spend holds {rows} rows of {last}"
     if db.execute(f"SELECT COUNT(*) FROM spend WHERE {_IMPOSSIBLE}").fetchone() != (0,):
         return "its table spend holds impossible numbers"
     if totals[0][0] != (counted or 0):
-        return f"its table committed says {totals[0][0]} queries, and spend {counted or 0}"
+        return f"its table committed says {totals[0][0]} {BILLS[unit].unit}, and spend {counted or 0}"
     return None
 
 
 def _most(db: sqlite3.Connection) -> int | None:
     """The most queries that a damaged ledger still shows; None where it shows none."""
     found = []
-    for query in (f"SELECT {_COUNTED} FROM spend", "SELECT MAX(queries) FROM committed"):
+    bill = BILLS["image"]
+    with suppress(sqlite3.Error, KeyError):
+        bill = BILLS[billed_by(db)]
+    for query in (f"SELECT {bill.sql} FROM spend", "SELECT MAX(queries) FROM committed"):
         with suppress(sqlite3.Error):
             (number,) = db.execute(query).fetchone()
             if isinstance(number, int):
@@ -278,6 +292,18 @@ def _restore(shown: int | None) -> str:
     """What to do about a ledger that has lost something."""
     spent = "what was spent" if shown is None else f"what was spent: it still shows {shown:,} queries"
     return f"restore it from a copy, or begin a new ledger elsewhere and lower the budget by {spent}"
+
+
+def billed_by(db: sqlite3.Connection) -> str:
+    """The name of what a ledger counts against a budget.
+
+    Args:
+        db: Connection to the ledger.
+    """
+    if "bills" not in _tables(db):
+        return "image"
+    found = db.execute("SELECT by FROM bills").fetchall()
+    return found[0][0] if len(found) == 1 else f"{len(found)} rows"
 
 
 def identity(db: sqlite3.Connection) -> str:

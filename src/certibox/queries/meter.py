@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from certibox.errors import BudgetExceeded, InvalidInput
+from certibox.queries.bills import BILLS
 from certibox.queries.concurrency import Forkable
 
 Shape = tuple[int, ...]
@@ -25,10 +26,12 @@ class Meter(Forkable):
     Args:
         totals: Queries answered, attempted and lost so far.
         spent: Answers by phase so far.
+        bills: Name of what the budget counts, one of `bills.BILLS`.
     """
 
-    def __init__(self, totals: tuple[int, int, int], spent: dict[str, int]) -> None:
+    def __init__(self, totals: tuple[int, int, int], spent: dict[str, int], bills: str = "image") -> None:
         super().__init__()
+        self._bill, self._billed = BILLS[bills], 0
         self.spent = spent
         self.answered, self.attempted, self.lost = totals
         self.delivered = self.white_passes = self.batches = self.in_flight = 0
@@ -41,21 +44,21 @@ class Meter(Forkable):
         self.in_flight, self._forked = 0, True
 
     def committed(self) -> int:
-        """Queries that count against a budget without a ledger: answered, in flight, or lost."""
+        """What counts against a budget without a ledger, in what the box bills: answered, in flight, or lost."""
         if self._forked:
             raise InvalidInput(
                 "this process is a fork, and a budget without a ledger cannot be in two processes; give the client a "
                 "ledger, which all processes share"
             )
-        return self.answered + self.in_flight + self.lost
+        return self._billed
 
     def reserve(self, n: int, wanted: int, budget: int | None) -> None:
         """Take queries as in flight.
 
         Args:
-            n: Number of queries.
-            wanted: Number of queries that the budget must still allow.
-            budget: Most queries that may be spent; None for no limit, or where a ledger keeps it.
+            n: Number of queries, those of one request.
+            wanted: Number of queries that the budget must still allow, n a request.
+            budget: Most that may be spent, in what the box bills; None for no limit, or where a ledger keeps it.
 
         Raises:
             BudgetExceeded: The budget does not allow `wanted` more queries. Nothing was reserved.
@@ -64,9 +67,11 @@ class Meter(Forkable):
         with self.lock:
             if self.closed:
                 raise InvalidInput("the client is closed; make another: QueryClient(box, budget, ledger)")
-            if budget is not None and wanted > (left := budget - self.committed()):
-                raise BudgetExceeded(wanted, max(0, left))
+            asked = self._bill.of_call(wanted, n)
+            if budget is not None and asked > (left := budget - self.committed()):
+                raise BudgetExceeded(asked, max(0, left), self._bill.unit)
             self.in_flight += n
+            self._billed += self._bill.of(n)
 
     def cancel(self, n: int) -> None:
         """Give back reserved queries that were never sent.
@@ -76,6 +81,7 @@ class Meter(Forkable):
         """
         with self.lock:
             self.in_flight -= n
+            self._billed -= self._bill.of(n)
 
     def attempt(self, n: int) -> int:
         """Count a batch as sent.
@@ -101,6 +107,7 @@ class Meter(Forkable):
         """
         with self.lock:
             self.in_flight -= n
+            self._billed -= self._bill.of(n) - self._bill.of(n, answered)
             self.answered += answered
             if answered:
                 self.spent[phase] = self.spent.get(phase, 0) + answered

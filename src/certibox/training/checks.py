@@ -118,8 +118,8 @@ def check_budget(
     if METHODS[settings.method].order is None:
         return
     wanted = sum(len(part) for part in (shown, held) if not labels_are_targets(settings, part))
-    if client.left is not None and client.left < wanted:
-        raise BudgetExceeded(wanted, client.left)
+    if client.images_left is not None and client.images_left < wanted:
+        raise BudgetExceeded(wanted, client.images_left)
 
 
 def labels_are_targets(settings: TrainingSettings, images: Images) -> bool:
