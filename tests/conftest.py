@@ -7,6 +7,9 @@ processes that run side by side do not wait for one another's threads.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything that reads it is imported
 
@@ -43,3 +46,15 @@ def server() -> Iterator[StandIn]:
     """A server on this machine that stands in for models at an address."""
     with stand_in() as one:
         yield one
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A key, and a certificate for 127.0.0.1 that it signed itself; skipped where openssl is missing."""
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("openssl is not there to make a certificate")
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    made = ["-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", chain, "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command = [openssl, "req", "-x509", *made, "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    return key, chain

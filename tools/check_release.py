@@ -28,6 +28,7 @@ MODULES = {  # extra -> a module that works with it alone
     "attacks": "foolbox",
     "hub": "huggingface_hub",
     "remote": "httpx2",
+    "grpc": "grpc",
     "mlflow": "mlflow",
     "wandb": "wandb",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import ssl
 import traceback
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,19 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         address = plain.url.replace("http:", "https:")
         with pytest.raises(CertiboxError, match="was not reached"):
             as_blackbox(f"{address}/v2/models/m", "logits")
+
+
+def test_a_server_is_trusted_by_the_authority_that_is_named(certificate: tuple[Path, Path]) -> None:
+    with stand_in() as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate[1], certificate[0])
+        server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+        url = server.serve_model(first_pixels).replace("http:", "https:")
+        box = as_blackbox(url, "logits", connection=Connection(ca_file=certificate[1]))
+        assert box(IMAGE).tolist() == [[0.25, 1.75]]
+        with pytest.raises(CertiboxError, match="was not reached"):
+            as_blackbox(url, "logits")
+        assert server.requests == 1
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,15 @@ def test_mlserver_serves_the_example(tmp_path: Path) -> None:
         subprocess.run([python, "-c", command], cwd=tmp_path, check=True)
         np.testing.assert_allclose(got, np.load(tmp_path / "y.npy"), atol=1e-12)
         assert client.queries == 70
+        grpc = as_blackbox(
+            f"grpc://127.0.0.1:{ports['grpc_port']}/digits",
+            "probabilities",
+            layout="flat",
+            input_name="predict",
+            output_name="predict_proba",
+            num_classes=10,
+        )
+        assert np.array_equal(QueryClient(grpc)(x).numpy(), got)
         labels = as_blackbox(url, "labels", layout="flat", input_name="predict", output_name="predict", num_classes=10)
         assert QueryClient(labels)(x).tolist() == got.argmax(1).tolist()
 
@@ -86,12 +95,14 @@ def test_mlserver_serves_the_example(tmp_path: Path) -> None:
 @pytest.mark.parametrize("answers", ["json", "binary"])
 @pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
 def test_kserve(tmp_path: Path, binary: bool, answers: str) -> None:
-    python, port = python_of("kserve"), free_port()
+    python, port, grpc_port = python_of("kserve"), free_port(), free_port()
     script = shutil.copy(Path(__file__).with_name("kserve_model.py"), tmp_path)
     url = f"http://127.0.0.1:{port}/v2/models/sums"
-    with running([python, script, str(port), answers], url, tmp_path / "log"):
+    with running([python, script, str(port), str(grpc_port), answers], url, tmp_path / "log"):
         box = as_blackbox(url, "logits", input_name="x", connection=Connection(binary=binary))
         x = torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         flat = x.flatten(1).numpy()
         wanted = np.stack([flat[:, i::3].sum(1) for i in range(3)], 1)
         np.testing.assert_allclose(QueryClient(box)(x).numpy(), wanted, rtol=1e-5)
+        grpc = as_blackbox(f"grpc://127.0.0.1:{grpc_port}/sums", "logits", input_name="x")
+        assert torch.equal(QueryClient(grpc)(x), QueryClient(box)(x))

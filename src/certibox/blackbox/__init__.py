@@ -14,6 +14,7 @@ from certibox.blackbox.base import OUTPUTS, BlackBox, BoxSpec, differentiable, i
 from certibox.blackbox.connection import Connection
 from certibox.blackbox.endpoint import Endpoint, EndpointBox
 from certibox.blackbox.function import FunctionBox
+from certibox.blackbox.inference_grpc import InferenceGrpcBox
 from certibox.blackbox.inference_protocol import PATH, InferenceProtocolBox
 from certibox.blackbox.model_files import ELSEWHERE, advice_on
 from certibox.blackbox.onnx import OnnxBox
@@ -35,6 +36,7 @@ __all__ = [
     "Endpoint",
     "EndpointBox",
     "FunctionBox",
+    "InferenceGrpcBox",
     "InferenceProtocolBox",
     "OnnxBox",
     "RecordedBox",
@@ -54,9 +56,9 @@ _FILES = {".onnx": OnnxBox, ".tflite": TfliteBox}  # by the end of the name
 MODEL_FILES = tuple(_FILES)
 WEIGHT_FILES = frozenset((*_FILES, *ELSEWHERE, ".npy", ".npz", ".bin", ".ubj", ".gguf"))  # ends of their names
 _ONLY = {  # what only some adapters take, and whose that is
-    "input_name": ((OnnxBox, TfliteBox, InferenceProtocolBox), "files and servers of models"),
-    "output_name": ((OnnxBox, TfliteBox, InferenceProtocolBox), "files and servers of models"),
-    "connection": ((InferenceProtocolBox,), "models at an address"),
+    "input_name": ((OnnxBox, TfliteBox, InferenceProtocolBox, InferenceGrpcBox), "files and servers of models"),
+    "output_name": ((OnnxBox, TfliteBox, InferenceProtocolBox, InferenceGrpcBox), "files and servers of models"),
+    "connection": ((InferenceProtocolBox, InferenceGrpcBox), "models at an address"),
     "output_key": ((TorchBox, FunctionBox), "torch modules and functions"),
 }
 _ESTIMATOR_METHODS = ("predict_proba", "decision_function", "predict")
@@ -100,8 +102,8 @@ def as_blackbox(
         model: Torch module, also compiled, scripted, quantised or exported; function on numpy float32 (n, c, h, w);
             fitted scikit-learn estimator, or an object with `predict_proba` or `decision_function`; path of an ONNX
             or TensorFlow Lite file; address of a model under the Open Inference Protocol, as
-            "http://127.0.0.1:8080/v2/models/digits", whose metadata are read; an `Endpoint`; or a black box, which
-            comes back as it is.
+            "http://127.0.0.1:8080/v2/models/digits" or "grpc://127.0.0.1:8081/digits", whose metadata are read; an
+            `Endpoint`; or a black box, which comes back as it is.
         outputs: Kind of the answers: "logits", "probabilities", "labels", "values", or "top-k" for probabilities with
             NaN for the classes that are left out.
         num_classes: Number of classes K; required for labels of a model that does not say.
@@ -238,9 +240,12 @@ def _address_adapter(url: str) -> Callable[..., BlackBox]:
     """The adapter for an address, by its path."""
     if PATH.fullmatch(url):
         return InferenceProtocolBox
+    if url.lower().startswith("grpc"):
+        return InferenceGrpcBox
     raise InvalidInput(
-        f"model is {one_line(url)}, no address of the Open Inference Protocol; wanted .../v2/models/NAME, or a "
-        "description of the endpoint (certibox.Endpoint, --endpoint FILE)"
+        f"model is {one_line(url)}, no address of the Open Inference Protocol; wanted "
+        "http://.../v2/models/NAME, grpc://HOST:PORT/NAME, or a description of the endpoint (certibox.Endpoint, "
+        "--endpoint FILE)"
     )
 
 

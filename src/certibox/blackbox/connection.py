@@ -35,8 +35,9 @@ class Connection:
     """Further headers; `${NAME}` in a value stands for a variable of the environment."""
     timeout: float = 60.0
     """Seconds that one request may take, from the connection to the last byte of its answer."""
-    largest_request: int = 16 << 20
-    """Most bytes of the body of a request: larger batches are sent in parts."""
+    largest_request: int | None = None
+    """Most bytes of the body of a request: larger batches are sent in parts. None for 16 MiB over HTTP, 4 MiB over
+    gRPC, which is what servers take unless they are told otherwise."""
     largest_answer: int = 64 << 20
     """Most bytes of an answer that are read."""
     ca_file: str | Path | None = None
@@ -51,6 +52,8 @@ class Connection:
             raise InvalidInput("token_env and token_file were both given; name one place that holds the token")
         for name, least in (("timeout", 0.0), ("largest_request", 0), ("largest_answer", 0)):
             value = getattr(self, name)
+            if value is None and name == "largest_request":
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not least < value < float("inf"):
                 raise InvalidInput(f"{name} is {value!r}; wanted a number above {least:g}")
         for name, value in dict(self.headers).items():
@@ -137,11 +140,12 @@ def served(declared: dict[str, Any], name: str, digest: str) -> dict[str, Any]:
     return usual | declared | {"identity": joined(declared.get("identity"), digest)}
 
 
-def required(module: str) -> Any:
-    """A module of the extra `remote`.
+def required(module: str, extra: str = "remote") -> Any:
+    """A module of an extra.
 
     Args:
         module: Name of the module.
+        extra: Name of the extra.
 
     Raises:
         InvalidInput: It is not installed.
@@ -149,7 +153,7 @@ def required(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InvalidInput(f"a model at an address needs {module}; run pip install 'certibox[remote]'") from error
+        raise InvalidInput(f"a model at this address needs {module}; run pip install 'certibox[{extra}]'") from error
 
 
 def connection_of(value: Any) -> Connection:

@@ -21,6 +21,7 @@ from certibox.blackbox.json_text import parsed, written
 from certibox.blackbox.outputs import to_outputs
 from certibox.errors import BadOutput, InvalidInput, one_line, one_of
 
+LARGEST = 16 << 20  # bytes of a request where the connection does not say
 FORMS = ("scores", "mapping", "top-k")
 IMAGE, IMAGES = "$image", "$images"  # what stands for them in a template
 PROFILES: dict[str, dict[str, Any]] = {
@@ -228,7 +229,7 @@ class EndpointBox:
             image_shape: Shape (c, h, w) of an image.
         """
         each = math.prod(image_shape) * (6 if str(self.endpoint.image).startswith("base64") else 26)
-        return max(1, (self._server.connection.largest_request - 4096) // max(1, each))
+        return max(1, ((self._server.connection.largest_request or LARGEST) - 4096) // max(1, each))
 
     def _request(self, images: np.ndarray) -> tuple[bytes, dict[str, str]]:
         """The body and the headers of a request."""

@@ -57,7 +57,9 @@ class BoxOptions:
         Needs("num_classes", lambda o: o.outputs != "values", "with --outputs values, which are no classes", "scores"),
     )
 
-    model: str = option("the box: file.py:function, package.module:function, model.onnx or http://.../v2/models/NAME")
+    model: str = option(
+        "the box: file.py:function, package.module:function, model.onnx, http://.../v2/models/NAME or grpc://HOST:PORT/NAME"
+    )
     outputs: Literal["logits", "probabilities", "labels", "values", "top-k"] = option("what the box answers with")
     num_classes: int | None = option(
         "number of classes; wanted for labels, and to smooth a bare box on data without labels", None
