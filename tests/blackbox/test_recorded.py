@@ -70,3 +70,35 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, images: Tensor, answers
     with pytest.raises(InvalidInput, match="two answers to image 6"):
         RecordedBox((twice, np.concatenate([answers, answers[:1] + 1])), "logits")
     RecordedBox((twice, np.concatenate([answers, answers[:1]])), "logits")
+
+
+def test_a_ledger_answers_the_batches_that_it_journalled(tmp_path: Path, images: Tensor, answers: np.ndarray) -> None:
+    path = tmp_path / "ledger.sqlite"
+    table = RecordedBox((images.numpy(), answers), "logits")
+    with QueryClient(table, ledger=path, batch_size=4) as client, client.journal("audit", 0):
+        client(images)
+    before = path.read_bytes()
+    box = RecordedBox(path, "logits")
+    assert (box.spec.num_classes, repr(box).endswith("2 batches)")) == (4, True)
+    assert np.array_equal(QueryClient(box, batch_size=4)(images).numpy(), answers)
+    with pytest.raises(NotAnswered, match=r"ledger\.sqlite holds no answer to this batch of 3"):
+        QueryClient(box, batch_size=3)(images)
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_ledger_with_answers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match="it is not there"):
+        RecordedBox(tmp_path / "none.sqlite", "logits")
+    (tmp_path / "text.sqlite").write_text("hello")
+    with pytest.raises(UnreadableFile, match="is no ledger that can be read"):
+        RecordedBox(tmp_path / "text.sqlite", "logits")
+    QueryClient(RecordedBox((np.zeros((1, 1, 2, 2), np.float32), np.zeros((1, 2))), "logits"), ledger=tmp_path / "a.db")
+    with pytest.raises(InvalidInput, match="holds no answers"):
+        RecordedBox(tmp_path / "a.db", "logits")
+
+
+def test_a_name_holds_no_password(images: Tensor, answers: np.ndarray) -> None:
+    box = RecordedBox((images.numpy(), answers), "logits", name="https://me:hunter2@host/model?key=abc")
+    for text in (box.spec.name, box.spec.model_id, str(box.spec.provenance()), repr(box.spec)):
+        assert "hunter2" not in text
+        assert "abc" not in text.replace(box.spec.model_id.rpartition(":")[2], "")

@@ -18,6 +18,7 @@ import yaml
 
 from certibox import certification
 from certibox.certification.smoothing import SmoothedClassifier
+from certibox.certification.stored import is_decided
 from certibox.cli import main
 from certibox.commands.arguments import parse
 from certibox.commands.certifying import Certify
@@ -380,3 +381,34 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_work(refused, monke
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert "wandb is not installed" in refused(train(out="tracked", more="--tracker wandb"))
     assert not Path("tracked").exists()
+
+
+def test_queries_are_spent_where_certificates_are_near(place: Path, run, refused) -> None:
+    asked = certify(more="--rule e-process --n 20000 --radius 0.05 --spend {}")
+    ran = run(asked.format(300))
+    assert ran.status == 0
+    rows = read_rows("out/certificates.jsonl")
+    bought = sum(row.queries for row in rows)
+    assert f"(certify {bought}, batch check 2)" in ran.out
+    assert bought <= 300
+    certified = sum(row.predict is not None and row.radius >= 0.05 for row in rows)
+    undecided = sum(not is_decided(row) for row in rows)
+    words = r"(\d+) of (\d+) images \([\d.]+%\) certified at r = 0.05 for (\d+) votes; (\d+) undecided, (\d+) not begun"
+    found = re.search(words, ran.out)
+    assert found is not None
+    of = int(found[2])
+    assert [int(number) for number in found.groups()] == [certified, of, bought, undecided, of - len(rows)]
+    told = run("report out/certificates.jsonl --out page").out
+    assert f"out: {undecided} images were not decided when the queries were spent; the shares are lower bounds" in told
+
+    assert run(asked.format(10**7)).status == 0
+    rows = read_rows("out/certificates.jsonl")
+    assert len(rows) == of
+    assert all(is_decided(row) for row in rows)
+    assert "not decided" not in run("report out/certificates.jsonl --out page").out
+    refused(certify(more="--rule e-process --spend 300"), "spend is 300 without a radius; wanted --radius")
+    refused(certify(more="--radius 0.05"), "has no effect without --spend")
+    refused(
+        certify(more="--rule e-process --spend 300 --radius 0.05 --tolerance 0.1"),
+        "--tolerance was given beside --spend",
+    )

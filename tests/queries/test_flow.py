@@ -365,3 +365,20 @@ def test_a_gate_follows_what_the_server_bears(server: StandIn) -> None:
 
 def test_a_box_declares_that_it_takes_several_calls() -> None:
     assert BoxSpec("logits").concurrency == 1
+
+
+def test_the_error_that_is_shown_is_the_one_that_ended_the_call() -> None:
+    """Not the refusal of a batch before it, which was given up because of that error."""
+    refused = threading.Event()
+
+    def model(images: np.ndarray) -> np.ndarray:
+        if images[0, 0, 0, 0] == 0:
+            refused.set()
+            raise Overloaded("full", after=5.0)
+        refused.wait()
+        raise OSError("the wire was cut")
+
+    client = QueryClient(as_blackbox(model, "logits", name="a", batch_size=1, concurrency=2))
+    with pytest.raises(BoxFailed, match="the wire was cut"):
+        client(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1))
+    assert (client.queries, client.lost) == (0, 1)

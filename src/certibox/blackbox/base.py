@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from certibox.data.pixels import as_images
-from certibox.errors import InvalidImages, InvalidInput, NotDifferentiable, one_line, one_of
+from certibox.errors import InvalidImages, InvalidInput, NotDifferentiable, masked, one_line, one_of
 
 OUTPUTS = ("logits", "probabilities", "labels", "values", "top-k")
 LAYOUTS = ("NCHW", "NHWC", "flat", "flat-NHWC")
@@ -68,7 +68,7 @@ class BoxSpec:
     max_batch: int | None = None
     """Most images that one call may hold."""
     name: str = "box"
-    """Name of the box in messages and records."""
+    """Name of the box in messages and records, without what a URL may hold of passwords and keys."""
     identity: str | None = None
     """Digest of the model itself, joined with what its user gave; None for a function of which nobody gave one."""
     concurrency: int = 1
@@ -106,6 +106,7 @@ class BoxSpec:
             _set(self, field, None if value is None else int(value))
         self._settle_tuples()
         self._settle_integers()
+        _set(self, "name", masked(self.name))  # it stands in messages, rows and files
         # Equal behaviour is an equal declaration: say what is implied.
         _set(self, "clip", bool(self.clip) or self.levels is not None)
         _set(self, "batch_size", min(self.batch_size, self.max_batch or self.batch_size))

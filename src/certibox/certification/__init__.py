@@ -7,6 +7,7 @@
 - `sampling`: how many votes a certificate may take, checked once;
 - `certificate`: what votes prove about one image;
 - `dataset`: a data set certified row by row; `votes`: the votes of the image under way; `canaries`: the first answers;
+- `spending`: whose votes are bought next, where a number of queries is to certify as many images as possible;
 - `stored`: what follows from stored votes without a query: another alpha, replay, merge;
 - `sigma`: a sigma for each radius, chosen on validation images;
 - `pilot`: what a few certificates let one expect of those to come.

@@ -51,7 +51,8 @@ class Certificate:
     second_class: bool = False
     """Whether the radius also rests on an upper bound of the other classes; half of alpha is then `p_lower`'s."""
     rule: dict[str, Any] | None = field(default=None, hash=False)
-    """Stopping rule as plain values, with the maximum n as "cap" and the "alpha" it ran under; None for a fixed n."""
+    """Stopping rule as plain values, with the maximum n as "cap" and the "alpha" it ran under, and "spent" where the
+    queries of a run may have ended the votes before the rule did; None for a fixed n."""
     looks: tuple[tuple[int, int], ...] | None = None
     """Looks of the rule at the votes: (samples, votes for `selected`) so far; None for a fixed n."""
     stream: int = 1
@@ -124,7 +125,7 @@ class Certificate:
                     f"the last look is {list(last)}, {came}; a rule bounds the top class alone: discard it"
                 )
             ended = recorded.replay(self.rule, self.looks or (), self.law, rules)
-            if not ended.stop:
+            if not ended.stop and not self.rule.get("spent"):  # then any look may be the last
                 raise InvalidInput(f"its looks end at {self.n} samples, where the rule goes on; discard it")
             return ended
         return None

@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -26,13 +26,23 @@ from certibox.certification.alone import booked_as, meter_of
 from certibox.certification.asking import UNNAMED
 from certibox.certification.canaries import STREAM, Canaries
 from certibox.certification.images import check_units, farthest, image_digest
+from certibox.certification.interleaving import OldestFirst
 from certibox.certification.noise import NEWEST, STREAMS
 from certibox.certification.pieces import Certifying, Drawn, Piece
 from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.certification.smoothing import SmoothedClassifier
-from certibox.certification.stored import believed, read, replay, row_of, shared_settings
+from certibox.certification.spending import Spending
+from certibox.certification.stored import (
+    believed,
+    is_decided,
+    read,
+    replay,
+    row_of,
+    shared_settings,
+    write_rows,
+)
 from certibox.certification.votes import VoteFile
-from certibox.confidence.stopping import StoppingRule
+from certibox.confidence.stopping import StoppingRule, asked
 from certibox.data import Images
 from certibox.errors import ConfigMismatch, InvalidInput, Notice
 from certibox.records.certificates import CertificateRow, CertificateRows, add_row, is_rows
@@ -41,6 +51,7 @@ from certibox.seeds.switches import settled
 from certibox.storage.files import exclusive, truncate_partial_line
 from certibox.storage.settings import require_same
 
+BATCHES, LEAST = 200, 16  # batches that a number of queries is spent in at least, and the smallest of them
 Progress = Callable[[int, int, str], None]  # images done, images in all, what is going on
 
 
@@ -74,6 +85,7 @@ def certify_dataset(
     batch_size: int = 1000,
     progress: Progress | None = None,
     stream: int | None = None,
+    spend: int | None = None,
 ) -> CertificateRows:
     """Certify every image of a shard and return all its rows, those of earlier runs included.
 
@@ -83,6 +95,11 @@ def certify_dataset(
 
     A run goes on only with the model that began it. What the `model` of its rows cannot tell, as of a bare function
     without a name, is asked: up to 8 noisy copies of its first image again, phase `canaries`.
+
+    With `spend`, as many images as possible are certified at the one radius of the rule for so many queries: a look is
+    bought where the expected number of certificates a query is highest, see `spending`. Every image that was begun has
+    a row, which states what its votes prove; images that were not begun have none. The same call with more to spend
+    goes on with those that the rule has not ended.
 
     Args:
         smoothed: Smoothed classifier to certify.
@@ -101,6 +118,7 @@ def certify_dataset(
         batch_size: Number of noisy copies at a time.
         progress: Function that is told (images done, images in all, what is going on).
         stream: Version of the streams of noise; None for that of the rows in `out`, or the newest.
+        spend: Most votes to buy in all, those of earlier runs included; None to ask until the rule ends each image.
 
     Raises:
         ConfigMismatch: if `out` holds rows of another n0, n, alpha, sigma, seed, model, rule, bound or stream; nothing
@@ -113,8 +131,12 @@ def certify_dataset(
     if not 0 <= index < shards:
         raise InvalidInput(f"shard is {index} of {shards}; wanted an index from 0 to {shards - 1}")
     wanted = sampling_of(sampling, n0, n, alpha, rule, second_class)
+    if spend is not None:
+        wanted = replace(wanted, spent=True)
     _check_images(smoothed, images, wanted)
-    wanted.sizes(smoothed.law, smoothed.num_classes)  # before a file is touched
+    sizes = wanted.sizes(smoothed.law, smoothed.num_classes)  # before a file is touched
+    if spend is not None:
+        whole("spend", spend, wanted.n0 + sizes[0], " of queries, enough for the first look at one image")
     settings: dict[str, Any] = {
         **wanted.as_dict(),
         "sigma": smoothed.sigma,
@@ -123,7 +145,9 @@ def certify_dataset(
         "stream": stream if stream is None else check_stream(stream),
     }
     warn_of_training_images(smoothed.owner, images, range(index, len(images), shards))
-    run = _Run(smoothed, images, wanted, settings, whole("batch_size", batch_size, least=1), shard, model is not None)
+    run = _Run(
+        smoothed, images, wanted, settings, whole("batch_size", batch_size, least=1), shard, model is not None, spend
+    )
     path, owner = Path(out) if out is not None else None, smoothed.owner
     booked = owner.default_phase("certify") if isinstance(owner, Booking) else nullcontext()
     with exclusive(path, is_rows) if path else nullcontext(), booked:
@@ -167,11 +191,12 @@ class _Run:
     batch_size: int
     shard: tuple[int, int]
     named: bool
+    spend: int | None = None
 
     def rows(self, path: Path | None, progress: Progress | None) -> CertificateRows:
         """Rows of the shard, going on from what `path` holds."""
         index, shards = self.shard
-        rows, settings = _resume(path, self.settings, self.images, self.smoothed.num_classes, self.sampling.rule)
+        rows, settings = _resume(path, self.settings, self.images, self.smoothed.num_classes, self.sampling)
         mine = range(index, len(self.images), shards)
         todo = [i for i in mine if i not in rows]
         votes = canaries = None
@@ -179,14 +204,20 @@ class _Run:
             self.smoothed.batch_check.skip()
         if path:
             votes, settings = self._votes(path, settings)
+            if self.spend is not None:
+                todo = self._taken_back(path, rows, votes, mine)
             canaries = self._canaries(path, settings, rows, todo, votes)
-        with self.smoothed.batch_check.reserving(self.sampling.reserve(len(todo))), settled():
+        reserved = self.sampling.reserve(len(todo)) if self.spend is None else self.spend
+        with self.smoothed.batch_check.reserving(reserved), settled():
             self._certify(todo, len(mine), rows, settings, votes, canaries, path, progress)
+        made = CertificateRows(rows[i] for i in sorted(rows))
+        if path and self.spend is not None:
+            write_rows(path, made)  # in order: some were taken back
         if votes:
             votes.discard()
         if progress:
             progress(len(mine), len(mine), "done")
-        return CertificateRows(rows[i] for i in sorted(rows))
+        return made
 
     def _certify(
         self,
@@ -210,7 +241,7 @@ class _Run:
                 begun[i] = self.smoothed.begin(x, self.sampling, drawn, journal)
                 yield begun[i]
 
-        def may_open(open_images: Iterable[Certifying]) -> bool:
+        def pays(open_images: Iterable[Certifying]) -> bool:
             """Whether the budget pays for another image after all those that are open: else it might finish none."""
             left = getattr(meter_of(self.smoothed.owner), "images_left", None)
             most = self.sampling.n0 + self.sampling.n
@@ -224,21 +255,57 @@ class _Run:
         if progress:
             progress(done, total, "first image")
         together = votes.together if votes else nullcontext
-        finished = self.smoothed.interleaved(images(), self.batch_size, may_open, saw, together)
+        order = OldestFirst(pays) if self.spend is None else self._spending(self.spend, rows, votes)
+        most = self.batch_size
+        if self.spend is not None:  # what is bought next is to follow from what was bought before
+            most = min(most, max(LEAST, self.spend // BATCHES))
+        finished = self.smoothed.interleaved(images(), most, order, saw, together)
+
+        def written() -> None:
+            """Add the rows of images that are finished, up to the first that is not."""
+            while waiting and waiting[0] in begun and begun[waiting[0]].finished:
+                i = waiting.popleft()
+                rows[i] = self._row(i, begun.pop(i), settings)
+                if path:
+                    add_row(path, rows[i])
+                if votes:
+                    votes.forget(rows[i].image)
+
         try:
             for _ in finished:
                 done += 1
                 if progress and done < total:
                     progress(done, total, f"{sum(not one.finished for one in begun.values())} images under way")
-                while waiting and waiting[0] in begun and begun[waiting[0]].finished:
-                    i = waiting.popleft()
-                    rows[i] = self._row(i, begun.pop(i), settings)
-                    if path:
-                        add_row(path, rows[i])
-                    if votes:
-                        votes.forget(rows[i].image)
+                written()
         finally:
             finished.close()
+        for one in begun.values():  # only where queries were to be spent, and are
+            if not one.finished:
+                one.end()
+        written()
+
+    def _spending(self, queries: int, rows: dict[int, CertificateRow], votes: VoteFile | None) -> Spending:
+        """The order in which the queries that are left to spend buy votes."""
+        smoothed, sampling = self.smoothed, self.sampling
+        assert sampling.rule is not None
+        sizes, (p0,) = sampling.sizes(smoothed.law, smoothed.num_classes), asked(sampling.rule, smoothed.law)
+        left = queries - sum(row.queries for row in rows.values()) - (votes.held if votes else 0)
+        budget = getattr(meter_of(smoothed.owner), "images_left", None)
+        left = left if budget is None else min(left, budget)
+        returning = votes.images if votes else 0
+        return Spending(max(0, left), sampling.n0 + sizes[0], sizes, p0, sampling.rule, sampling.alpha, returning)
+
+    def _taken_back(self, path: Path, rows: dict[int, CertificateRow], votes: VoteFile, mine: range) -> list[int]:
+        """Images to go on with, in their order: those without a row, and those whose rule has not ended their votes.
+
+        The rows of the latter become votes again.
+        """
+        if undecided := [row for row in rows.values() if not is_decided(row)]:
+            for row in undecided:
+                votes.take_back(row)
+                del rows[row.idx]
+            write_rows(path, rows.values())
+        return [i for i in mine if i not in rows]
 
     def _row(self, i: int, one: Certifying, settings: dict[str, Any]) -> CertificateRow:
         """The row of one image."""
@@ -289,7 +356,7 @@ def _told_apart(smoothed: SmoothedClassifier) -> bool:
 
 
 def _resume(
-    path: Path | None, settings: dict[str, Any], images: Images, num_classes: int, rule: StoppingRule | None
+    path: Path | None, settings: dict[str, Any], images: Images, num_classes: int, sampling: Sampling
 ) -> tuple[dict[int, CertificateRow], dict[str, Any]]:
     """Rows of earlier runs by image, checked to be of this configuration; the settings, with the stream of theirs."""
     if path is None:
@@ -312,7 +379,7 @@ def _resume(
             )
     if own := believed(rows.values()):  # certibox has no builder of this rule, but here is the rule itself
         try:
-            replay(rows.values(), {own[0]: lambda **_: rule})  # pyright: ignore[reportArgumentType]
+            replay(rows.values(), {own[0]: lambda **_: sampling.rule})  # pyright: ignore[reportArgumentType]
         except InvalidInput as error:
             raise InvalidInput(f"{path}: {error}") from error
     truncate_partial_line(path)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,53 @@ class _Answers(NamedTuple):
     labels: np.ndarray
 
 
+class Order(Protocol[P]):
+    """Whose samples go into the next batch."""
+
+    def first(self, polls: Iterable[P], /) -> Sequence[P]:
+        """Open images whose samples come before those of another, in this order."""
+        ...
+
+    def rest(self, polls: Iterable[P], /) -> Sequence[P]:
+        """Open images whose samples come once no other can be opened, in this order."""
+        ...
+
+    def pays(self, poll: P, /) -> bool:
+        """Whether the samples that an open image wants may be asked for now."""
+        ...
+
+    def may_open(self, polls: Collection[P], /) -> bool:
+        """Whether another image may be opened beside the open ones."""
+        ...
+
+
+class OldestFirst:
+    """The oldest image first, whatever its votes say.
+
+    Args:
+        may_open: Function that says of the open images, of which there are some, whether another may be opened.
+    """
+
+    def __init__(self, may_open: Callable[[Iterable[Any]], bool] = lambda polls: True) -> None:
+        self._may_open = may_open
+
+    def may_open(self, polls: Collection[Any]) -> bool:
+        """See `Order.may_open`."""
+        return not polls or self._may_open(polls)
+
+    def first(self, polls: Iterable[P]) -> list[P]:
+        """See `Order.first`."""
+        return list(polls)
+
+    def rest(self, polls: Iterable[P]) -> list[P]:
+        """See `Order.rest`."""
+        return []
+
+    def pays(self, poll: object) -> bool:
+        """See `Order.pays`."""
+        return True
+
+
 class Interleaving(Generic[P]):
     """Asks one base classifier about the pieces of many images.
 
@@ -58,7 +105,7 @@ class Interleaving(Generic[P]):
         voter: Base classifier.
         polls: Images, opened in this order as batches need them.
         batch_size: Most noisy copies at a time.
-        may_open: Function that says of the open images whether another may be opened beside them.
+        order: Whose samples go into the next batch; by default those of the oldest image.
         saw: Function that is shown each part of an answer: poll, piece and outputs (n, ...).
         together: What is entered while a batch is counted, so that all its votes are written at once.
     """
@@ -68,12 +115,13 @@ class Interleaving(Generic[P]):
         voter: Voter,
         polls: Iterable[P],
         batch_size: int,
-        may_open: Callable[[Iterable[P]], bool] = lambda polls: True,
+        order: Order[P] | None = None,
         saw: Callable[[P, Piece, Tensor], None] | None = None,
         together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._voter, self._polls, self._most = voter, iter(polls), batch_size
-        self._may_open, self._saw, self._together = may_open, saw, together
+        self._order: Order[P] = OldestFirst() if order is None else order
+        self._saw, self._together = saw, together
         self._open: deque[P] = deque()  # those of which something is wanted or under way
         self._finished: deque[P] = deque()
         self._marked = time.perf_counter()
@@ -156,19 +204,26 @@ class Interleaving(Generic[P]):
     # --- one batch ----------------------------------------------------------------------------------------------------
 
     def _next(self) -> _Batch | None:
-        """The next batch: pieces of open images, the oldest first, and of new ones while there is room."""
+        """The next batch: pieces of open images, in the order, and of new ones while there is room."""
         parts: list[tuple[P, Piece]] = []
         most = room = 0
+        following = self._order.first
         while True:
-            for poll in list(self._open):
+            for poll in following(self._open):
                 if not parts:
                     most = room = self._size(poll)
-                while poll.wanted and room > 0 and (not parts or _alike(parts[0][0], poll)):
+                if not poll.wanted or room == 0 or (parts and not _alike(parts[0][0], poll)):
+                    continue
+                if not self._order.pays(poll):
+                    continue
+                while poll.wanted and room > 0:
                     piece = poll.begin(room)
                     parts.append((poll, piece))
                     room -= piece.stop - piece.start
-            if (parts and room == 0) or not self._open_another():
+            if (parts and room == 0) or following == self._order.rest:
                 break
+            if not self._open_another():
+                following = self._order.rest
         if not parts:
             return None
         count = most - room
@@ -179,10 +234,10 @@ class Interleaving(Generic[P]):
 
     def _open_another(self) -> bool:
         """Whether another image was opened."""
-        if self._open and (sum(poll.blocks for poll in self._open) > MOST_KEPT or not self._may_open(self._open)):
+        kept = sum(poll.blocks for poll in self._open)
+        if (self._open and kept > MOST_KEPT) or not self._order.may_open(self._open):
             return False
-        poll = next(self._polls, None)
-        if poll is None:
+        if (poll := next(self._polls, None)) is None:
             return False
         (self._finished if poll.finished else self._open).append(poll)
         return True

@@ -92,6 +92,11 @@ class Poll:
         return not self._missing
 
     @property
+    def missing(self) -> int:
+        """Number of samples that are wanted and have not come back."""
+        return sum(self._missing.values())
+
+    @property
     def blocks(self) -> int:
         """Number of values of noise that are kept for pieces to come."""
         return sum(block.numel() for kept in self._kept.values() for block in kept.values())
@@ -214,6 +219,7 @@ class Certifying(Poll):
     ) -> None:
         super().__init__(x, drawn, num_classes, journal)
         self.sampling, self._sizes, self._limit = sampling, sizes, limit
+        self._seen = np.zeros(0, dtype=np.int64)  # votes at the last look
         self.looks: list[tuple[int, int]] = []
         """Pairs (samples so far, votes for the class so far), one a look."""
         self.decision: Decision | None = None
@@ -248,10 +254,20 @@ class Certifying(Poll):
         while not self._missing:
             size, votes = self._sizes[len(self.looks)], int(self.votes[ESTIMATE][self.selected])
             self.looks.append((size, votes))
+            self._seen = self.votes[ESTIMATE].copy()
             if self._ends(size, votes):
                 self._kept.clear()
                 return
             self.want(ESTIMATE, size, self._sizes[len(self.looks)])
+
+    def end(self) -> None:
+        """End the votes at the last look, which the rule did not; what came after it is left out."""
+        rule, sampling = self.sampling.rule, self.sampling
+        assert rule is not None
+        self.votes[ESTIMATE] = self._seen
+        self.wanted.clear()
+        self._missing.clear()
+        self.decision = decided(rule, self.looks, sampling.n, sampling.alpha, self._thresholds)
 
     def _ends(self, size: int, votes: int) -> bool:
         rule, sampling = self.sampling.rule, self.sampling

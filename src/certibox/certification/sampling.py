@@ -40,6 +40,9 @@ class Sampling:
     """Stopping rule, such as `EProcess`, or an object of your own; None draws all n votes."""
     second_class: bool = False
     """Whether the other classes are bounded from above too, with alpha split; for a fixed n only."""
+    spent: bool = False
+    """Whether a number of queries to spend may end the votes at any look, see `certify_dataset`; for a rule with one
+    radius."""
 
     def __post_init__(self) -> None:
         plain = {  # as JSON has them
@@ -47,10 +50,13 @@ class Sampling:
             "n": _votes("n", self.n),
             "alpha": _number(self.alpha),
             "second_class": bool(self.second_class),
+            "spent": bool(self.spent),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         check_alpha(self.alpha)
+        if self.spent and (self.rule is None or self.rule.radii is None or len(self.rule.radii) != 1):
+            raise InvalidInput("queries are spent on one radius; wanted a rule such as EProcess(radii=(0.25,))")
         if self.n0 < 1:
             raise InvalidInput(f"n0 is {self.n0}; wanted at least 1 vote that picks a class")
         if self.rule is None:
@@ -87,7 +93,7 @@ class Sampling:
 
     def record(self) -> dict[str, Any] | None:
         """The rule as certificates keep it, with the maximum n and alpha; None for a fixed n."""
-        return recorded.record(self.rule, self.n, self.alpha) if self.rule is not None else None
+        return recorded.record(self.rule, self.n, self.alpha, self.spent) if self.rule is not None else None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as values of JSON, the rule as certificates keep it."""

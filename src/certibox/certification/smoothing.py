@@ -19,7 +19,7 @@ from certibox import confidence
 from certibox.certification.alone import BatchCheck
 from certibox.certification.asking import BaseClassifier, Voter
 from certibox.certification.images import certifiable, check_units, image_digest, largest_distance
-from certibox.certification.interleaving import Interleaving
+from certibox.certification.interleaving import Interleaving, Order
 from certibox.certification.noise import NEWEST, noisy
 from certibox.certification.pieces import PREDICT, Certifying, Drawn, Piece, Poll, VoteJournal, predicted
 from certibox.certification.sampling import Sampling, sampling_of, whole
@@ -218,7 +218,7 @@ class SmoothedClassifier:
         self,
         begun: Iterable[Certifying],
         batch_size: int,
-        may_open: Callable[[Iterable[Certifying]], bool],
+        order: Order[Certifying],
         saw: Callable[[Certifying, Piece, Tensor], None] | None = None,
         together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Generator[Certifying]:
@@ -227,11 +227,11 @@ class SmoothedClassifier:
         Args:
             begun: Certificates of `begin`, made as they are needed.
             batch_size: Number of noisy copies at a time.
-            may_open: Function that says whether another image may be opened beside those that are open.
+            order: Whose samples go into the next batch.
             saw: Function that is shown each part of an answer.
             together: What is entered while a batch is counted.
         """
-        yield from Interleaving(self._voter, begun, batch_size, may_open, saw, together).finished()
+        yield from Interleaving(self._voter, begun, batch_size, order, saw, together).finished()
 
     def answers(self, x: Tensor, *, n: int, seed: int, name: str, stream: int = NEWEST) -> Tensor:
         """The base classifier's answers to the first n noisy copies of a stream of an image, as they are; n queries.

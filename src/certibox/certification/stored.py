@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from certibox.certification.certificate import Certificate
+from certibox.confidence import recorded
 from certibox.confidence.sequential import RULES
 from certibox.confidence.stopping import RuleTable
 from certibox.errors import ConfigMismatch, InvalidInput, UnreadableFile
@@ -116,12 +117,33 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> CertificateRows:
                     f"{part} disagrees with an earlier file on image {row.idx}; wanted shards of one run"
                 )
     rows = CertificateRows(merged[i] for i in sorted(merged))
+    with exclusive(out, is_rows):
+        write_rows(out, rows)
+    return rows
+
+
+def write_rows(path: PathLike, rows: Iterable[CertificateRow]) -> None:
+    """Put rows into a file in place of those that it holds, atomically.
+
+    Args:
+        path: File of rows.
+        rows: Rows of one certification.
+    """
     text = io.StringIO()
     for row in rows:
         append_row(text, row)
-    with exclusive(out, is_rows):
-        write_text_atomic(out, text.getvalue(), is_rows)
-    return rows
+    write_text_atomic(path, text.getvalue(), is_rows)
+
+
+def is_decided(row: CertificateRow) -> bool:
+    """Whether the rule of a row has ended its votes; without a rule, and where nothing else could, it has.
+
+    Args:
+        row: Row of one image.
+    """
+    if row.rule is None or not row.rule.get("spent"):
+        return True
+    return recorded.replay(row.rule, row.looks or (), row.law).stop
 
 
 def shared_settings(row: CertificateRow) -> dict[str, Any]:

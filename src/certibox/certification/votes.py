@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from certibox.certification.pieces import ESTIMATE, SELECT
 from certibox.errors import UnreadableFile
+from certibox.records.certificates import CertificateRow
 from certibox.storage.files import (
     append_text,
     parsed,
@@ -64,6 +66,46 @@ class VoteFile:
             image: SHA-256 (hex) of the image.
         """
         return image in self._ranges
+
+    @property
+    def images(self) -> int:
+        """Number of images of which votes are kept."""
+        return len(self._ranges)
+
+    @property
+    def held(self) -> int:
+        """Number of votes that an interrupted run left."""
+        parts = (part for of in self._ranges.values() for ranges in of.values() for part in ranges)
+        return sum(stop - start for start, stop, _ in parts)
+
+    def take_back(self, row: CertificateRow) -> None:
+        """Keep the votes of a row again, as if its run had been interrupted; nothing where votes of its image are kept.
+
+        They lead to the same row: those of the selection are for the class that it picked, and those of each look are
+        as many for that class as the rule saw.
+
+        Args:
+            row: Row of an image that a rule has looked at.
+        """
+        if row.image in self._ranges:
+            return
+        picked = np.zeros(len(row.counts), dtype=np.int64)
+        picked[row.selected] = row.n0
+        streams: dict[str, list[Range]] = {SELECT: [(0, row.n0, picked)], ESTIMATE: []}
+        last = np.array(row.counts, dtype=np.int64)
+        start = before = 0
+        for samples, successes in row.looks or ():
+            part = np.zeros_like(last)
+            part[row.selected] = successes - before
+            if samples == row.n:
+                part = np.where(np.arange(len(last)) == row.selected, part, last)
+            streams[ESTIMATE].append((start, samples, part))
+            start, before = samples, successes
+        with self.together():
+            for stream, parts in streams.items():
+                for part in parts:
+                    self.note(row.image, stream, part)
+        self._left[row.image] = {stream: list(parts) for stream, parts in streams.items()}
 
     def of(self, image: str) -> ImageVotes:
         """The journal of one image: what an interrupted run left of it, for the first who asks, else empty.

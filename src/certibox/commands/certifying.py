@@ -15,6 +15,7 @@ from certibox import certification, report
 from certibox.certification.certificate import out_of_reach
 from certibox.certification.sampling import ALPHA, Sampling
 from certibox.certification.smoothing import SmoothedClassifier
+from certibox.certification.stored import is_decided
 from certibox.commands import process
 from certibox.commands.boxes import LEDGER, BoxOptions, require_ledger
 from certibox.commands.fields import Needs, option
@@ -28,6 +29,7 @@ from certibox.data import Images
 from certibox.defense.saved import Defense, load_defense
 from certibox.errors import InvalidInput
 from certibox.queries.client import QueryClient
+from certibox.records.certificates import CertificateRows
 from certibox.records.tsv import is_tsv, write_tsv
 from certibox.storage.files import require_place
 
@@ -68,9 +70,17 @@ class Certify(BoxOptions, DataOptions, Smoothing, RuleOptions):
             "with --rule {rule}, which bounds the probability of the top class alone",
             "--rule fixed",
         ),
+        Needs("radius", lambda o: o.spend is not None, "without --spend, whose radius it is", "--spend N"),
     )
 
     split: str = option("which split of the data", "test")
+    spend: int | None = option(
+        "certify as many images as possible at --radius for so many queries in all: votes go where certificates are "
+        "near; more to spend goes on",
+        None,
+        least=1,
+    )
+    radius: float | None = option("l2 radius that --spend is for, in pixels on [0, 1]", None, least=0)
     second_class: bool = option(
         "bound the runner-up's probability too, with alpha split; wants --rule fixed", False, advanced=True
     )
@@ -101,6 +111,7 @@ def run_certify(options: Certify) -> None:
         options: Options of the command.
     """
     index, shards = _shard(options.shard)
+    options = _spending(options)
     sampling = Sampling(*options.sample_sizes(), options.alpha)  # what can only abstain is refused before images load
     out = folder(options.out)
     name = "certificates.jsonl" if shards == 1 else f"certificates.{index + 1}-of-{shards}.jsonl"
@@ -134,9 +145,14 @@ def run_certify(options: Certify) -> None:
             shard=(index, shards),
             batch_size=options.noise_batch_size,
             progress=progress,
+            spend=options.spend,
         )
     if images.labels is not None:
         write_tsv(rows, table)
+    if options.spend is not None:
+        OUT.print(
+            _bought(rows, decided_at=options.radii_at(smoothed.sigma)[0], of=len(range(index, len(images), shards)))
+        )
     run = report.Run(out.name, rows, client.spent)
     decided = options.radii_at(smoothed.sigma)  # a rule may stop before it knows about any other, 0 included
     OUT.print(report.render_table([run], list(decided) if rule and options.tolerance is None else [0.0, *decided]))
@@ -166,6 +182,27 @@ def run_predict(options: Predict) -> None:
             process.say(json.dumps(line) + "\n")
             if process.lost():  # nobody reads on: another image would be paid for in vain
                 return
+
+
+def _spending(options: Certify) -> Certify:
+    """The options with the one radius that queries are spent on."""
+    if options.spend is None:
+        return options
+    if options.radius is None:
+        raise InvalidInput(f"spend is {options.spend} without a radius; wanted --radius, as --radius 0.25")
+    if options.rule == "fixed" or options.radii is not None or options.tolerance is not None:
+        given = "rule fixed" if options.rule == "fixed" else "radii" if options.radii is not None else "tolerance"
+        raise InvalidInput(f"--{given} was given beside --spend, which decides --radius alone; leave it out")
+    return replace(options, radii=[options.radius])
+
+
+def _bought(rows: CertificateRows, decided_at: float, of: int) -> str:
+    """What was bought, in words: images that were not certified, for whatever reason, count in the share."""
+    certified = sum(row.predict is not None and row.radius >= decided_at for row in rows)
+    open_ = sum(not is_decided(row) for row in rows)
+    share = f"{certified} of {of} images ({certified / of:.1%}) certified at r = {decided_at:g}"
+    votes = sum(row.queries for row in rows)
+    return f"{share} for {votes:,} votes; {open_} undecided, {of - len(rows)} not begun: more --spend goes on"
 
 
 def _images(options: Certify | Predict) -> Images:

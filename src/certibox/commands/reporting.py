@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
 from certibox import certification, report
-from certibox.certification.stored import believed, read
+from certibox.certification.stored import believed, is_decided, read
 from certibox.commands.fields import Needs, option
 from certibox.commands.printing import OUT
 from certibox.commands.runs import named, tsv_places
@@ -84,7 +84,7 @@ def run_merge(options: Merge) -> None:
         _require_some(part, read_rows(part))
     rows = certification.merge(parts, options.out)
     OUT.print(f"saved {plain(options.out)}: {len(rows)} certificates", markup=False)
-    for note in filter(None, (_gaps(rows), _believed(rows))):
+    for note in filter(None, (_gaps(rows), _believed("merged rows", rows))):
         OUT.print(note, markup=False)
 
 
@@ -117,8 +117,8 @@ def run_report(options: Report) -> None:
     radii = asked or _decided(tables)
     notes = _envelope(validation, tables, radii) if validation else []
     for run, rows in zip(runs, tables, strict=True):
-        warnings = (_undecided(run.name, rows, radii), _ended_early(run.name, rows), _believed(rows, run.name))
-        notes += filter(None, warnings)
+        warnings = (_undecided, _spent, _ended_early, _believed)
+        notes += filter(None, (warning(run.name, rows, radii) for warning in warnings))
     facts = _shared_facts([row for rows in tables for row in rows])
     page = report.write_report(out, runs, radii, title=options.title, facts=facts, notes=notes)
     for run, rows in zip(runs, tables, strict=True):
@@ -173,7 +173,7 @@ def _certificates(rows: Iterable[Outcome]) -> Iterator[CertificateRow]:
     return (row for row in rows if isinstance(row, CertificateRow))
 
 
-def _believed(rows: Iterable[CertificateRow], name: str = "merged rows") -> str | None:
+def _believed(name: str, rows: Iterable[CertificateRow], radii: list[float] | None = None) -> str | None:
     """A line on bounds that nothing here can check."""
     rules = ", ".join(repr(rule) for rule in believed(rows))
     return f"{name}: rule {rules} is not certibox's own: its bound is taken as stated" if rules else None
@@ -191,7 +191,15 @@ def _undecided(name: str, rows: list[CertificateRow], radii: list[float]) -> str
     return f"{name}: the rule did not decide r = {open_}; its shares there are lower bounds" if open_ else None
 
 
-def _ended_early(name: str, rows: list[CertificateRow]) -> str | None:
+def _spent(name: str, rows: list[CertificateRow], radii: list[float]) -> str | None:
+    """A warning for images that the rule had not decided when the queries were spent."""
+    if not (count := sum(not is_decided(row) for row in rows)):
+        return None
+    images = "1 image was" if count == 1 else f"{count} images were"
+    return f"{name}: {images} not decided when the queries were spent; the shares are lower bounds"
+
+
+def _ended_early(name: str, rows: list[CertificateRow], radii: list[float]) -> str | None:
     """A warning for votes that ended at an alpha larger than the one that they are replayed at."""
     ran = [row.rule["alpha"] for row in rows if row.rule is not None and row.rule["alpha"] > row.alpha]
     if not ran:

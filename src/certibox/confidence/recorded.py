@@ -15,21 +15,24 @@ from certibox.confidence.sequential import RULES, Rule
 from certibox.confidence.stopping import AnyLevelRule, Decision, Looks, RuleTable, StoppingRule, asked, decided, due
 from certibox.errors import InvalidInput
 
-RESERVED = ("cap", "alpha")  # what a certificate adds to the settings of its rule
+RESERVED = ("cap", "alpha", "spent")  # what a certificate adds to the settings of its rule
 
 
-def record(rule: StoppingRule, n: int, alpha: float) -> dict[str, Any]:
+def record(rule: StoppingRule, n: int, alpha: float, spent: bool = False) -> dict[str, Any]:
     """What a certificate keeps of its rule: the settings as values of JSON, with its "cap" n and its "alpha".
+
+    Where a number of queries to spend may have ended the votes at any look, it keeps "spent" too.
 
     Args:
         rule: Stopping rule, of ours or of a stranger.
         n: Maximum number of votes.
         alpha: Failure probability under which the rule runs.
+        spent: Whether the votes may have ended before the rule ended them.
 
     Raises:
         InvalidInput: if the settings are no values of JSON.
     """
-    return {**_settings(rule), "cap": n, "alpha": alpha}
+    return {**_settings(rule), "cap": n, "alpha": alpha} | ({"spent": True} if spent else {})
 
 
 def check_rule(rule: StoppingRule) -> None:
@@ -185,7 +188,7 @@ def _checked(kept: Mapping[str, Any], rules: RuleTable | None) -> tuple[Stopping
         raise InvalidInput(f"the recorded rule has the cap {n!r}; wanted the n it was used with")
     if not isinstance(alpha, float):
         raise InvalidInput(f"the recorded rule has the alpha {alpha!r}; wanted the one it ran under")
-    again = record(rule, n, alpha)
+    again = record(rule, n, alpha, "spent" in kept)
     if changed := [key for key in {**kept, **again} if key not in kept or again.get(key) != kept[key]]:
         came = f"the stopping rule {kept['name']} has {changed[0]} = {kept.get(changed[0])!r} in the record"
         raise InvalidInput(f"{came}, and {again.get(changed[0])!r} when it is built from it")

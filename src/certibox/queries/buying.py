@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from certibox.blackbox import BlackBox, check_outputs
-from certibox.errors import NotAnswered, Overloaded
+from certibox.data.pixels import batch_digest
+from certibox.errors import BudgetExceeded, NotAnswered, Overloaded
 from certibox.queries.booking import Booking
 from certibox.queries.border import ask, billed, in_our_words
 from certibox.queries.concurrency import Turns
 from certibox.queries.flow import Clock, Gate, Patience, Rate
-from certibox.queries.journal import inputs_digest
 from certibox.queries.ledger import Ledger
 from certibox.queries.meter import Meter
 from certibox.seeds.switches import as_found
@@ -72,7 +72,7 @@ class Buyer:
         """Answers to one batch: replayed, where the journal holds them, or bought."""
         if (journal := booking.journal) is None:
             return self._buy(batch, wanted, booking.phase, budget)
-        digest, position = inputs_digest(batch), journal.claim()
+        digest, position = batch_digest(batch), journal.claim()
         try:
             stored = journal.recall(position, digest)
             if stored is None:
@@ -104,14 +104,14 @@ class Buyer:
         """The same with several batches under way. They are booked in their order, each when it is its turn.
 
         After an error no further batch is begun; those under way are waited for and settled, so that what was paid is
-        kept. The error of the first batch is raised.
+        kept. Of several errors the first is raised that is not just the refusal of a batch that nobody asked again.
         """
         journal = booking.journal
-        digests = [inputs_digest(batch) for batch, _ in batches] if journal else []
+        digests = [batch_digest(batch) for batch, _ in batches] if journal else []
         first = journal.claim(len(batches)) if journal else 0
         found: list[Tensor | Future[Tensor]] = []
         failed = threading.Event()
-        error: BaseException | None = None
+        errors: list[BaseException] = []
         with ThreadPoolExecutor(min(len(batches), self.box.spec.concurrency)) as pool:
             try:
                 for i, (batch, wanted) in enumerate(batches):
@@ -124,20 +124,19 @@ class Buyer:
                         break
                     found.append(begun)
             except BaseException as raised:  # of the budget, or an interrupt: what is under way is waited for below
-                error = raised
+                errors.append(raised)
                 failed.set()
             answers = []
             for item in found:
                 try:
                     answers.append(item if isinstance(item, Tensor) else item.result())
                 except BaseException as raised:
-                    error = raised if error is None or not isinstance(error, KeyboardInterrupt) else error
-                    break
-        if error is None:
+                    errors.append(raised)
+        if not errors:
             return answers
         if journal:
             journal.give_back(first, len(batches))
-        raise error
+        raise min(errors, key=_rank)
 
     def _begin(
         self,
@@ -282,3 +281,10 @@ class Buyer:
             else:
                 self._meter.settle(phase, n, answered)
             self.close_when_idle()
+
+
+def _rank(error: BaseException) -> int:
+    """Which of several errors is raised: an interrupt, what a batch met, what the budget says, a refusal."""
+    if isinstance(error, KeyboardInterrupt):
+        return 0
+    return 3 if isinstance(error, Overloaded) else 2 if isinstance(error, BudgetExceeded) else 1

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from certibox.queries.ledger import Ledger
 
@@ -60,7 +57,7 @@ class Journal:
 
         Args:
             position: Position that `claim` returned.
-            inputs: Digest of the images, from `inputs_digest`.
+            inputs: Digest of the images, from `batch_digest`.
         """
         return self._ledger.recall(self.scope, position, inputs)
 
@@ -77,19 +74,3 @@ class Journal:
     def trim(self) -> None:
         """Forget what a checkpoint now covers."""
         self._ledger.forget(self.scope, self.position)
-
-
-def inputs_digest(batch: Tensor) -> str:
-    """128 bits of SHA-256 over type, shape and pixels; processors have instructions for it, so it beats BLAKE2.
-
-    Args:
-        batch: Images (n, c, h, w).
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    total = hashlib.sha256(f"{batch.dtype}/{tuple(batch.shape)}".encode())
-    flat = batch.detach().cpu().reshape(-1)
-    flat = flat if flat.stride(0) == 1 else flat.clone()  # a single pixel may keep an odd stride
-    total.update(flat.view(torch.uint8).numpy().data)
-    return total.hexdigest()[:32]
