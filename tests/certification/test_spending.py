@@ -13,6 +13,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from certibox.blackbox import as_blackbox
+from certibox.certification import spending
 from certibox.certification.dataset import certify_dataset
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.certification.stored import is_decided, read, replay
@@ -144,7 +145,7 @@ def test_more_to_spend_goes_on_with_the_same_votes(tmp_path: Path) -> None:
     assert not (tmp_path / "rows.jsonl.votes").exists()
 
 
-@pytest.mark.parametrize("call", [1, 2, 5, 12, 20])
+@pytest.mark.parametrize("call", [1, 2, 5, 40, 100, 150])
 def test_an_interrupted_run_spends_no_more(tmp_path: Path, call: int) -> None:
     out, box = tmp_path / "rows.jsonl", Boundary(call)
     with pytest.raises(Interrupted):
@@ -153,7 +154,37 @@ def test_an_interrupted_run_spends_no_more(tmp_path: Path, call: int) -> None:
     assert box.asked <= 3_000
     assert sum(row.queries for row in rows) <= box.asked
     assert read(out) == rows
+    assert sum(row.queries for row in rows) >= 3_000 - 20_000 // 50  # what is left pays no further look
     assert len(certified(rows)) >= len(certified(spend(3_000, MIXED))) - 1 >= 17
+
+
+def test_the_same_is_bought_where_little_noise_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [bare(row) for row in spend(3_000, MIXED)]
+    monkeypatch.setattr(spending, "MOST_KEPT", 1)
+    assert [bare(row) for row in spend(3_000, MIXED)] == wanted
+
+
+class Own:
+    """A rule of somebody else: that of certibox under another name."""
+
+    radii = (RADIUS,)
+
+    def sizes(self, n, alpha, thresholds):
+        return RULE.sizes(n, alpha, thresholds)
+
+    def decide(self, looks, n, alpha, thresholds):
+        return RULE.decide(looks, n, alpha, thresholds)
+
+    def as_dict(self):
+        return {"name": "own", "radii": [RADIUS]}
+
+
+def test_a_rule_of_your_own_is_spent_on_and_gone_on_with(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    spend(1_000, MIXED, out=out, rule=Own())
+    own, ours = spend(3_000, MIXED, out=out, rule=Own()), spend(3_000, MIXED)
+    assert len(certified(own)) >= len(certified(ours)) - 1
+    assert sum(row.queries for row in own) <= 3_000
 
 
 def test_several_calls_at_once_spend_no_more() -> None:
@@ -200,6 +231,16 @@ def test_certificates_are_false_no_more_often_than_alpha() -> None:
     rows = spend(400_000, images, rule=rule, alpha=alpha, n=100_000, batch_size=5000)
     false = sum(row.predict == 0 and row.radius > exact for row in rows)
     assert 0 < false <= binom.ppf(1 - 1e-6, count, alpha)
+
+
+def test_votes_before_a_first_look_are_kept_where_it_is_not_paid_for(tmp_path: Path) -> None:
+    """Killed before the first look of the only image, with a smaller number to spend now; then with enough."""
+    out, box = tmp_path / "rows.jsonl", Boundary(2)
+    with pytest.raises(Interrupted):
+        spend(1_000, pictures(EASY), box, out, batch_size=16)
+    assert box.asked == 16
+    assert spend(31, pictures(EASY), box, out)[0].queries == 31
+    assert box.asked == 31
 
 
 @pytest.mark.parametrize(

@@ -32,17 +32,9 @@ from certibox.certification.pieces import Certifying, Drawn, Piece
 from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.certification.spending import Spending
-from certibox.certification.stored import (
-    believed,
-    is_decided,
-    read,
-    replay,
-    row_of,
-    shared_settings,
-    write_rows,
-)
+from certibox.certification.stored import believed, is_decided, read, replay, row_of, shared_settings, write_rows
 from certibox.certification.votes import VoteFile
-from certibox.confidence.stopping import StoppingRule, asked
+from certibox.confidence.stopping import StoppingRule
 from certibox.data import Images
 from certibox.errors import ConfigMismatch, InvalidInput, Notice
 from certibox.records.certificates import CertificateRow, CertificateRows, add_row, is_rows
@@ -145,9 +137,8 @@ def certify_dataset(
         "stream": stream if stream is None else check_stream(stream),
     }
     warn_of_training_images(smoothed.owner, images, range(index, len(images), shards))
-    run = _Run(
-        smoothed, images, wanted, settings, whole("batch_size", batch_size, least=1), shard, model is not None, spend
-    )
+    at_once = whole("batch_size", batch_size, least=1)
+    run = _Run(smoothed, images, wanted, settings, at_once, shard, model is not None, spend)
     path, owner = Path(out) if out is not None else None, smoothed.owner
     booked = owner.default_phase("certify") if isinstance(owner, Booking) else nullcontext()
     with exclusive(path, is_rows) if path else nullcontext(), booked:
@@ -213,7 +204,7 @@ class _Run:
         made = CertificateRows(rows[i] for i in sorted(rows))
         if path and self.spend is not None:
             write_rows(path, made)  # in order: some were taken back
-        if votes:
+        if votes and self.spend is None:  # else what is left has not been looked at
             votes.discard()
         if progress:
             progress(len(mine), len(mine), "done")
@@ -238,8 +229,10 @@ class _Run:
             for i in todo:
                 x = self.images.floats([i])[0]
                 journal = votes.of(image_digest(x)) if votes else None
-                begun[i] = self.smoothed.begin(x, self.sampling, drawn, journal)
-                yield begun[i]
+                one = begun[i] = self.smoothed.begin(x, self.sampling, drawn, journal)
+                if one.finished and one.decision and isinstance(order, Spending):
+                    order.ended(self.sampling.n0 + one.looks[-1][0], one.decision.p_lower)
+                yield one
 
         def pays(open_images: Iterable[Certifying]) -> bool:
             """Whether the budget pays for another image after all those that are open: else it might finish none."""
@@ -279,28 +272,34 @@ class _Run:
                 written()
         finally:
             finished.close()
-        for one in begun.values():  # only where queries were to be spent, and are
-            if not one.finished:
+        for i, one in list(begun.items()):  # only where queries were to be spent, and are
+            if one.looks:
                 one.end()
+            else:  # the first votes of an interrupted run, which are kept
+                del begun[i]
+        waiting = deque(sorted(begun))
         written()
 
     def _spending(self, queries: int, rows: dict[int, CertificateRow], votes: VoteFile | None) -> Spending:
         """The order in which the queries that are left to spend buy votes."""
-        smoothed, sampling = self.smoothed, self.sampling
-        assert sampling.rule is not None
-        sizes, (p0,) = sampling.sizes(smoothed.law, smoothed.num_classes), asked(sampling.rule, smoothed.law)
         left = queries - sum(row.queries for row in rows.values()) - (votes.held if votes else 0)
-        budget = getattr(meter_of(smoothed.owner), "images_left", None)
-        left = left if budget is None else min(left, budget)
-        returning = votes.images if votes else 0
-        return Spending(max(0, left), sampling.n0 + sizes[0], sizes, p0, sampling.rule, sampling.alpha, returning)
+        budget = getattr(meter_of(self.smoothed.owner), "images_left", None)
+        left = max(0, left if budget is None else min(left, budget))
+        held = votes.images if votes else 0
+        order = Spending(left, self.sampling, self.smoothed.law, self.smoothed.num_classes, held)
+        for row in rows.values():
+            order.ended(row.queries, row.p_lower)
+        return order
 
     def _taken_back(self, path: Path, rows: dict[int, CertificateRow], votes: VoteFile, mine: range) -> list[int]:
         """Images to go on with, in their order: those without a row, and those whose rule has not ended their votes.
 
         The rows of the latter become votes again.
         """
-        if undecided := [row for row in rows.values() if not is_decided(row)]:
+        known = {self.settings["rule"]["name"]: lambda **_: self.sampling.rule}
+        undecided = [row for row in rows.values() if not is_decided(row, known)]  # pyright: ignore[reportArgumentType]
+        votes.drop({row.image for row in rows.values()} - {row.image for row in undecided})
+        if undecided:
             for row in undecided:
                 votes.take_back(row)
                 del rows[row.idx]

@@ -82,8 +82,8 @@ class OldestFirst:
         self._may_open = may_open
 
     def may_open(self, polls: Collection[Any]) -> bool:
-        """See `Order.may_open`."""
-        return not polls or self._may_open(polls)
+        """See `Order.may_open`; not where the noise that open images keep takes much memory."""
+        return not polls or (sum(poll.blocks for poll in polls) <= MOST_KEPT and self._may_open(polls))
 
     def first(self, polls: Iterable[P]) -> list[P]:
         """See `Order.first`."""
@@ -234,10 +234,7 @@ class Interleaving(Generic[P]):
 
     def _open_another(self) -> bool:
         """Whether another image was opened."""
-        kept = sum(poll.blocks for poll in self._open)
-        if (self._open and kept > MOST_KEPT) or not self._order.may_open(self._open):
-            return False
-        if (poll := next(self._polls, None)) is None:
+        if not self._order.may_open(self._open) or (poll := next(self._polls, None)) is None:
             return False
         (self._finished if poll.finished else self._open).append(poll)
         return True

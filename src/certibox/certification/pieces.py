@@ -101,6 +101,10 @@ class Poll:
         """Number of values of noise that are kept for pieces to come."""
         return sum(block.numel() for kept in self._kept.values() for block in kept.values())
 
+    def let_go(self) -> None:
+        """Drop the noise that is kept for pieces to come; it is drawn again where it is wanted."""
+        self._kept = {}  # and not cleared: another thread may be drawing from it
+
     def want(self, name: str, start: int, stop: int) -> None:
         """Ask for samples of a stream, those that the journal has left out.
 

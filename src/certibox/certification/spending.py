@@ -14,15 +14,18 @@ Source of the index: Sevcik 1974; Gittins 1979.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from scipy.special import betaincc, betaincinv
 
+from certibox.certification.interleaving import MOST_KEPT
 from certibox.certification.pieces import Certifying
+from certibox.certification.sampling import Sampling
+from certibox.confidence.gaussian import NoiseLaw
 from certibox.confidence.looks import needed
 from certibox.confidence.sequential import EProcess, Rule
-from certibox.confidence.stopping import StoppingRule
+from certibox.confidence.stopping import asked
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -32,59 +35,62 @@ class Spending:
 
     Args:
         queries: Number of queries that may be spent.
-        first: Number of queries that an image takes up to its first look.
-        sizes: Sizes of the looks of a certificate, ascending.
-        p0: Probability that the radius needs under the noise.
-        rule: Stopping rule of the certificates; one that is not certibox's is taken for an `EProcess` here.
-        alpha: Failure probability of a certificate.
+        sampling: Votes of a certificate, under a rule with one radius; a rule that is not certibox's is taken for an
+            `EProcess` here.
+        law: Law of the noise.
+        num_classes: Number of classes K.
         returning: Number of images, the first ones, of which an earlier run has left votes.
     """
 
-    def __init__(
-        self,
-        queries: int,
-        first: int,
-        sizes: tuple[int, ...],
-        p0: float,
-        rule: StoppingRule,
-        alpha: float,
-        returning: int = 0,
-    ) -> None:
+    def __init__(self, queries: int, sampling: Sampling, law: NoiseLaw, num_classes: int, returning: int = 0) -> None:
+        assert sampling.rule is not None
+        sizes, (self._p0,) = sampling.sizes(law, num_classes), asked(sampling.rule, law)
+        rule = sampling.rule if isinstance(sampling.rule, Rule) else EProcess(radii=(0.0,))
+        level = rule.level(sampling.alpha, len(sizes))
         self.left = queries
         """Queries that are not spent, nor promised to a look that has begun."""
-        self._first, self._sizes, self._p0 = first, np.array(sizes), p0
-        known = rule if isinstance(rule, Rule) else EProcess(radii=(0.0,))
-        level = known.level(alpha, len(sizes))
-        self._enough = np.array([needed(known, size, p0, level) for size in sizes])  # votes for the class, by look
-        self._returning = returning
+        self._n0, self._sizes, self._returning = sampling.n0, np.array(sizes), returning
+        self._enough = np.array([needed(rule, size, self._p0, level) for size in sizes])  # votes for the class, by look
         self._paid: dict[Certifying, int] = {}  # looks that the image has been paid for
         self._worth: dict[Certifying, tuple[int, float]] = {}  # at a number of looks
         self._costs: dict[Certifying, np.ndarray] = {}  # of the whole certificates of open images, at the quantiles
         self._ended: list[np.ndarray] = []  # of those that are finished
 
-    def may_open(self, polls: Iterable[Certifying]) -> bool:
+    def ended(self, queries: int, p_lower: float) -> None:
+        """Learn from an image that is finished what others may cost.
+
+        Args:
+            queries: Number of queries that it took.
+            p_lower: Lower bound that they proved.
+        """
+        self._ended.append(np.full(len(QUANTILES), queries if p_lower >= self._p0 else math.inf))
+
+    def may_open(self, polls: Collection[Certifying]) -> bool:
         """Whether another image can be paid up to its first look; those that were begun before have been.
 
         Args:
             polls: Open images.
         """
+        if sum(poll.blocks for poll in polls) > MOST_KEPT:  # many images wait here, most of them for long
+            for poll in polls:
+                poll.let_go()
         if self._returning:
             self._returning -= 1
             return True
-        return self.left >= self._first
+        return self.left >= self._n0 + self._sizes[0]
 
     def first(self, polls: Iterable[Certifying]) -> list[Certifying]:
         """Open images whose votes come before those of another image, the best first.
 
-        None do before those that an earlier run has begun.
+        There are none before all images that an earlier run has begun are open again.
 
         Args:
             polls: Open images.
         """
         if self._returning:
             return []
-        fresh = self._worth_of_a_fresh_one()
-        return [poll for worth, poll in self._ranked(polls) if worth >= fresh]
+        ranked, fresh = self._ranked(polls), self._worth_of_a_fresh_one()
+        return [poll for worth, poll in ranked if worth >= fresh]
 
     def rest(self, polls: Iterable[Certifying]) -> list[Certifying]:
         """All open images, the best first: those that are left where no other can be begun.
@@ -131,7 +137,7 @@ class Spending:
             if worth == 0.0:  # a certificate is unlikely, and takes all that a certificate may take
                 worth = float(betaincc(s + 0.5, n - s + 0.5, self._p0)) / max(1, self._sizes[-1] - n)
             known = self._worth[poll] = (looks, worth)
-            self._costs[poll] = n + left + self._first - self._sizes[0]
+            self._costs[poll] = self._n0 + n + left
         return known[1]
 
     def _left(self, n: int, s: int, looks: int, p: np.ndarray) -> np.ndarray:
@@ -144,9 +150,7 @@ class Spending:
         """What an image that was not begun is worth, as those that were; no end before any was looked at."""
         for poll in [poll for poll in self._paid if poll.finished]:
             assert poll.decision is not None
-            certified = poll.decision.p_lower >= self._p0
-            cost = poll.looks[-1][0] + self._first - self._sizes[0] if certified else math.inf
-            self._ended.append(np.full(len(QUANTILES), float(cost)))
+            self.ended(self._n0 + poll.looks[-1][0], poll.decision.p_lower)
             for known in (self._paid, self._worth, self._costs):
                 known.pop(poll, None)
         costs = [*self._ended, *self._costs.values()]

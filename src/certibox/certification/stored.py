@@ -135,15 +135,19 @@ def write_rows(path: PathLike, rows: Iterable[CertificateRow]) -> None:
     write_text_atomic(path, text.getvalue(), is_rows)
 
 
-def is_decided(row: CertificateRow) -> bool:
+def is_decided(row: CertificateRow, rules: RuleTable | None = None) -> bool:
     """Whether the rule of a row has ended its votes; without a rule, and where nothing else could, it has.
 
     Args:
         row: Row of one image.
+        rules: Builders of stopping rules of your own, by the names in their `as_dict`.
+
+    Raises:
+        InvalidInput: if the rule is not known.
     """
     if row.rule is None or not row.rule.get("spent"):
         return True
-    return recorded.replay(row.rule, row.looks or (), row.law).stop
+    return recorded.replay(row.rule, row.looks or (), row.law, rules).stop
 
 
 def shared_settings(row: CertificateRow) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,16 @@ class VoteFile:
         """Number of votes that an interrupted run left."""
         parts = (part for of in self._ranges.values() for ranges in of.values() for part in ranges)
         return sum(stop - start for start, stop, _ in parts)
+
+    def drop(self, images: Iterable[str]) -> None:
+        """Pass over votes that the file holds of images whose rows are written.
+
+        Args:
+            images: SHA-256 (hex) of each.
+        """
+        for image in images:
+            self._ranges.pop(image, None)
+            self._left.pop(image, None)
 
     def take_back(self, row: CertificateRow) -> None:
         """Keep the votes of a row again, as if its run had been interrupted; nothing where votes of its image are kept.

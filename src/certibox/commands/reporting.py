@@ -193,7 +193,7 @@ def _undecided(name: str, rows: list[CertificateRow], radii: list[float]) -> str
 
 def _spent(name: str, rows: list[CertificateRow], radii: list[float]) -> str | None:
     """A warning for images that the rule had not decided when the queries were spent."""
-    if not (count := sum(not is_decided(row) for row in rows)):
+    if believed(rows) or not (count := sum(not is_decided(row) for row in rows)):
         return None
     images = "1 image was" if count == 1 else f"{count} images were"
     return f"{name}: {images} not decided when the queries were spent; the shares are lower bounds"
