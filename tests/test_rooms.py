@@ -45,3 +45,9 @@ def test_the_first_level_has_at_most_twenty_names() -> None:
 def test_no_module_is_longer_than_a_head_can_hold() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "src").rglob("*.py")}
     assert max(lengths.values()) <= 400, max(lengths, key=lambda path: lengths[path])
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """pytest imports them by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
