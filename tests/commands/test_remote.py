@@ -145,3 +145,15 @@ def test_a_watch_ends_with_a_status_of_its_own_when_the_model_changes(server: St
     refused(watch.replace("--defense run", "--defense nowhere"), "nowhere")
     server.answers.clear()
     refused(watch, "no such model", status=4)
+
+
+def test_a_budget_counts_requests_where_requests_are_billed(server: StandIn, run) -> None:
+    url = server.serve_model(brightness)
+    asked = f"certify --model {url} --outputs probabilities {VOTES} --bills request --budget {{}}"
+    ended = run(asked.format(2))
+    assert ended.status == 3
+    assert "requests wanted" in ended.message
+    assert server.requests <= 2
+    assert run(asked.format(200)).status == 0
+    assert Ledger("out/ledger.sqlite", bills="request").committed() == server.requests
+    assert len(rows()) == 6

@@ -168,7 +168,7 @@ class BoxOptions:
         low, high = self.input_range
         each = {name: getattr(self, name) for name in ("mean", "std")}
         plain = ("num_classes", "layout", "dtype", "clip", "levels", "image_shape", "name")
-        more = ("input_name", "output_name", "output_key", "concurrency", "max_batch", "batch_size")
+        more = ("input_name", "output_name", "output_key", "concurrency", "max_batch", "batch_size", "bills")
         return {
             **{name: getattr(self, name) for name in (*plain, *more)},
             **{name: value * channels if value and len(value) == 1 else value for name, value in each.items()},
