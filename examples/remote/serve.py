@@ -6,8 +6,8 @@
 Images are flat, pixels on [0, 1]. The model and the two settings files are put into FOLDER, by default `remote-digits`.
 """
 
+import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 
 
-def main() -> int:
+def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "remote-digits")
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = load_digits(return_X_y=True)
@@ -25,8 +25,9 @@ def main() -> int:
     for name in ("settings.json", "model-settings.json"):
         if not (folder / name).exists():
             shutil.copy(Path(__file__).with_name(name), folder)
-    return subprocess.call([Path(sys.executable).with_name("mlserver"), "start", folder])
+    server = str(Path(sys.executable).with_name("mlserver"))
+    os.execv(server, [server, "start", str(folder)])  # takes this process's place, so that stopping it stops the server
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -277,9 +277,16 @@ def test_another_version_stops_the_run(server: StandIn, x: Tensor) -> None:
         client(x)
 
 
-def test_limits_and_secrets_are_not_what_tells_endpoints_apart() -> None:
+def test_limits_and_secrets_are_not_what_tells_endpoints_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A", "a-key")
     one = Endpoint("http://127.0.0.1:1/ask", connection=Connection(timeout=1, token_env="A"))
     two = Endpoint("http://127.0.0.1:1/ask", busy_texts=("slow",))
     other = Endpoint("http://127.0.0.1:1/ask", image="flat")
     assert EndpointBox(one, "logits").spec.model_id == EndpointBox(two, "logits").spec.model_id
     assert EndpointBox(one, "logits").spec.model_id != EndpointBox(other, "logits").spec.model_id
+
+
+def test_a_variable_that_is_not_set_is_found_before_a_request() -> None:
+    endpoint = Endpoint("http://127.0.0.1:1/ask", connection=Connection(headers={"X-Key": "${NOT_SET_ANYWHERE}"}))
+    with pytest.raises(InvalidInput, match="the variable NOT_SET_ANYWHERE of the environment"):
+        EndpointBox(endpoint, "logits")

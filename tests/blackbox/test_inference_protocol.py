@@ -235,7 +235,7 @@ def test_metadata_tell_boxes_apart_but_do_not_vouch_for_the_model(server: StandI
 
 
 def test_a_server_that_is_not_there_and_a_model_that_is_not_there(server: StandIn) -> None:
-    with pytest.raises(NotAnswered, match=r"127.0.0.1:1/v2/models/m/infer was not reached"):
+    with pytest.raises(NotAnswered, match=r"127.0.0.1:1/v2 was not reached"):
         as_blackbox("http://127.0.0.1:1/v2/models/m", "logits")
     with pytest.raises(NotAnswered, match=r"no model at .*/v2/models/other"):
         as_blackbox(f"{server.url}/v2/models/other", "logits")

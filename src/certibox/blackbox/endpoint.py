@@ -196,6 +196,7 @@ class EndpointBox:
                 raise InvalidInput(f"layout is {declared['layout']!r}, but pictures are NHWC; leave it out")
         self.spec = BoxSpec(outputs, **declared)
         self._server = Server(endpoint.url, connection_of(endpoint.connection), endpoint.busy_texts or ())
+        self._server.connection.secret_headers()  # a variable that is not set is better found now
         self._paths = {
             name: _compiled(getattr(endpoint, name), name) for name in ("answer", "name", "score", "version")
         }

@@ -138,14 +138,14 @@ class Server:
                     reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, self._body(reply, ends)
                 )
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.WriteError, httpx.WriteTimeout) as e:
-            raise Overloaded(f"{self.url} was not reached ({self._told(e)})") from None
+            raise Overloaded(f"{url} was not reached ({self._told(e)})") from None
         except (httpx.ReadTimeout, _Late):
             seconds = f"{self.connection.timeout:g} seconds"
-            raise ServerFailed(f"{self.url} was sent a request, and did not answer it within {seconds}") from None
+            raise ServerFailed(f"{url} was sent a request, and did not answer it within {seconds}") from None
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
-            raise InvalidInput(f"{self.url} cannot be asked ({self._told(error)})") from None
+            raise InvalidInput(f"{url} cannot be asked ({self._told(error)})") from None
         except httpx.HTTPError as error:
-            raise ServerFailed(f"{self.url} broke off its answer ({self._told(error)})") from None
+            raise ServerFailed(f"{url} broke off its answer ({self._told(error)})") from None
 
     def _body(self, reply: Any, ends: float) -> bytes:
         parts, size, most = [], 0, self.connection.largest_answer
