@@ -20,6 +20,7 @@ NAMES = {
         "Endpoint",
         "Fingerprint",
         "QueryClient",
+        "RankVerification",
         "RecordedBox",
         "as_blackbox",
     },

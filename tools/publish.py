@@ -24,6 +24,7 @@ from certibox.storage.files import read_json
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import accepted
+import early_prediction
 import families
 import gradient_quality
 import image_counts
@@ -80,6 +81,7 @@ TABLES: dict[str, Callable[[], str]] = {  # by the name that its place in the do
     "certificates-modes": sequential_certification.modes_table,
     "certificates-false": sequential_certification.false_table,
     "certificates-pipelines": sequential_pipelines.table,
+    "early-prediction": early_prediction.table,
     "worth": query_efficiency.worth,
     "prices": query_efficiency.prices,
     **{name: partial(accepted.printed, table) for name, table in accepted.tables().items()},

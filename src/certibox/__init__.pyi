@@ -20,6 +20,7 @@ from .certification import merge as merge
 from .confidence import AlphaSpending as AlphaSpending
 from .confidence import EProcess as EProcess
 from .confidence import Gaussian as Gaussian
+from .confidence import RankVerification as RankVerification
 from .confidence import Rule as Rule
 from .confidence import StoppingRule as StoppingRule
 from .data import Images as Images

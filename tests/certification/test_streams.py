@@ -119,12 +119,13 @@ def timeless(rows: list[Any]) -> list[Any]:
 
 def test_certificates_and_predictions_state_their_stream() -> None:
     smoothed, x = SmoothedClassifier(base(), 3, SIGMA), pictures().floats()[0]
-    asked = {"n0": 20, "n": 300, "alpha": 0.01, "seed": 0}
+    asked: dict[str, Any] = {"n0": 20, "n": 300, "alpha": 0.01, "seed": 0}
     newest, first = smoothed.certify(x, **asked), smoothed.certify(x, **asked, stream=1)
     assert (newest.stream, first.stream) == (NEWEST, 1) == (2, 1)
     assert newest.counts != first.counts
     assert newest.replay() == newest
-    told = [smoothed.predict(x, n=300, alpha=0.01, seed=0, **change) for change in ({}, {"stream": 2}, {"stream": 1})]
+    changes: tuple[dict[str, Any], ...] = ({}, {"stream": 2}, {"stream": 1})
+    told = [smoothed.predict(x, n=300, alpha=0.01, seed=0, **change) for change in changes]
     assert told[0] == told[1] != told[2]
     assert [prediction.stream for prediction in told] == [2, 2, 1]
 

@@ -24,6 +24,7 @@ from certibox.commands.arguments import parse
 from certibox.commands.certifying import Certify
 from certibox.commands.cost import QueryCost, cost_of
 from certibox.commands.models import load_model
+from certibox.confidence import RankVerification
 from certibox.data import load_images
 from certibox.defense.autoencoders import save_autoencoder
 from certibox.errors import InvalidInput
@@ -209,6 +210,7 @@ def test_report_reads_the_envelope_of_sigmas_that_validation_images_chose(place:
 
 def test_predict_prints_one_json_line_an_image(place: Path, run) -> None:
     line = f"predict --model box.py:logits --outputs logits --data images.npz --sigma {SIGMA} --n 50 --seed 4 {FEW}"
+    line += " --rule fixed"
     ran = run(line)
     assert ran.status == 0
     assert ran.err.startswith("certibox predict: note: images.npz has no splits: 'test' is all of its 12 images")
@@ -219,8 +221,15 @@ def test_predict_prints_one_json_line_an_image(place: Path, run) -> None:
     wanted = []
     for i, x in enumerate(load_images("images.npz", limit=3).floats()):
         made = smoothed.predict(x, n=50, alpha=0.001, seed=4)
-        wanted.append({"idx": i, "predict": made.label, "p_value": made.p_value, "counts": list(made.counts)})
+        told = {"predict": made.label, "p_value": made.p_value, "counts": list(made.counts), "queries": 50}
+        wanted.append({"idx": i, **told})
     assert [json.loads(text) for text in ran.out.splitlines()] == wanted
+    early = [json.loads(text) for text in run(line.replace("--rule fixed", "--n0 3")).out.splitlines()]
+    for i, x in enumerate(load_images("images.npz", limit=3).floats()):
+        made = smoothed.predict(x, n=50, alpha=0.001, seed=4, rule=RankVerification(), n0=3)
+        assert early[i]["predict"] == made.label
+        assert early[i]["counts"] == list(made.counts)
+        assert early[i]["queries"] == 3 + sum(made.counts) <= 53
     assert sorted(os.listdir(place)) == ["box.py", "images.npz", "larger.npz", "unlabelled.npz"]  # wrote nothing
 
 

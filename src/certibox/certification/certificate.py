@@ -190,7 +190,7 @@ class Prediction:
     counts: tuple[int, ...]
     """Votes per class (K,)."""
     p_value: float
-    """P-value of "the top two classes are equally likely"."""
+    """P-value of "the top two classes are equally likely"; under a rule, the smallest alpha that it answers at."""
     n: int
     """Number of votes."""
     alpha: float
@@ -200,9 +200,13 @@ class Prediction:
     seed: int
     """Seed of the noise."""
     queries: int
-    """Number of queries, n."""
+    """Number of queries: n, and the first ones of a rule."""
     stream: int = 1
     """Version of the stream that the noise is drawn from, as in `Certificate`."""
+    first: tuple[int, ...] = ()
+    """First votes per class (K,), which weigh the classes under a rule and are not among `counts`."""
+    rule: dict[str, Any] | None = field(default=None, hash=False)
+    """Rule that ended the votes as plain values, with the maximum n as "cap"; None for a fixed n."""
 
 
 def fixed_bounds(

@@ -19,6 +19,7 @@ from certibox.certification.images import image_digest, warn_of_radius
 from certibox.certification.noise import foreseen, noisy
 from certibox.certification.sampling import Sampling
 from certibox.confidence.gaussian import NoiseLaw
+from certibox.confidence.ranks import RankDecision, RankVerification
 from certibox.confidence.stopping import Decision, asked, decided, watched
 
 SELECT, ESTIMATE, PREDICT = "select", "estimate", "predict"  # names of the streams, part of what a seed means
@@ -312,6 +313,65 @@ class Certifying(Poll):
             rule=sampling.record(),
             looks=tuple(self.looks) if sampling.rule is not None else None,
             stream=self.drawn.stream,
+        )
+
+
+class Predicting(Poll):
+    """The prediction of one image under way, which ends as soon as the votes prove a class.
+
+    Its votes are those of a certificate of the same image and seed.
+
+    Args:
+        x: Image (c, h, w), checked.
+        drawn: How its noise is drawn.
+        num_classes: Number of classes K.
+        n0: Number of votes that come first, and weigh the classes.
+        n: Maximum number of votes that prove one.
+        alpha: Probability of a wrong class that is accepted.
+        rule: Rule that ends the votes.
+    """
+
+    def __init__(
+        self, x: Tensor, drawn: Drawn, num_classes: int, n0: int, n: int, alpha: float, rule: RankVerification
+    ) -> None:
+        super().__init__(x, drawn, num_classes)
+        self._n0, self._n, self._alpha, self._rule = n0, n, alpha, rule
+        self._sizes = rule.sizes(n, alpha)
+        self._looks = 0
+        self._decision: RankDecision | None = None
+        self.want(SELECT, 0, n0)
+        self.want(ESTIMATE, 0, self._sizes[0])
+
+    def go_on(self) -> None:
+        """Look at the votes, and want the next look's where the rule says so."""
+        self._decision = self._rule.decide(self.votes[ESTIMATE].tolist(), self.first, self._n, self._alpha)
+        self._looks += 1
+        if self._decision.stop:
+            self._kept.clear()
+        else:
+            self.want(ESTIMATE, self._sizes[self._looks - 1], self._sizes[self._looks])
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """First votes per class (K,)."""
+        return tuple(int(count) for count in self.votes[SELECT])
+
+    def prediction(self) -> Prediction:
+        """What the votes prove, once it is finished."""
+        assert self._decision is not None
+        n, drawn = self._sizes[self._looks - 1], self.drawn
+        return Prediction(
+            label=self._decision.label,
+            counts=tuple(int(count) for count in self.votes[ESTIMATE]),
+            p_value=self._decision.p_value,
+            n=n,
+            alpha=self._alpha,
+            sigma=drawn.law.sigma,
+            seed=drawn.seed,
+            queries=self._n0 + n,
+            stream=drawn.stream,
+            first=self.first,
+            rule={**self._rule.as_dict(), "cap": self._n},
         )
 
 

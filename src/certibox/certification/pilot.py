@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import beta
 
-from certibox.confidence.forecast import forecast
+from certibox.confidence.forecast import answer, forecast
 from certibox.confidence.gaussian import Gaussian
+from certibox.confidence.ranks import RankVerification
 from certibox.confidence.recorded import record
 from certibox.confidence.sequential import Rule
 from certibox.confidence.stopping import asked
@@ -53,6 +54,35 @@ def expected_samples(rows: Sequence[CertificateRow], rule: Rule, n: int) -> tupl
         }
         drawn = [float(expected[seen]) for seen in votes]
     return float(np.mean(drawn)), float(np.std(drawn, ddof=1) / math.sqrt(len(drawn)))
+
+
+def expected_answer(rows: Sequence[CertificateRow], rule: RankVerification, n: int, alpha: float) -> float:
+    """Mean votes of a prediction under a rule that ends early, from a pilot.
+
+    Of each image the votes for its two likeliest classes leave Beta(s + 1/2, f + 1/2) of the first one's share, whose
+    `QUANTILES` are averaged over; all other votes come on top. Classes have equal weights, as without first votes.
+
+    Args:
+        rows: Certificates of some images of the kind to come.
+        rule: Rule that ends the votes.
+        n: Maximum number of votes of a prediction.
+        alpha: Probability of a wrong class that is accepted.
+
+    Raises:
+        InvalidInput: There are no rows.
+    """
+    require_votes(rows)
+    if not rows:
+        raise InvalidInput("the pilot has no rows; wanted certificates of some images")
+    expected = []
+    for row in rows:
+        f, s = sorted(row.counts)[-2:]
+        share = (s + f) / row.n
+        most = max(round(n * share), rule.sizes(n, alpha)[0])
+        quantiles = np.maximum(_posterior(s, s + f), 0.5)
+        votes = [answer(rule, float(p), most, alpha / len(row.counts))[0] for p in quantiles]
+        expected.append(min(float(n), float(np.mean(votes)) / share))
+    return float(np.mean(expected))
 
 
 def unseen(piloted: int, mean: float, n: int) -> tuple[float, float]:

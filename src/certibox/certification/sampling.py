@@ -17,6 +17,7 @@ from certibox.errors import InvalidInput
 # figures. Functions have no such defaults.
 GRID = (0.5, 1.0, 2.0)  # radii that a sequential rule decides, in units of sigma
 FIXED, SEQUENTIAL = (100, 10_000), (25, 100_000)  # n0 and n
+EARLY = (5, 1_500)  # n0 and n of a prediction that ends early, chosen with the settings of its rule
 ALPHA = 0.001
 
 

@@ -6,14 +6,14 @@ import json
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from certibox import certification, report
 from certibox.certification.certificate import out_of_reach
-from certibox.certification.sampling import ALPHA, Sampling
+from certibox.certification.sampling import ALPHA, EARLY, Sampling
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.certification.stored import is_decided
 from certibox.commands import process
@@ -25,6 +25,7 @@ from certibox.commands.options import MOST_IMAGES, MOST_VOTES, DataOptions, Rule
 from certibox.commands.printing import OUT, spent
 from certibox.commands.progress import bar
 from certibox.confidence.gaussian import Gaussian
+from certibox.confidence.ranks import RankVerification
 from certibox.data import Images
 from certibox.defense.saved import Defense, load_defense
 from certibox.errors import InvalidInput
@@ -94,14 +95,24 @@ class Certify(BoxOptions, DataOptions, Smoothing, RuleOptions):
 class Predict(BoxOptions, DataOptions, Smoothing):
     """Predict with the smoothed classifier, the one that certificates speak of; prints one JSON line an image.
 
-    A null class is an abstention: the votes cannot tell the top two classes apart.
+    Votes end as soon as they prove a class to be the likeliest. A null class is an abstention: the votes cannot tell
+    the top two classes apart.
 
     example: certibox predict --model box.py:predict --outputs probabilities --data digits --limit 3 \\
                  --defense runs/mine/defense
     """
 
     split: str = option("which split of the data", "test")
-    n: int = option("votes an image", 1000, least=1, most=MOST_VOTES)
+    n: int | None = option(
+        "votes an image, at most; by default 1500, for a fixed n 1000", None, least=1, most=MOST_VOTES
+    )
+    rule: Literal["rank-verification", "fixed"] = option(
+        "rank-verification ends the votes as soon as they prove a class to be the likeliest; fixed always draws n",
+        "rank-verification",
+    )
+    n0: int | None = option(
+        "first votes that only weigh the classes; by default 5, for a fixed n none", None, least=0, most=MOST_VOTES
+    )
 
 
 def run_certify(options: Certify) -> None:
@@ -171,14 +182,22 @@ def run_predict(options: Predict) -> None:
     if options.check_box:
         _check_box(defense, client)
     files = getattr(images, "files", None)
+    rule, (n0, n) = (RankVerification(), EARLY) if options.rule == "rank-verification" else (None, (0, 1000))
     with client.phase("predict"):
         for i in range(len(images)):
             x = images.floats([i])[0]
             made = smoothed.predict(
-                x, n=options.n, alpha=options.alpha, seed=options.seed, batch_size=options.noise_batch_size
+                x,
+                n=n if options.n is None else options.n,
+                alpha=options.alpha,
+                seed=options.seed,
+                rule=rule,
+                n0=n0 if options.n0 is None else options.n0,
+                batch_size=options.noise_batch_size,
             )
             named = {} if files is None else {"file": files[i]}
             line = {"idx": i, **named, "predict": made.label, "p_value": made.p_value, "counts": made.counts}
+            line["queries"] = made.queries
             process.say(json.dumps(line) + "\n")
             if process.lost():  # nobody reads on: another image would be paid for in vain
                 return

@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 
 from rich.table import Table
 
-from certibox.certification.pilot import unseen
+from certibox.certification.pilot import expected_answer, unseen
 from certibox.certification.sampling import ALPHA, SEQUENTIAL
 from certibox.certification.stored import read
 from certibox.commands.fields import Needs, option, require_range
 from certibox.commands.options import LONGEST_TRAINING, MOST_IMAGES, EstimatorOptions, RuleOptions
 from certibox.commands.printing import OUT
+from certibox.confidence.ranks import RankVerification
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided
 from certibox.planning import Cost, most_corrections, plan, skips_dead, stepped, wants_dimension
@@ -86,7 +87,7 @@ class QueryCost(EstimatorOptions, RuleOptions):
     alpha: float = option("probability that one certificate is false, as in `certify`", ALPHA)
     pilot: str | None = option("certificates.jsonl of a few images, to expect the votes of a sequential rule", None)
     serve_answers: int = option("answers of the smoothed model to serve", 0, least=0)
-    serve_n: int = option("votes an answer", 1000)
+    serve_n: int = option("most votes an answer", 1000)
     price: float = option("price of a thousand queries", 0.0, least=0)
 
 
@@ -158,7 +159,13 @@ def _of_certification(options: QueryCost, cost: Cost) -> list[str]:
     lines, (_, n) = [], options.sample_sizes()
     if options.certify_images or options.serve_answers:
         each = f"serving costs {options.serve_n:,} queries an answer"
-        lines.append(f"{each}: certificates speak of the smoothed model, not of the box")
+        lines.append(f"{each} at most: certificates speak of the smoothed model, not of the box")
+    if options.serve_answers and options.pilot is not None:
+        votes = expected_answer(read(rows_in(options.pilot)), RankVerification(), options.serve_n, options.alpha)
+        lines.append(
+            f"answers that end as soon as their class is proven, as `predict` gives them, are expected to take "
+            f"{votes:,.0f} queries each: {options.serve_answers * votes:,.0f} in all"
+        )
     if cost.samples:
         mean, error = cost.samples
         share, worst = unseen(cost.piloted, mean, n)

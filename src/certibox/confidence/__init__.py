@@ -5,6 +5,7 @@
 - `bootstrap`: paired differences;
 - `stopping`: what a stopping rule is, ours or a stranger's;
 - `sequential`: the stopping rules of certibox; `looks`: what they say of their looks;
+- `ranks`: whether votes prove that a class is the likeliest, without a radius;
 - `recorded`: rules in certificates, and their decisions replayed from the looks;
 - `forecast`: what a rule is expected to take and to prove.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 from certibox.confidence.binomial import check_alpha, interval, lower_confidence_bound, two_sided_p_value
 from certibox.confidence.bootstrap import paired_bootstrap
 from certibox.confidence.gaussian import Gaussian, NoiseLaw, radius, second_class_radius, smallest_n, threshold
+from certibox.confidence.ranks import RankVerification
 from certibox.confidence.sequential import AlphaSpending, EProcess, Rule
 from certibox.confidence.stopping import AnyLevelRule, Decision, StoppingRule
 
@@ -24,6 +26,7 @@ __all__ = [
     "EProcess",
     "Gaussian",
     "NoiseLaw",
+    "RankVerification",
     "Rule",
     "StoppingRule",
     "check_alpha",

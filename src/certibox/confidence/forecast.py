@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+from scipy.special import bdtrik
 from scipy.stats import binom
 
-from certibox.confidence.looks import hopeless, needed, open_thresholds, within
+from certibox.confidence.looks import hopeless, looks_up_to, needed, open_thresholds, within
+from certibox.confidence.ranks import EVEN, RankVerification
 from certibox.confidence.sequential import Rule
 
 ENDS: tuple[str, ...] = ("certified", "tolerance", "futile", "cap")
@@ -69,6 +71,31 @@ def forecast(
             break
     at_least = reached[::-1].cumsum()[::-1]
     return Forecast(float(samples), tuple(float(at_least[marks.index(p0) + 1]) for p0 in proven), stops)
+
+
+def answer(rule: RankVerification, p: float, n: int, level: float) -> tuple[float, float]:
+    """Expected votes, and the chance that a class is answered, of a prediction between it and one rival.
+
+    Args:
+        rule: Rule of the prediction.
+        p: Probability that a vote for one of the two is for the class, above 1/2.
+        n: Maximum number of votes for the two.
+        level: Alpha times the weight of the class.
+    """
+    state, low, before, votes, answered = _start(0), 0, 0, 0.0, 0.0
+    for size in looks_up_to(rule.bets, n, min(level * (1.0 - rule.last), 0.5), EVEN):
+        votes += (size - before) * float(state.sum())
+        state, low = _advance(state, low, size - before, p)
+        before, successes = size, low + np.arange(state.shape[1])
+        enough = rule.enough(size, level)
+        if size >= n and rule.last:
+            enough = min(enough, int(bdtrik(1.0 - level * rule.last, size, EVEN)) + 2)
+        answered += float(state[0, successes >= enough].sum())
+        goes_on = (successes < enough) & (successes > rule.hopeless(size, n, level))
+        state = np.where(goes_on, state, 0.0)
+        if size >= n or state.max() <= DROPPED:
+            break
+    return votes, answered
 
 
 def _start(marks: int) -> np.ndarray:
