@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from certibox.blackbox import BoxSpec, as_blackbox, check_outputs, differentiable
 from certibox.errors import BadOutput
+from certibox.queries.client import QueryClient
 
 ROWS = [[0.5, 0.25], [0.0, -2.0], [1.5, 3.0]]
 THREE = torch.zeros(3, 1, 2, 2)
@@ -295,3 +296,12 @@ def test_logits_that_sum_to_1_are_warned_of_at_the_first_answer_alone() -> None:
     check_outputs(answer, 2, spec, (2,))  # warnings are errors here
     for harmless in (answer - 1, torch.eye(2), answer.log_softmax(1)):
         check_outputs(harmless, 2, spec)
+
+
+def test_labels_in_the_place_of_probabilities_are_known_for_what_they_are() -> None:
+    """One whole number an image, as a server gives them that was asked for its other output."""
+    box = as_blackbox(lambda images: np.array([[9.0], [0.0], [3.0]]), "probabilities", name="labels")
+    with pytest.raises(
+        BadOutput, match=r"got 9; these look like labels: declare outputs='labels', or choose the output"
+    ):
+        QueryClient(box)(torch.rand(3, 1, 2, 2))

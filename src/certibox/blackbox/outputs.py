@@ -234,6 +234,8 @@ def _outside(outputs: Tensor, low: float, high: float) -> str:
     """What probabilities that leave [0, 1] may be, and what to do."""
     if high <= 0 and bool(((outputs.exp().sum(1) - 1).abs() <= _SUM_TOLERANCE).all()):
         return "these look like log-probabilities: declare outputs='logits'"
+    if outputs.shape[1:] == (2,) and high > 1 and bool((outputs == outputs.round()).all()):  # of one output, (1 - p, p)
+        return "these look like labels: declare outputs='labels', or choose the output that holds scores"
     sums = outputs.sum(1)
     if low >= 0 and bool(((sums / sums.mean() - 1).abs() <= _ROUNDED_TOLERANCE).all()):
         return f"those of each image sum to about {sums.mean().item():.3g}: divide them by their sum"
