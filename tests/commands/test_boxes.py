@@ -6,7 +6,6 @@ import json
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from certibox.blackbox import as_blackbox
@@ -114,4 +113,4 @@ def test_lines_name_the_file_of_an_image_that_had_one(run, monkeypatch: pytest.M
     monkeypatch.setattr(certifying, "_images", lambda options: Named(load(options)))
     lines = [json.loads(line) for line in run(f"{PREDICT} --model box.py:logits").out.splitlines()]
     assert [line["file"] for line in lines] == [f"{i}.png" for i in range(12)]
-    assert np.array([line["counts"] for line in lines]).sum() == 12 * 20
+    assert all(sum(line["counts"]) + 5 == line["queries"] <= 25 for line in lines)

@@ -216,3 +216,19 @@ def test_an_interrupted_fit_goes_on_where_it_has_a_folder(tmp_path: Any) -> None
             for m in (first, again)
         )
     )
+
+
+def test_predictions_end_as_soon_as_they_are_proven_unless_their_number_is_given() -> None:
+    x, y = pictures(40, seed=1)
+    model = tiny(method="DS", n_predict=None).fit(x[:30], y[:30])
+    smoothed = model.defense_.smoothed()
+    early = [
+        smoothed.predict(
+            torch.from_numpy(image.astype(np.float32)), n=1500, alpha=0.001, seed=0, rule=cb.RankVerification(), n0=5
+        )
+        for image in x[30:].reshape(-1, *SHAPE)
+    ]
+    before = model.client_.queries
+    labels = model.predict(x[30:])
+    assert model.client_.queries - before == sum(one.queries for one in early)
+    assert [one.label is None for one in early] == [label == -1 for label in labels]

@@ -121,10 +121,10 @@ class BoxOptions:
     wait: float = option(
         "seconds for which a batch that the box is too busy for is asked again", 120.0, least=0, advanced=True
     )
-    bills: Literal["image", "request", "attempt"] = option(
-        "what the provider bills, and --budget counts: images that were answered, requests that were, or the images of "
-        "every attempt",
-        "image",
+    bills: Literal["image", "request", "attempt"] | None = option(
+        "what the provider bills, and --budget counts: images that were answered, the default, requests that were, or "
+        "the images of every attempt",
+        None,
         advanced=True,
     )
     budget: int | None = option("most queries that may ever be spent from this ledger; by default no limit", None)

@@ -19,9 +19,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from certibox import __version__
 from certibox.blackbox import as_blackbox
-from certibox.certification.sampling import ALPHA, GRID, SEQUENTIAL
+from certibox.certification.sampling import ALPHA, EARLY, GRID, SEQUENTIAL
 from certibox.certification.stored import row_of
-from certibox.confidence import EProcess
+from certibox.confidence import EProcess, RankVerification
 from certibox.data import Images, images_from_arrays
 from certibox.defense.saved import Defense
 from certibox.errors import InvalidImages, InvalidInput, Notice
@@ -62,7 +62,8 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         n0: Number of votes that pick the class of a certificate.
         n: Number of votes of a certificate at most.
         alpha: Probability with which an answer may be wrong about the smoothed classifier.
-        n_predict: Number of votes of `predict`.
+        n_predict: Number of votes of `predict`; by default they end as soon as they prove a class, at 1,500 at the
+            latest, see `RankVerification`.
         abstain_label: Label that `predict` gives where the votes decide for no class; None for -1, or "abstain" where
             classes are words.
         random_state: Seed of training and noise.
@@ -88,7 +89,7 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         n0: int = SEQUENTIAL[0],
         n: int = SEQUENTIAL[1],
         alpha: float = ALPHA,
-        n_predict: int = 1_000,
+        n_predict: int | None = None,
         abstain_label: Any = None,
         random_state: int = 0,
         out: str | Path | None = None,
@@ -157,7 +158,7 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """Labels (m,) of the smoothed classifier, or `abstain_label`; n_predict queries an image.
+        """Labels (m,) of the smoothed classifier, or `abstain_label`; n_predict queries an image at most.
 
         An abstention is no class, so `score` counts it as wrong.
 
@@ -172,7 +173,8 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "defense_")
         x = torch.from_numpy(self._images(X))
         with self.client_.default_phase("predict"):
-            found = self._smoothed.predict(x, n=self.n_predict, alpha=self.alpha, seed=self.random_state)
+            rule, (n0, n) = (RankVerification(), EARLY) if self.n_predict is None else (None, (0, self.n_predict))
+            found = self._smoothed.predict(x, n=n, alpha=self.alpha, seed=self.random_state, rule=rule, n0=n0)
         abstain = self._abstain
         labels = [abstain if one.label is None else self.classes_[one.label] for one in found]
         return np.array(labels, dtype=np.result_type(self.classes_.dtype, np.array([abstain]).dtype))
