@@ -14,6 +14,7 @@ from certibox.blackbox.identity import joined
 from certibox.errors import InvalidInput, UnreadableFile, described
 
 BUSY = (429, 503)
+LARGEST = 16 << 20  # bytes of a request over HTTP, where the connection does not say
 AT_ONCE, CONCURRENCY = 32, 8  # images in a request, and requests at once, where nobody says otherwise
 _NAME = re.compile(r"\$\{(\w+)\}")  # of a variable of the environment, in a header
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

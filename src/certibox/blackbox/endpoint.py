@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
-from certibox.blackbox.connection import Connection, connection_of, required, served
+from certibox.blackbox.connection import LARGEST, Connection, connection_of, required, served
 from certibox.blackbox.encodings import ENCODINGS, PICTURES, has_eight_bits, is_file
 from certibox.blackbox.http import ServedVersion, Server
 from certibox.blackbox.inputs import as_array
@@ -21,7 +21,6 @@ from certibox.blackbox.json_text import parsed, written
 from certibox.blackbox.outputs import to_outputs
 from certibox.errors import BadOutput, InvalidInput, one_line, one_of
 
-LARGEST = 16 << 20  # bytes of a request where the connection does not say
 FORMS = ("scores", "mapping", "top-k")
 IMAGE, IMAGES = "$image", "$images"  # what stands for them in a template
 PROFILES: dict[str, dict[str, Any]] = {

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from certibox.blackbox.base import BoxSpec
-from certibox.blackbox.connection import Connection, served
+from certibox.blackbox.connection import LARGEST, Connection, served
 from certibox.blackbox.http import ServedVersion
 from certibox.blackbox.inputs import as_array
 from certibox.blackbox.outputs import to_outputs
@@ -70,7 +71,7 @@ class Answered(NamedTuple):
     """Outputs by name, (n, ...)."""
 
 
-class InferenceModelBox:
+class InferenceModelBox(ABC):
     """A model behind the Open Inference Protocol: all but the way to ask it.
 
     Args:
@@ -93,7 +94,7 @@ class InferenceModelBox:
     """Whether the model may become another without a word: its identity alone does not vouch for it."""
     binary = True
     """Whether tensors are sent in binary form."""
-    largest_request = 16 << 20
+    largest_request = LARGEST
     """Most bytes of a request where the connection does not say."""
 
     def __init__(
@@ -163,9 +164,9 @@ class InferenceModelBox:
             raise self.bad(f"shape {tuple(found.shape)} to {len(images)} images")
         return to_outputs(found, self.spec, x.device, len(images))
 
+    @abstractmethod
     def _answered(self, images: np.ndarray, ident: str) -> Answered:
         """The answer to one request, which is sent once."""
-        raise NotImplementedError
 
     def wants(self, output: str) -> bool:
         """Whether an output of an answer is of use.

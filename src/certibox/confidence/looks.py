@@ -274,9 +274,20 @@ def hopeless(rule: AllLooks, samples: int, n: int, p0: float, alpha: float) -> i
     share = needed(rule, n, p0, alpha) / n
     if share > 1.0:  # n votes cannot prove it, whatever comes
         return samples
-    low, high = -1, samples  # futile at low, not at high: all successes leave any p possible
+    return most_below(share, samples, rule.futility)
+
+
+def most_below(share: float, samples: int, level: float) -> int:
+    """The most successes whose upper Clopper–Pearson bound is below a share; −1 where none are.
+
+    Args:
+        share: Share of successes, at most 1.
+        samples: Samples.
+        level: Failure probability of the bound.
+    """
+    low, high = -1, samples  # below at low, not at high: all successes leave any p possible
     while high - low > 1:
         middle = (low + high) // 2
-        upper = 1.0 - lower_confidence_bound(samples - middle, samples, rule.futility)
+        upper = 1.0 - lower_confidence_bound(samples - middle, samples, level)
         low, high = (middle, high) if upper < share else (low, middle)
     return low

@@ -10,8 +10,7 @@ from typing import Any, final
 
 from scipy.special import bdtrc, bdtrik
 
-from certibox.confidence.binomial import lower_confidence_bound
-from certibox.confidence.looks import hopeless, looks_up_to, needed
+from certibox.confidence.looks import hopeless, looks_up_to, most_below, needed
 from certibox.confidence.sequential import SLACK, EProcess
 from certibox.errors import InvalidInput
 
@@ -134,13 +133,11 @@ class RankVerification:
             later: Votes for the two of them at the maximum n.
             level: Alpha times the weight of the class.
         """
-        return -1 if self.futility is None else self._hopeless(both, later, level)
-
-    def _hopeless(self, both: int, later: int, level: float) -> int:
-        """The most votes of `both` for the leading class that end the sampling, where `later` of both come by n."""
+        if self.futility is None:
+            return -1
         if not self.last:
             return hopeless(self.bets, both, later, EVEN, level)
-        return _out_of_reach(both, later, level * self.last, self.futility or 0.0)
+        return _out_of_reach(both, later, level * self.last, self.futility)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with "name": "rank-verification"."""
@@ -151,9 +148,4 @@ class RankVerification:
 def _out_of_reach(both: int, later: int, level: float, futility: float) -> int:
     """The most successes of `both` whose upper bound lies below the share that a test of 1/2 needs of `later`."""
     share = (float(bdtrik(1.0 - level, later, EVEN)) + 1.0) / later  # P(more successes) is at most the level
-    low, high = -1, both
-    while high - low > 1:
-        middle = (low + high) // 2
-        upper = 1.0 - lower_confidence_bound(both - middle, both, futility)
-        low, high = (middle, high) if upper < share else (low, middle)
-    return low
+    return most_below(share, both, futility)
