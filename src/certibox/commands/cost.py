@@ -17,6 +17,7 @@ from certibox.confidence.ranks import RankVerification
 from certibox.errors import InvalidInput
 from certibox.estimators import GradientEstimator, Guided
 from certibox.planning import Cost, most_corrections, plan, skips_dead, stepped, wants_dimension
+from certibox.records.certificates import CertificateRows
 from certibox.records.places import rows_in
 from certibox.training.methods import METHODS
 from certibox.training.schedules import EPOCHS, one_cycle
@@ -91,14 +92,21 @@ class QueryCost(EstimatorOptions, RuleOptions):
     price: float = option("price of a thousand queries", 0.0, least=0)
 
 
-def cost_of(options: QueryCost) -> Cost:
+def _pilot(options: QueryCost) -> CertificateRows | None:
+    """The rows of the pilot; None without one."""
+    _check(options)
+    return None if options.pilot is None else read(rows_in(options.pilot))
+
+
+def cost_of(options: QueryCost, pilot: CertificateRows | None = None) -> Cost:
     """The cost of what the options describe; see `certibox.plan`, which is given their values and objects.
+
+    pilot: rows of the options' pilot, where they were read before.
 
     Errors: `InvalidInput` for what `plan` refuses, in the words of the flags.
     """
-    _check(options)
+    pilot = _pilot(options) if pilot is None else pilot
     n0, n = options.sample_sizes()
-    pilot = None if options.pilot is None else read(rows_in(options.pilot))
     sigma = pilot[0].sigma if pilot else options.sigma
     return plan(
         method=options.method,
@@ -136,7 +144,8 @@ def _check(options: QueryCost) -> None:
 
 def run(options: QueryCost) -> None:
     """`certibox query-cost`."""
-    cost = cost_of(options)
+    pilot = _pilot(options)
+    cost = cost_of(options, pilot)
     typical = _typical(options)
     priced = f", at {options.price:g} per 1,000 queries" if options.price else ""
     table = Table("what for", "queries", "price", title=f"What this plan would spend{priced}")
@@ -150,18 +159,18 @@ def run(options: QueryCost) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     OUT.print(table)
-    for line in (*_of_certification(options, cost), *_of_training(options), *filter(None, [cost.beyond])):
+    for line in (*_of_certification(options, cost, pilot), *_of_training(options), *filter(None, [cost.beyond])):
         OUT.print(line)
 
 
-def _of_certification(options: QueryCost, cost: Cost) -> list[str]:
+def _of_certification(options: QueryCost, cost: Cost, pilot: CertificateRows | None) -> list[str]:
     """What the table cannot say of certificates: what is only expected, or only the most that will be spent."""
     lines, (_, n) = [], options.sample_sizes()
     if options.certify_images or options.serve_answers:
         each = f"serving costs {options.serve_n:,} queries an answer"
         lines.append(f"{each} at most: certificates speak of the smoothed model, not of the box")
-    if options.serve_answers and options.pilot is not None:
-        votes = expected_answer(read(rows_in(options.pilot)), RankVerification(), options.serve_n, options.alpha)
+    if options.serve_answers and pilot is not None:
+        votes = expected_answer(pilot, RankVerification(), options.serve_n, options.alpha)
         lines.append(
             f"answers that end as soon as their class is proven, as `predict` gives them, are expected to take "
             f"{votes:,.0f} queries each: {options.serve_answers * votes:,.0f} in all"
