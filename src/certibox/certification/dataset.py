@@ -124,6 +124,8 @@ def certify_dataset(
         raise InvalidInput(f"shard is {index} of {shards}; wanted an index from 0 to {shards - 1}")
     wanted = sampling_of(sampling, n0, n, alpha, rule, second_class)
     if spend is not None:
+        if wanted.rule is None or wanted.rule.radii is None or len(wanted.rule.radii) != 1:
+            raise InvalidInput("queries are spent on one radius; wanted a rule such as EProcess(radii=(0.25,))")
         wanted = replace(wanted, spent=True)
     _check_images(smoothed, images, wanted)
     sizes = wanted.sizes(smoothed.law, smoothed.num_classes)  # before a file is touched

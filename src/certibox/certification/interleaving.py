@@ -8,47 +8,24 @@ every batch. Where the base classifier takes several calls at once, so many batc
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from certibox.certification.asking import Voter
+from certibox.certification.batches import MOST_KEPT, Answers, Batch, Batches, alike
 from certibox.certification.noise import BLOCK
 from certibox.certification.pieces import Piece, Poll
 
 P = TypeVar("P", bound=Poll)
-MOST_KEPT = 1 << 26  # values of noise that open images may keep, 256 MiB
 SIZES = 16  # sizes of batches, up to the largest, that are asked
 MANY = 4  # threads from which on noise is drawn by as many at once
-
-
-class _Batch(NamedTuple):
-    """Samples of one call: whose they are, in order, and their noisy copies, once they are drawn."""
-
-    parts: list[tuple[Any, Piece]]
-    images: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def polls(self) -> list[Any]:
-        """The images of the batch, each once."""
-        return list(dict.fromkeys(poll for poll, _ in self.parts))
-
-
-class _Answers(NamedTuple):
-    """The answers to a batch, and the classes (n,) that they vote for."""
-
-    outputs: Tensor
-    labels: np.ndarray
 
 
 class Order(Protocol[P]):
@@ -119,20 +96,19 @@ class Interleaving(Generic[P]):
         saw: Callable[[P, Piece, Tensor], None] | None = None,
         together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._voter, self._polls, self._most = voter, iter(polls), batch_size
+        self._batches = Batches(voter, batch_size, saw, together)
+        self._polls = iter(polls)
         self._order: Order[P] = OldestFirst() if order is None else order
-        self._saw, self._together = saw, together
         self._open: deque[P] = deque()  # those of which something is wanted or under way
         self._finished: deque[P] = deque()
-        self._marked = time.perf_counter()
 
     def finished(self) -> Iterator[P]:
         """The images, each as soon as it is finished.
 
         After an error no further batch is begun. Those under way are waited for and counted, and then it is raised.
         """
-        calls = self._voter.calls_at_once
-        self._marked = time.perf_counter()
+        calls = self._batches.calls_at_once
+        self._batches.start_clock()
         yield from self._one_by_one() if calls == 1 else self._at_once(calls)
 
     def _one_by_one(self) -> Iterator[P]:
@@ -143,8 +119,8 @@ class Interleaving(Generic[P]):
         # it down: 4 ms for every batch were seen, more than they save.
         if spare <= 0 and threads < MANY:
             while (batch := self._next()) is not None:
-                self._draw(batch, None)
-                self._count(batch, self._ask(batch))
+                self._batches.draw(batch)
+                self._count(batch, self._batches.ask(batch))
                 del batch
                 yield from self._out()
             yield from self._out()
@@ -156,7 +132,7 @@ class Interleaving(Generic[P]):
                 following = self._drawing(ahead, pool) if spare > 0 else None
                 idle = spare > 0 and following is None
                 foreseen = ahead.submit(copy_context().run, self._foresee, batch) if idle else None
-                answers = self._ask(batch)
+                answers = self._batches.ask(batch)
                 if foreseen:
                     foreseen.result()
                 self._count(batch, answers)
@@ -165,12 +141,12 @@ class Interleaving(Generic[P]):
                 following = following or self._drawing(ahead, pool)
             yield from self._out()
 
-    def _drawing(self, ahead: ThreadPoolExecutor, pool: ThreadPoolExecutor) -> Future[_Batch] | None:
+    def _drawing(self, ahead: ThreadPoolExecutor, pool: ThreadPoolExecutor) -> Future[Batch] | None:
         """The next batch, which is being drawn; None where nothing is wanted now."""
         batch = self._next()
-        return None if batch is None else ahead.submit(copy_context().run, self._draw, batch, pool)
+        return None if batch is None else ahead.submit(copy_context().run, self._batches.draw, batch, pool)
 
-    def _foresee(self, batch: _Batch) -> None:
+    def _foresee(self, batch: Batch) -> None:
         """Draw noise that the images of a batch may want next, as much as a batch holds."""
         left = len(batch)
         with torch.inference_mode():
@@ -182,13 +158,13 @@ class Interleaving(Generic[P]):
     def _at_once(self, calls: int) -> Iterator[P]:
         """Several calls at once, each in a thread. A few batches more are drawn: no call waits for its noise."""
         waiting = calls + max(2, calls // 4)
-        under_way: dict[Future[_Answers], _Batch] = {}
+        under_way: dict[Future[Answers], Batch] = {}
         with ThreadPoolExecutor(calls) as pool:
             try:
                 while True:
                     while len(under_way) < waiting and (batch := self._next()) is not None:
-                        self._draw(batch, None)
-                        under_way[pool.submit(copy_context().run, self._ask, batch)] = batch
+                        self._batches.draw(batch)
+                        under_way[pool.submit(copy_context().run, self._batches.ask, batch)] = batch
                     yield from self._out()
                     if not under_way:
                         return
@@ -201,9 +177,7 @@ class Interleaving(Generic[P]):
                     if not left.cancelled() and left.exception() is None:
                         self._count(batch, left.result())
 
-    # --- one batch ----------------------------------------------------------------------------------------------------
-
-    def _next(self) -> _Batch | None:
+    def _next(self) -> Batch | None:
         """The next batch: pieces of open images, in the order, and of new ones while there is room."""
         parts: list[tuple[P, Piece]] = []
         most = room = 0
@@ -211,8 +185,8 @@ class Interleaving(Generic[P]):
         while True:
             for poll in following(self._open):
                 if not parts:
-                    most = room = self._size(poll)
-                if not poll.wanted or room == 0 or (parts and not _alike(parts[0][0], poll)):
+                    most = room = self._batches.size(poll)
+                if not poll.wanted or room == 0 or (parts and not alike(parts[0][0], poll)):
                     continue
                 if not self._order.pays(poll):
                     continue
@@ -226,11 +200,9 @@ class Interleaving(Generic[P]):
                 following = self._order.rest
         if not parts:
             return None
-        count = most - room
         if len(self._open) >= SIZES:  # what is left for later soon has company
-            count = _rounded(parts, count, max(1, most // SIZES))
-        x = parts[0][0].x
-        return _Batch(parts, torch.empty((count, *x.shape), dtype=x.dtype, device=x.device))
+            _round(parts, most - room, max(1, most // SIZES))
+        return self._batches.made(parts)
 
     def _open_another(self) -> bool:
         """Whether another image was opened."""
@@ -239,42 +211,9 @@ class Interleaving(Generic[P]):
         (self._finished if poll.finished else self._open).append(poll)
         return True
 
-    def _size(self, poll: P) -> int:
-        """Noisy copies of a batch."""
-        return min(self._most, self._voter.at_a_time(poll.x.numel()) or self._most)
-
-    def _draw(self, batch: _Batch, pool: ThreadPoolExecutor | None) -> _Batch:
-        start = 0
-        with torch.inference_mode():
-            for poll, piece in batch.parts:
-                stop = start + piece.stop - piece.start
-                poll.draw(piece, batch.images[start:stop], pool)
-                start = stop
-        return batch
-
-    def _ask(self, batch: _Batch) -> _Answers:
-        """The checked answers to a batch; with the first, the check that images are answered alone."""
-        voter = self._voter
-        with torch.inference_mode():
-            again, outputs = voter.batch_check.sample(batch.images), voter.ask(batch.images)
-            labels = voter.labels(outputs, len(batch)).cpu().numpy()
-            if again is not None:
-                voter.batch_check.compare(again, outputs, voter.checked)
-        return _Answers(outputs, labels)
-
-    def _count(self, batch: _Batch, answers: _Answers) -> None:
-        """Give every image its votes."""
-        now = time.perf_counter()
-        each, self._marked = (now - self._marked) / len(batch), now
-        start = 0
-        with self._together():
-            for poll, piece in batch.parts:
-                stop = start + piece.stop - piece.start
-                if self._saw:
-                    self._saw(poll, piece, answers.outputs[start:stop])
-                poll.seconds += each * (stop - start)
-                poll.take(piece, np.bincount(answers.labels[start:stop], minlength=self._voter.num_classes))
-                start = stop
+    def _count(self, batch: Batch, answers: Answers) -> None:
+        """Give every image its votes, and put those that are finished aside."""
+        self._batches.count(batch, answers)
         for poll in batch.polls():
             if poll.finished:
                 self._open.remove(poll)
@@ -285,8 +224,8 @@ class Interleaving(Generic[P]):
             yield self._finished.popleft()
 
 
-def _rounded(parts: list[tuple[Any, Piece]], count: int, step: int) -> int:
-    """Leave samples of the last parts for later, so that the number is a multiple of `step`; returns the number.
+def _round(parts: list[tuple[Any, Piece]], count: int, step: int) -> None:
+    """Leave samples of the last parts for later, so that the number is a multiple of `step`.
 
     A network is planned anew for each size of batch that it meets, which takes as long as a hundred images.
     """
@@ -298,12 +237,6 @@ def _rounded(parts: list[tuple[Any, Piece]], count: int, step: int) -> int:
         poll.give_back(piece._replace(start=piece.start + kept))
         if kept:
             parts.append((poll, piece._replace(stop=piece.start + kept)))
-    return sum(piece.stop - piece.start for _, piece in parts)
-
-
-def _alike(one: Poll, other: Poll) -> bool:
-    """Whether the images of two polls can be in one batch."""
-    return one.x.shape == other.x.shape and one.x.dtype == other.x.dtype and one.x.device == other.x.device
 
 
 def _processors() -> int:

@@ -42,8 +42,8 @@ class Sampling:
     second_class: bool = False
     """Whether the other classes are bounded from above too, with alpha split; for a fixed n only."""
     spent: bool = False
-    """Whether a number of queries to spend may end the votes at any look, see `certify_dataset`; for a rule with one
-    radius."""
+    """Whether something besides the rule, and blind to what is to come, may end the votes at any look: a number of
+    queries to spend, see `certify_dataset`, or a time limit. For a rule only."""
 
     def __post_init__(self) -> None:
         plain = {  # as JSON has them
@@ -56,8 +56,8 @@ class Sampling:
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         check_alpha(self.alpha)
-        if self.spent and (self.rule is None or self.rule.radii is None or len(self.rule.radii) != 1):
-            raise InvalidInput("queries are spent on one radius; wanted a rule such as EProcess(radii=(0.25,))")
+        if self.spent and self.rule is None:
+            raise InvalidInput("only a rule proves something before n; wanted a rule such as EProcess(radii=(0.25,))")
         if self.n0 < 1:
             raise InvalidInput(f"n0 is {self.n0}; wanted at least 1 vote that picks a class")
         if self.rule is None:

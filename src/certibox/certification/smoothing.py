@@ -18,6 +18,7 @@ from torch import Tensor
 from certibox import confidence
 from certibox.certification.alone import BatchCheck
 from certibox.certification.asking import BaseClassifier, Voter
+from certibox.certification.batches import Batches
 from certibox.certification.images import certifiable, check_units, image_digest, largest_distance
 from certibox.certification.interleaving import Interleaving, Order
 from certibox.certification.noise import NEWEST, noisy
@@ -197,9 +198,8 @@ class SmoothedClassifier:
         drawn, at_once = Drawn(self.law, whole("seed", seed), check_stream(stream)), whole("batch_size", batch_size, 1)
         each = [images] if images.ndim == 3 else list(images)
         if rule is not None:
-            first = whole("n0", n0, 0, " of votes")
-            early = [Predicting(image, drawn, self.num_classes, first, n, alpha, rule) for image in each]
-            self._ask(early, at_once, first + n)
+            early = [self.begin_prediction(image, n0, n, alpha, rule, drawn) for image in each]
+            self._ask(early, at_once, n0 + n)
             made = [poll.prediction() for poll in early]
             return made[0] if images.ndim == 3 else made
         polls = [Poll(image, drawn, self.num_classes) for image in each]
@@ -233,6 +233,36 @@ class SmoothedClassifier:
         check_units(self.law, sampling.rule, limit)
         sizes = sampling.sizes(self.law, self.num_classes)
         return Certifying(image, drawn, self.num_classes, sampling, sizes, limit, journal)
+
+    def begin_prediction(
+        self, x: Tensor, n0: int, n: int, alpha: float, rule: RankVerification, drawn: Drawn
+    ) -> Predicting:
+        """The prediction of an image that ends early, of which nothing is asked yet.
+
+        Args:
+            x: Image (c, h, w), float pixels on [0, 1].
+            n0: Number of first votes, which weigh the classes.
+            n: Maximum number of votes that prove one.
+            alpha: Probability of a wrong class that is accepted, in (0, 1).
+            rule: Rule that ends the votes.
+            drawn: How the noise is drawn.
+
+        Raises:
+            InvalidInput: as `predict` does.
+            InvalidImages: as `predict` does.
+        """
+        image = certifiable(x)
+        check_units(self.law, None, largest_distance(image))
+        first = whole("n0", n0, 0, " of votes")
+        return Predicting(image, drawn, self.num_classes, first, n, confidence.check_alpha(alpha), rule)
+
+    def batches(self, batch_size: int) -> Batches:
+        """What asks the base classifier about samples of images that the caller chooses, batch by batch.
+
+        Args:
+            batch_size: Most noisy copies at a time.
+        """
+        return Batches(self._voter, batch_size)
 
     def interleaved(
         self,

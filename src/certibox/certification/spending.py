@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from scipy.special import betaincc, betaincinv
 
-from certibox.certification.interleaving import MOST_KEPT
+from certibox.certification.batches import MOST_KEPT
 from certibox.certification.pieces import Certifying
 from certibox.certification.sampling import Sampling
 from certibox.confidence.gaussian import NoiseLaw
