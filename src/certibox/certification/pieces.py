@@ -86,6 +86,7 @@ class Poll:
         self._missing: dict[str, int] = {}  # samples that were wanted and have not come back
         self._kept: dict[str, dict[int, Tensor]] = {}
         self._held: dict[str, list[tuple[int, int, np.ndarray]]] = {}  # what the journal knew, by stream
+        self._ended = False  # before its votes were in
 
     @property
     def finished(self) -> bool:
@@ -177,7 +178,7 @@ class Poll:
         return 0
 
     def take(self, piece: Piece, votes: np.ndarray) -> None:
-        """Count a piece that came back.
+        """Count a piece that came back; not one that comes after the end.
 
         Args:
             piece: Piece of this image.
@@ -185,6 +186,8 @@ class Poll:
         """
         if self.journal:
             self.journal.note(*piece, votes)
+        if self._ended:
+            return
         self.votes[piece.name] += votes
         self._missing[piece.name] -= piece.stop - piece.start
         if not self._missing[piece.name]:
@@ -194,6 +197,14 @@ class Poll:
 
     def go_on(self) -> None:
         """Decide what is wanted next, now that all that was wanted is there; nothing for a simple poll."""
+
+    def _leave_out(self, seen: np.ndarray) -> None:
+        """End the votes where they were at the last look; what is under way is left out."""
+        self.votes[ESTIMATE] = seen
+        self.wanted.clear()
+        self._missing.clear()
+        self._kept = {}  # another thread may be drawing from what it was
+        self._ended = True
 
 
 class Certifying(Poll):
@@ -269,9 +280,7 @@ class Certifying(Poll):
         """End the votes at the last look, which the rule did not; what came after it is left out."""
         rule, sampling = self.sampling.rule, self.sampling
         assert rule is not None
-        self.votes[ESTIMATE] = self._seen
-        self.wanted.clear()
-        self._missing.clear()
+        self._leave_out(self._seen)
         self.decision = decided(rule, self.looks, sampling.n, sampling.alpha, self._thresholds)
 
     def _ends(self, size: int, votes: int) -> bool:
@@ -337,7 +346,9 @@ class Predicting(Poll):
         super().__init__(x, drawn, num_classes)
         self._n0, self._n, self._alpha, self._rule = n0, n, alpha, rule
         self._sizes = rule.sizes(n, alpha)
-        self._looks = 0
+        self.looks = 0
+        """Number of looks at the votes so far."""
+        self._seen = np.zeros(num_classes, dtype=np.int64)  # votes at the last look
         self._decision: RankDecision | None = None
         self.want(SELECT, 0, n0)
         self.want(ESTIMATE, 0, self._sizes[0])
@@ -345,11 +356,21 @@ class Predicting(Poll):
     def go_on(self) -> None:
         """Look at the votes, and want the next look's where the rule says so."""
         self._decision = self._rule.decide(self.votes[ESTIMATE].tolist(), self.first, self._n, self._alpha)
-        self._looks += 1
+        self._seen = self.votes[ESTIMATE].copy()
+        self.looks += 1
         if self._decision.stop:
             self._kept.clear()
         else:
-            self.want(ESTIMATE, self._sizes[self._looks - 1], self._sizes[self._looks])
+            self.want(ESTIMATE, self._sizes[self.looks - 1], self._sizes[self.looks])
+
+    def end(self) -> None:
+        """End the votes at the last look, which proved no class: an abstention. What came after it is left out."""
+        self._leave_out(self._seen)
+
+    @property
+    def most_left(self) -> int:
+        """Most queries that it may still take."""
+        return 0 if self.finished else self._n0 + self._n - sum(int(votes.sum()) for votes in self.votes.values())
 
     @property
     def first(self) -> tuple[int, ...]:
@@ -359,7 +380,7 @@ class Predicting(Poll):
     def prediction(self) -> Prediction:
         """What the votes prove, once it is finished."""
         assert self._decision is not None
-        n, drawn = self._sizes[self._looks - 1], self.drawn
+        n, drawn = self._sizes[self.looks - 1], self.drawn
         return Prediction(
             label=self._decision.label,
             counts=tuple(int(count) for count in self.votes[ESTIMATE]),

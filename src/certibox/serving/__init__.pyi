@@ -1,0 +1,2 @@
+from .asgi import app as app
+from .terms import Limits as Limits

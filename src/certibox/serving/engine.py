@@ -1,0 +1,404 @@
+"""Votes of all requests in flight from shared batches, fair between requests.
+
+A request is a ticket: some images, each with pieces that it wants. Whenever a call to the box is free, a batch is
+filled: every ticket that wants something gets an equal share of it, and what one leaves the others take. A batch that
+fails ends the tickets that were in it, and no other.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextvars import copy_context
+
+import torch
+from torch import Tensor
+
+from certibox.certification.batches import MOST_KEPT, Answers, Batch, Batches, Part, alike
+from certibox.certification.pieces import Certifying, Predicting
+from certibox.errors import NotAnswered
+from certibox.seeds.switches import settled
+
+Vote = Certifying | Predicting
+SIZES = 16  # sizes of batches, up to the largest, that are asked while so many images are open
+RECENT = 8.0  # seconds over which the rate of queries is measured
+
+
+class Full(Exception):
+    """More images are in flight than are taken at a time.
+
+    Args:
+        seconds: Seconds after which there may be room.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"as many images are in flight as are taken at a time; ask again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class TimedOut(Exception):
+    """The time of a request ran out before its votes said anything."""
+
+
+class Stopped(Exception):
+    """The engine was stopped before the votes were in."""
+
+
+class Ticket:
+    """The images of one request, and what becomes of them.
+
+    Args:
+        polls: Votes of the images, of which nothing is asked yet.
+        account: Name of who pays; None where nobody in particular does.
+        changed: Function that is called, in any thread, whenever votes came in; None for nobody.
+    """
+
+    def __init__(
+        self, polls: Sequence[Vote], account: str | None = None, changed: Callable[[], object] | None = None
+    ) -> None:
+        self.polls, self.account, self.changed = list(polls), account, changed
+        self.asked: Counter[int] = Counter()
+        """Samples that the box was asked for, by the position of the image."""
+        self.ended = False
+        """Whether time ended some of the votes before their rule did."""
+        self.done: Future[None] = Future()
+        """Set when all votes are in, or to the error that ended them."""
+        self.open: deque[int] = deque(range(len(self.polls)))  # positions of those that are not finished
+        self._caps = [poll.most_left for poll in self.polls]
+        self.done.set_running_or_notify_cancel()  # whoever waits for it cannot cancel it: `Engine.cancel` does
+
+    @property
+    def reserved(self) -> int:
+        """Most queries that it may still ask."""
+        return sum(self._caps[i] - self.asked[i] for i in self.open)
+
+
+class Engine:
+    """Asks one base classifier about the images of all tickets, in threads of its own.
+
+    They book under the phase in which it is made.
+
+    Args:
+        batches: What makes batches for the base classifier.
+        most_images: Most images in flight.
+        booked: Function that is told, before a batch is sent, how many samples each account asks for, and again with
+            negative numbers where the box refused the batch and bills nothing; what it raises ends the batch.
+        told: Function that is told of every batch: its error, None where it was answered, and its samples.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        most_images: int,
+        booked: Callable[[dict[str, int]], None] = lambda counts: None,
+        told: Callable[[BaseException | None, int], None] = lambda error, samples: None,
+    ) -> None:
+        self._batches, self.most_images, self._booked, self._told = batches, most_images, booked, told
+        self._change = threading.Condition()
+        self._tickets: deque[Ticket] = deque()  # those that are not done; who is served first goes round
+        self._places: dict[int, tuple[Ticket, int]] = {}  # ticket and position of a poll
+        self._under_way = self._ahead = 0  # batches that are asked, and that are drawn for later
+        self._stopping = False
+        self._rates: deque[tuple[float, int]] = deque()  # when batches were answered, and their samples
+        calls = batches.calls_at_once
+        self._threads = [
+            threading.Thread(target=copy_context().run, args=(self._work,), name=f"votes-{i}", daemon=True)
+            for i in range(calls + 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def images(self) -> int:
+        """Images in flight."""
+        return sum(len(ticket.open) for ticket in self._tickets)
+
+    @property
+    def rate(self) -> float:
+        """Samples a second that were answered of late; 0 where none were."""
+        now = time.monotonic()
+        while self._rates and self._rates[0][0] < now - RECENT:
+            self._rates.popleft()
+        return sum(samples for _, samples in self._rates) / RECENT
+
+    def reserved(self, account: str | None = None) -> int:
+        """Most queries that the tickets in flight may still ask.
+
+        Args:
+            account: Name of who pays for them; None for all.
+        """
+        with self._change:
+            return sum(one.reserved for one in self._tickets if account in (None, one.account))
+
+    def begin(self, ticket: Ticket, admit: Callable[[], None] = lambda: None) -> None:
+        """Take a ticket in.
+
+        Args:
+            ticket: Ticket, whose `done` tells when its votes are in.
+            admit: Function that is called before, while no other can come in; what it raises keeps the ticket out.
+
+        Raises:
+            Full: There are too many images in flight; nothing was asked.
+            Stopped: The engine is stopped.
+        """
+        with self._change:
+            if self._stopping:
+                raise Stopped("the server is shutting down")
+            if (images := self.images) + len(ticket.polls) > self.most_images and images:
+                raise Full(self._drained())
+            admit()
+            for i, poll in enumerate(ticket.polls):
+                self._places[id(poll)] = ticket, i
+            self._tickets.append(ticket)
+            self._finish(ticket)
+            self._change.notify_all()
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Ask for no more votes of a ticket, for nobody waits for them.
+
+        Args:
+            ticket: Ticket that was begun.
+        """
+        self._end(ticket, Stopped("nobody waits for the answer"))
+
+    def time_out(self, ticket: Ticket) -> None:
+        """End the votes of a ticket with what they have proven so far.
+
+        Args:
+            ticket: Ticket that was begun. It ends with `TimedOut` where an image had no look at its votes.
+        """
+        with self._change:
+            if ticket.done.done():
+                return
+            still = [ticket.polls[i] for i in ticket.open]
+            if not all(poll.looks for poll in still):
+                self._end(ticket, TimedOut("the time of the request ran out before its votes said anything"))
+                return
+            ticket.ended = True
+            for poll in still:
+                poll.end()
+            self._finish(ticket)
+
+    def stop(self, seconds: float = 0.0) -> None:
+        """Wait for what is in flight, then end it; a batch that was sent is waited for and settled.
+
+        Args:
+            seconds: Seconds that tickets have to finish.
+        """
+        end = time.monotonic() + seconds
+        with self._change:
+            while self._tickets and (left := end - time.monotonic()) > 0:
+                self._change.wait(left)
+            self._stopping = True
+            for ticket in list(self._tickets):
+                self._end(ticket, Stopped("the server was shut down"))
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    # --- tickets ------------------------------------------------------------------------------------------------------
+
+    def _end(self, ticket: Ticket, error: BaseException) -> None:
+        with self._change:
+            if ticket.done.done():
+                return
+            ticket.open.clear()
+            self._leave(ticket)
+            ticket.done.set_exception(error)
+
+    def _finish(self, ticket: Ticket) -> None:
+        """Take the images that are finished out of a ticket, and the ticket out where all are."""
+        ticket.open = deque(i for i in ticket.open if not ticket.polls[i].finished)
+        if not ticket.open and not ticket.done.done():
+            self._leave(ticket)
+            ticket.done.set_result(None)
+
+    def _leave(self, ticket: Ticket) -> None:
+        self._tickets.remove(ticket)
+        for poll in ticket.polls:
+            del self._places[id(poll)]
+        self._change.notify_all()
+
+    def _drained(self) -> float:
+        """Seconds until about half of what is in flight has its votes, 1 to 60."""
+        wanted = self.reserved() / 2
+        return min(60.0, max(1.0, wanted / rate)) if (rate := self.rate) else 1.0
+
+    # --- threads ------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                while (taken := self._taken()) is None:
+                    if self._stopping:
+                        return
+                    self._change.wait()
+                parts, now = taken
+            self._ask(parts, now)
+
+    def _taken(self) -> tuple[list[Part], bool] | None:
+        """Pieces for a batch, and whether its call is free: else it is drawn ahead, which only a full one is."""
+        calls = self._batches.calls_at_once
+        if self._under_way + self._ahead < calls:
+            if parts := self._next(full=False):
+                self._under_way += 1
+                return parts, True
+        elif self._ahead == 0 and (parts := self._next(full=True)):
+            self._ahead += 1
+            return parts, False
+        return None
+
+    def _ask(self, parts: list[Part], now: bool) -> None:
+        """Ask one batch, and give its tickets their votes."""
+        with settled():
+            batch, error = self._drawn(parts)
+        with self._change:
+            if not now:
+                while self._under_way >= self._batches.calls_at_once:
+                    self._change.wait()
+                self._ahead -= 1
+                self._under_way += 1
+            batch = None if batch is None else self._alive(batch)
+        if batch is not None:
+            with settled():
+                error = self._answered(batch)
+        with self._change:
+            self._under_way -= 1
+            if error is not None:
+                for ticket in self._tickets_of(parts):
+                    self._end(ticket, error)
+            self._change.notify_all()
+
+    def _drawn(self, parts: list[Part]) -> tuple[Batch | None, BaseException | None]:
+        """The batch of some pieces with its noise, or the error of drawing it, such as a lack of memory."""
+        try:
+            return self._batches.draw(self._batches.made(parts)), None
+        except BaseException as error:
+            return None, error
+
+    def _alive(self, batch: Batch) -> Batch | None:
+        """What is left of a batch once the samples that nobody waits for any more are out; they are not paid for."""
+        kept: list[Part] = []
+        rows: list[Tensor] = []
+        start = 0
+        for poll, piece in batch.parts:
+            stop = start + piece.stop - piece.start
+            if (place := self._places.get(id(poll))) and place[1] in place[0].open:
+                kept.append((poll, piece))
+                rows.append(batch.images[start:stop])
+            start = stop
+        return batch if len(kept) == len(batch.parts) else Batch(kept, torch.cat(rows)) if kept else None
+
+    def _answered(self, batch: Batch) -> BaseException | None:
+        """Send a batch and count its votes; its error, if it has one."""
+        with self._change:
+            asked = [(*place, piece) for poll, piece in batch.parts if (place := self._places.get(id(poll)))]
+            counts: Counter[str] = Counter()
+            for ticket, position, piece in asked:
+                ticket.asked[position] += piece.stop - piece.start
+                if ticket.account is not None:
+                    counts[ticket.account] += piece.stop - piece.start
+        answers, error = self._sent(batch, counts)
+        with self._change:
+            if answers is not None:
+                self._rates.append((time.monotonic(), len(batch)))
+                error = self._counted(batch, answers)
+            elif isinstance(error, NotAnswered):  # nothing was billed
+                for ticket, position, piece in asked:
+                    ticket.asked[position] -= piece.stop - piece.start
+        self._told(error, len(batch))
+        return error
+
+    def _sent(self, batch: Batch, counts: Counter[str]) -> tuple[Answers | None, BaseException | None]:
+        """The answers to a batch, or its error; who pays has paid before it is sent."""
+        try:
+            self._booked(counts)
+        except BaseException as error:
+            return None, NotAnswered(str(error))
+        try:
+            return self._batches.ask(batch), None
+        except NotAnswered as error:
+            self._booked({account: -count for account, count in counts.items()})
+            return None, error
+        except BaseException as error:
+            return None, error
+
+    def _counted(self, batch: Batch, answers: Answers) -> BaseException | None:
+        """Count the votes of a batch; the error of a rule that cannot be."""
+        try:
+            self._batches.count(batch, answers)
+        except Exception as error:
+            return error
+        for ticket in self._tickets_of(batch.parts):
+            self._finish(ticket)
+            if ticket.changed is not None:
+                ticket.changed()
+        if sum(poll.blocks for ticket in self._tickets for poll in ticket.polls) > MOST_KEPT:
+            for ticket in self._tickets:
+                for poll in ticket.polls:
+                    poll.let_go()
+        return None
+
+    def _tickets_of(self, parts: Sequence[Part]) -> list[Ticket]:
+        """The tickets of some pieces that are not done, each once."""
+        places = [place for poll, _ in parts if (place := self._places.get(id(poll)))]
+        return list({id(ticket): ticket for ticket, _ in places}.values())
+
+    # --- whose samples come next --------------------------------------------------------------------------------------
+
+    def _next(self, full: bool) -> list[Part]:
+        """Pieces for the next batch; none where nothing is wanted, or where it would not be full and is to be."""
+        wanting = [(ticket, polls) for ticket in self._tickets if (polls := _wanting(ticket))]
+        if not wanting:
+            return []
+        first = wanting[0][1][0]
+        wanting = [(ticket, like) for ticket, polls in wanting if (like := [one for one in polls if alike(first, one)])]
+        size = self._batches.size(first)
+        wanted = sum(piece.stop - piece.start for _, polls in wanting for one in polls for piece in one.wanted)
+        if full and wanted < size:
+            return []
+        room = size
+        if wanted < size and self.images >= SIZES:  # a network is planned anew for each size that it meets
+            step = max(1, size // SIZES)
+            room = wanted - wanted % step or wanted
+        self._tickets.rotate(-1)
+        return _shared([polls for _, polls in wanting], room)
+
+
+def _wanting(ticket: Ticket) -> list[Vote]:
+    return [ticket.polls[i] for i in ticket.open if ticket.polls[i].wanted]
+
+
+def _shared(wanting: list[list[Vote]], room: int) -> list[Part]:
+    """Pieces of so many samples at most, shared evenly between the tickets whose images want some.
+
+    Args:
+        wanting: Images that want samples, by ticket.
+        room: Number of samples.
+    """
+    taken: dict[int, list[Part]] = {}  # by image, so that its pieces stand together
+    while room > 0 and wanting:
+        share = max(1, math.floor(room / len(wanting)))
+        for polls in wanting:
+            left = min(share, room)
+            for poll in polls:
+                while left > 0 and poll.wanted:
+                    piece = poll.begin(left)
+                    left -= piece.stop - piece.start
+                    room -= piece.stop - piece.start
+                    _add(taken.setdefault(id(poll), []), (poll, piece))
+        wanting = [still for polls in wanting if (still := [poll for poll in polls if poll.wanted])]
+    return [part for parts in taken.values() for part in parts]
+
+
+def _add(parts: list[Part], part: Part) -> None:
+    """Append a piece, or make the one before it longer."""
+    poll, piece = part
+    if parts and (last := parts[-1][1]).name == piece.name and last.stop == piece.start:
+        parts[-1] = poll, last._replace(stop=piece.stop)
+    else:
+        parts.append(part)
