@@ -67,6 +67,24 @@ COMMANDS = {
         "run_watch",
         "Ask a defense's canaries again, and end with status 5 when the model has changed.",
     ),
+    "serve": Command(
+        "serving",
+        "Serve",
+        "run_serve",
+        "Stand where the box stood: answer its clients with certificates, by the Open Inference Protocol over HTTP.",
+    ),
+    "token": Command(
+        "serving",
+        "NewToken",
+        "run_token",
+        "Make a token for a gateway; prints it once, and appends its hash to the file.",
+    ),
+    "verify": Command(
+        "serving",
+        "Verify",
+        "run_verify",
+        "Check files of certificates and audit logs: whether every answer follows from its votes. Asks no query.",
+    ),
     "merge": Command(
         "reporting",
         "Merge",

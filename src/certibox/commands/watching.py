@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from certibox.commands.boxes import BoxOptions
+from certibox.commands.durations import seconds_of
 from certibox.commands.fields import option
 from certibox.commands.models import defense_folder
 from certibox.commands.printing import OUT
@@ -16,10 +16,7 @@ from certibox.defense.saved import TENSORS
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
-from certibox.queries.flow import SECONDS
 from certibox.storage.tensors import read_tensors
-
-_EVERY = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Watch(BoxOptions):
 
 def run_watch(options: Watch) -> None:
     """`certibox watch`."""
-    pause = _seconds(options.every)
+    pause = None if options.every is None else seconds_of("every", options.every)
     folder = defense_folder(options.defense)
     _, facts = read_tensors(folder / TENSORS)
     if not facts.get("fingerprint"):
@@ -67,12 +64,3 @@ def run_watch(options: Watch) -> None:
         if pause is None or looks == options.times:
             return
         time.sleep(pause)
-
-
-def _seconds(every: str | None) -> float | None:
-    if every is None:
-        return None
-    found = _EVERY.fullmatch(every.strip())
-    if found is None or float(found[1]) <= 0:
-        raise InvalidInput(f"every is {every!r}; wanted a time such as 30s, 10min, 1h or 1d")
-    return float(found[1]) * SECONDS[found[2]]

@@ -35,7 +35,7 @@ from certibox.serving.protocol import (
     written_error,
 )
 from certibox.serving.schema import INFER, answers_of
-from certibox.serving.signature import signature_of
+from certibox.serving.signature import require_unsmoothed, signature_of
 from certibox.serving.terms import Limits, terms_of
 
 _IDENT = re.compile(r"[\w.:@/+=-]{1,128}")  # ids of requests from outside that logs repeat
@@ -56,6 +56,7 @@ def app(
     batch_size: int = 1000,
     samples: Images | None = None,
     page: bool = True,
+    smooth_twice: bool = False,
     log: Log = lambda event, values: None,
 ) -> FastAPI:
     """An ASGI application that answers with certificates, to be served by uvicorn or mounted in another one.
@@ -75,6 +76,7 @@ def app(
         batch_size: Most noisy copies at a time.
         samples: Images that the page offers.
         page: Whether there is a page for people at the address itself.
+        smooth_twice: Whether to go on where the box is a gateway itself, whose answers are smoothed already.
         log: Function that is told of events: a name, and what there is to say.
 
     Returns:
@@ -89,6 +91,8 @@ def app(
         wanted = "wanted a Defense or a SmoothedClassifier"
         raise InvalidInput(f"a {type(defense).__name__} cannot be served; {wanted}")
     signature = signature_of(smoothed, name, image_shape)
+    if not smooth_twice:
+        require_unsmoothed(smoothed)
     places = [None if place is None else Path(place) for place in (out, audit, tokens)]
     kept, log_file, known = places
     settings = Settings(limits or Limits(), kept, log_file, known, canaries, batch_size)

@@ -7,6 +7,8 @@ noise, so the log is as secret as the key of the server.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import threading
 from collections.abc import Iterable, Sequence
@@ -22,7 +24,7 @@ from certibox.confidence.ranks import RankVerification
 from certibox.errors import InvalidInput, UnreadableFile
 from certibox.records.certificates import CertificateRow, plain_fields
 from certibox.storage.files import append_text, truncate_partial_line, whole_lines
-from certibox.storage.places import require_place
+from certibox.storage.places import read_bytes, require_place
 from certibox.storage.strict import is_json_lines, parsed
 
 
@@ -46,6 +48,11 @@ class Entry:
     """Name of the base classifier."""
     found: Certificate | Prediction
     """What was answered."""
+
+    @property
+    def is_certificate(self) -> bool:
+        """Whether it is a certificate, and not a prediction alone."""
+        return isinstance(self.found, Certificate)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -117,6 +124,33 @@ def read_audit(path: str | Path) -> list[Entry]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UnreadableFile(f"{path}, line {number} does not hold: {error}") from error
     return found
+
+
+def check_seeds(entries: Iterable[Entry], key: Path, path: str | Path) -> None:
+    """Refuse entries whose seed is not the one that the key of the gateway gives to their image.
+
+    Args:
+        entries: Entries of a log.
+        key: File of the key.
+        path: Log, for the message.
+
+    Raises:
+        UnreadableFile: naming the entry.
+    """
+    secret = read_bytes(key)
+    for number, entry in enumerate(entries, start=1):
+        if entry.found.seed != seed_of(secret, entry.image):
+            raise UnreadableFile(f"{path}, line {number}: its seed is not the one that {key} gives to its image")
+
+
+def seed_of(key: bytes, image: str) -> int:
+    """The seed of an image's noise, which nobody can know without the key: who knows the noise can aim at it.
+
+    Args:
+        key: Secret of the gateway.
+        image: SHA-256 (hex) of the image.
+    """
+    return int.from_bytes(hmac.digest(key, image.encode(), hashlib.sha256)[:8]) >> 1
 
 
 def _checked(line: dict[str, Any]) -> Entry:

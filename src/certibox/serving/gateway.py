@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -35,7 +33,7 @@ from certibox.errors import (
 from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
 from certibox.serving.accounts import Accounts, Token, Tokens
-from certibox.serving.audit import AuditLog, Entry, now
+from certibox.serving.audit import AuditLog, Entry, now, seed_of
 from certibox.serving.engine import Engine, Full, Stopped, Ticket, TimedOut, Vote
 from certibox.serving.health import Health
 from certibox.serving.metrics import Metrics
@@ -183,14 +181,6 @@ class Gateway:
 
     # --- one request --------------------------------------------------------------------------------------------------
 
-    def seed(self, image: str) -> int:
-        """The seed of an image's noise, which nobody can know without the key: who knows the noise can aim at it.
-
-        Args:
-            image: SHA-256 (hex) of the image.
-        """
-        return int.from_bytes(hmac.digest(self._key, image.encode(), hashlib.sha256)[:8]) >> 1
-
     async def answers(
         self,
         images: Tensor,
@@ -234,7 +224,7 @@ class Gateway:
         polls: list[Vote] = []
         try:
             for x in images:
-                drawn = Drawn(self.smoothed.law, self.seed(image_digest(x)), NEWEST)
+                drawn = Drawn(self.smoothed.law, seed_of(self._key, image_digest(x)), NEWEST)
                 polls.append(terms.begin(self.smoothed, x, drawn))
         except InvalidInput as error:
             few = f" (max_queries is {terms.queries}, of which the first {terms.first} prove nothing)"

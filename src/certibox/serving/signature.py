@@ -214,6 +214,22 @@ def signature_of(smoothed: SmoothedClassifier, name: str, image_shape: tuple[int
     return Signature(name, version, spec, (c, h, w), smoothed.num_classes, **own)
 
 
+def require_unsmoothed(smoothed: SmoothedClassifier) -> None:
+    """Refuse a box that is a gateway itself: noise on noise costs n times n queries, and certifies another classifier.
+
+    Args:
+        smoothed: Smoothed classifier that is to be served.
+
+    Raises:
+        InvalidInput: The metadata of the box say that it is a gateway.
+    """
+    owner = smoothed.owner
+    box: Any = getattr(getattr(owner, "client", owner), "box", None)
+    if getattr(getattr(box, "metadata", None), "model", {}).get("platform") == PLATFORM:
+        came = f"the box {box.spec.name} is a certibox gateway, whose answers are smoothed already"
+        raise InvalidInput(f"{came}; wanted the model behind it, or smooth_twice")
+
+
 def _taken(spec: BoxSpec) -> tuple[int, int, int] | None:
     """The shape (c, h, w) that the model itself fixes."""
     sizes = spec.takes or ()
