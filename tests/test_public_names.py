@@ -11,7 +11,7 @@ import pytest
 import certibox
 from places import ROOT
 
-MODULES = {"certification", "confidence", "errors", "networks", "reconstruction", "report"}
+MODULES = {"certification", "confidence", "errors", "networks", "reconstruction", "report", "serving"}
 NAMES = {
     "box": {
         "BlackBox",

@@ -29,6 +29,7 @@ MODULES = {  # extra -> a module that works with it alone
     "hub": "huggingface_hub",
     "remote": "httpx2",
     "grpc": "grpc",
+    "serve": "certibox.serving.asgi",
     "mlflow": "mlflow",
     "wandb": "wandb",
 }

@@ -4,6 +4,7 @@ from . import errors as errors
 from . import networks as networks
 from . import reconstruction as reconstruction
 from . import report as report
+from . import serving as serving
 from .blackbox import BlackBox as BlackBox
 from .blackbox import BoxSpec as BoxSpec
 from .blackbox import Connection as Connection

@@ -22,7 +22,8 @@ from certibox.certification.batches import Batches
 from certibox.certification.images import certifiable, check_units, image_digest, largest_distance
 from certibox.certification.interleaving import Interleaving, Order
 from certibox.certification.noise import NEWEST, noisy
-from certibox.certification.pieces import PREDICT, Certifying, Drawn, Piece, Poll, Predicting, VoteJournal, predicted
+from certibox.certification.pieces import PREDICT, Certifying, Drawn, Piece, Poll, VoteJournal
+from certibox.certification.predicting import Predicting, predicted
 from certibox.certification.sampling import Sampling, sampling_of, whole
 from certibox.confidence.gaussian import Gaussian, NoiseLaw
 from certibox.confidence.ranks import RankVerification

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from certibox import serving
 from certibox.certification.sampling import ALPHA
 from certibox.certification.smoothing import SmoothedClassifier
 from certibox.commands import process
@@ -85,10 +86,10 @@ class Serve(BoxOptions):
 class NewToken:
     """Make a token for a gateway; prints it once, and appends its hash to the file.
 
-    example: certibox token shop --tokens runs/tokens --budget 1000000
+    example: certibox token --name shop --tokens runs/tokens --budget 1000000
     """
 
-    who: str = option("name of who gets the token, as logs and accounts have it", positional=True)
+    name: str = option("name of who gets the token, as logs and accounts have it")
     tokens: str = option("file of tokens, made where there is none")
     budget: int | None = option("most queries that the token may ever spend; by default no limit", None, least=0)
 
@@ -112,9 +113,11 @@ def run_serve(options: Serve) -> None:
     Args:
         options: Options of the command.
     """
-    uvicorn, serving = _libraries()
+    app_of, limits_of = serving.app, serving.Limits  # which say so where the extra is not installed
+    import uvicorn
+
     out, every = folder(options.out), seconds_of("every", options.every)
-    limits = serving.Limits(
+    limits = limits_of(
         options.n,
         options.max_queries,
         options.alpha,
@@ -129,7 +132,7 @@ def run_serve(options: Serve) -> None:
     with _listening(options.host, options.port) as listening:
         client, smoothed, shape = _smoothed(options, out, samples)
         with client:
-            app = serving.app(
+            app = app_of(
                 smoothed,
                 name=options.name,
                 image_shape=shape,
@@ -168,11 +171,10 @@ def run_token(options: NewToken) -> None:
     Args:
         options: Options of the command.
     """
-    _libraries()
     from certibox.serving.accounts import new_token
 
-    secret = new_token(options.tokens, options.who, options.budget)
-    tell(f"the token of {options.who}; it is shown once, and {options.tokens} keeps its hash alone")
+    secret = new_token(options.tokens, options.name, options.budget)
+    tell(f"the token of {options.name}; it is shown once, and {options.tokens} keeps its hash alone")
     process.say(secret + "\n")
 
 
@@ -199,20 +201,6 @@ def run_verify(options: Verify) -> None:
         seeds = "" if options.key is None else ", and their seeds from the key"
         answers = f"{certified} certificates and {len(entries) - certified} predictions"
         OUT.print(f"{path}: {answers} follow from their votes{seeds}")
-
-
-def _libraries() -> tuple[Any, Any]:
-    """uvicorn and `certibox.serving`, which other commands do without."""
-    try:
-        import fastapi  # noqa: F401
-        import orjson  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        raise InvalidInput(f"the gateway needs {error.name}; run pip install 'certibox[serve]'") from error
-    from certibox import serving
-
-    return uvicorn, serving
 
 
 def _smoothed(

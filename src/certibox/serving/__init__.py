@@ -4,6 +4,19 @@ Batches across requests: `engine`; the protocol: `protocol`, `signature`, `terms
 `audit`, `health`; all of it without HTTP: `gateway`; with HTTP: `asgi` and `page`.
 """
 
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # see __init__.pyi
+from certibox.errors import InvalidInput
+
+_loaded, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # see __init__.pyi
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _loaded(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("certibox"):
+            raise
+        raise InvalidInput(f"the gateway needs {error.name}; run pip install 'certibox[serve]'") from error

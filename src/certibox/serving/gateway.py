@@ -34,12 +34,13 @@ from certibox.queries.client import QueryClient
 from certibox.queries.fingerprint import Fingerprint
 from certibox.serving.accounts import Accounts, Token, Tokens
 from certibox.serving.audit import AuditLog, Entry, now, seed_of
-from certibox.serving.engine import Engine, Full, Stopped, Ticket, TimedOut, Vote
+from certibox.serving.engine import Engine
 from certibox.serving.health import Health
 from certibox.serving.metrics import Metrics
 from certibox.serving.protocol import Refused
 from certibox.serving.signature import Answer, Signature
 from certibox.serving.terms import Limits, Terms
+from certibox.serving.tickets import Full, Stopped, Ticket, TimedOut, Vote
 from certibox.storage.files import exclusive, read_json, write_json_atomic
 from certibox.storage.places import naming, read_bytes
 

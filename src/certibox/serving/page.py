@@ -21,10 +21,10 @@ from certibox.blackbox.connection import required
 from certibox.blackbox.json_text import written
 from certibox.certification.pieces import ESTIMATE
 from certibox.data import Images
-from certibox.serving.engine import Vote
 from certibox.serving.gateway import Asker, Gateway
 from certibox.serving.protocol import Refused
 from certibox.serving.terms import Terms, terms_of
+from certibox.serving.tickets import Vote
 
 SAMPLES = 24  # images that the page offers at most
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data: blob:; "

@@ -15,8 +15,8 @@ from certibox.certification.smoothing import SmoothedClassifier
 from certibox.confidence.ranks import RankVerification
 from certibox.confidence.sequential import EProcess
 from certibox.errors import InvalidInput, did_you_mean, one_line
-from certibox.serving.engine import Vote
 from certibox.serving.protocol import Refused
+from certibox.serving.tickets import Vote
 
 KNOWN = ("alpha", "radius", "max_queries", "timeout_ms", "certify", "timeout")
 _MICROSECONDS = "timeout"  # as clients of Triton give it
