@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from certibox import seeds
-from certibox.confidence.gaussian import NoiseLaw
+from certibox.confidence.gaussian import Gaussian, NoiseLaw
 from certibox.records.checks import VERSIONS
 
 BLOCK = 100  # samples in a block of noise; part of what a seed means, so never change it
@@ -22,6 +23,7 @@ STREAMS: dict[int, Callable[..., torch.Generator]] = dict(
 )
 """What makes a block's generator, by the version of the stream: part of what a seed means, so only added to."""
 NEWEST = max(STREAMS)
+FEW = (16, 32)  # samples at the start of a block that are drawn without the rest: multiples of 16, as torch draws them
 SERIAL = 1 << 16  # values of noise up to which starting threads costs more than it saves
 
 
@@ -65,15 +67,31 @@ def noisy(
                 copies(block, rows)
                 return
             # A part of a block is cut from the whole draw, or its values would depend on the cut.
-            if whole is None:
-                whole = copies(block, torch.empty((BLOCK, *x.shape), dtype=x.dtype, device=x.device))
-            rows.copy_(whole[first - block * BLOCK : last - block * BLOCK])
-            if last < (block + 1) * BLOCK:
+            wanted = last - block * BLOCK
+            if whole is None or len(whole) < wanted:
+                few = FEW if _begins_alike(law, x.dtype, x.device.type) else ()
+                count = next((count for count in few if wanted <= count), BLOCK)
+                whole = copies(block, torch.empty((count, *x.shape), dtype=x.dtype, device=x.device))
+            rows.copy_(whole[first - block * BLOCK : wanted])
+            if wanted < BLOCK:
                 kept[block] = whole
 
     blocks = range(start // BLOCK, (stop - 1) // BLOCK + 1)
     for _ in threads.map(fill, blocks) if threads and out.numel() > SERIAL else map(fill, blocks):
         pass
+
+
+@lru_cache(maxsize=64)
+def _begins_alike(law: NoiseLaw, dtype: torch.dtype, device: str) -> bool:
+    """Whether the first samples of a block are the same where the others are not drawn; tried, for torch decides it."""
+    if type(law) is not Gaussian or device != "cpu":  # on a GPU they are not
+        return False
+    x = torch.zeros((1, 3, 7), dtype=dtype)
+    whole, *few = (
+        law.noisy(x, torch.empty((count, *x.shape), dtype=dtype), torch.Generator().manual_seed(0))
+        for count in (BLOCK, *FEW)
+    )
+    return all(torch.equal(whole[: len(part)], part) for part in few)
 
 
 def foreseen(
@@ -97,6 +115,6 @@ def foreseen(
         stream: Version of the stream, one of `STREAMS`.
     """
     for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
-        if block not in kept:
+        if block not in kept or len(kept[block]) < BLOCK:
             place = torch.empty((BLOCK, *x.shape), dtype=x.dtype, device=x.device)
             kept[block] = law.noisy(x, place, STREAMS[stream](*path, block, device=x.device))

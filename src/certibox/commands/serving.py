@@ -266,6 +266,8 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise InvalidInput(f"{host}:{port} cannot be listened at ({error.strerror}); wanted another port") from error
     with listening:
+        # Those that it accepts inherit this. asyncio sets it itself only where the protocol of the socket is said.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listening
 
 
