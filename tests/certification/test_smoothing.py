@@ -421,7 +421,37 @@ def test_every_block_of_noise_is_drawn_once_however_many_looks_it_has(monkeypatc
     assert certificate.looks is not None
     assert certificate.n == CAP
     assert len(certificate.looks) > CAP // BLOCK + 1
-    assert drawn == [("select", 0), *(("estimate", block) for block in range(CAP // BLOCK))]
+    assert list(dict.fromkeys(drawn)) == [("select", 0), *(("estimate", block) for block in range(CAP // BLOCK))]
+    again = {block for block in drawn if drawn.count(block) > 1}  # the first few samples alone, and then all
+    assert again == {("estimate", 0)}
+    assert drawn.count(("estimate", 0)) <= len(noise.FEW) + 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 7), (3, 8, 8)])
+def test_a_few_samples_of_a_block_are_those_of_the_whole_block(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, path = torch.rand(shape), (3, "image", "estimate")
+
+    def cuts() -> list[Tensor]:
+        """The first 110 samples, in ever larger pieces, and pieces from the middle of a block."""
+        kept: dict[int, Tensor] = {}
+        pieces = [(0, 1), (1, 5), (5, 16), (16, 17), (17, 31), (31, 33), (33, 90), (90, 110)]
+        parts = []
+        for start, stop in pieces:
+            noise.noisy(x, LAW, start, path, out := torch.empty((stop - start, *shape)), kept)
+            parts.append(out)
+        noise.noisy(x, LAW, 20, path, out := torch.empty((5, *shape)))
+        return [torch.cat(parts), out]
+
+    assert noise._begins_alike(LAW, torch.float32, "cpu")
+    few = cuts()
+    monkeypatch.setattr(noise, "FEW", ())
+    whole = cuts()
+    assert all(map(torch.equal, few, whole))
+    noise.noisy(x, LAW, 0, path, out := torch.empty((110, *shape)))
+    assert torch.equal(out, few[0])
+    assert torch.equal(out[20:25], few[1])
 
 
 class Journal:
