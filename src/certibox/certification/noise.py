@@ -23,7 +23,7 @@ STREAMS: dict[int, Callable[..., torch.Generator]] = dict(
 )
 """What makes a block's generator, by the version of the stream: part of what a seed means, so only added to."""
 NEWEST = max(STREAMS)
-FEW = (16, 32)  # samples at the start of a block that are drawn without the rest: multiples of 16, as torch draws them
+FEW = (16, 32)  # samples of a stream's start that are drawn without the rest: multiples of 16, as torch draws them
 SERIAL = 1 << 16  # values of noise up to which starting threads costs more than it saves
 
 
@@ -69,7 +69,7 @@ def noisy(
             # A part of a block is cut from the whole draw, or its values would depend on the cut.
             wanted = last - block * BLOCK
             if whole is None or len(whole) < wanted:
-                few = FEW if _begins_alike(law, x.dtype, x.device.type) else ()
+                few = FEW if block == 0 and _begins_alike(law, x.dtype, x.device.type) else ()
                 count = next((count for count in few if wanted <= count), BLOCK)
                 whole = copies(block, torch.empty((count, *x.shape), dtype=x.dtype, device=x.device))
             rows.copy_(whole[first - block * BLOCK : wanted])
