@@ -156,7 +156,8 @@ class Engine:
             if ticket.done.done():
                 return
             ticket.open.clear()
-            self._leave(ticket)
+            if ticket in self._tickets:  # else it was refused
+                self._leave(ticket)
             ticket.done.set_exception(error)
 
     def _finish(self, ticket: Ticket) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from certibox.errors import BoxChanged, BudgetExceeded, CertiboxError, one_line
+from certibox.errors import BoxChanged, BudgetExceeded, one_line
 
 FAILING = 3  # batches that fail one after the other before readiness goes off
 _WAITS = (1.0, 60.0)  # seconds between two looks at a box that fails, at first and at most
@@ -101,13 +101,10 @@ class Health:
             self._look()
         except BudgetExceeded:  # nothing is known of the box, and no request can be paid for
             return
-        except CertiboxError as error:
+        except Exception as error:  # of a box that is a stranger's function, say: the thread goes on
             with self._lock:
-                if isinstance(error, BoxChanged):
-                    self._fail(error, changed=True)
-                else:
-                    self._failed = max(self._failed, FAILING - 1)
-                    self._fail(error, changed=False)
+                self._failed = max(self._failed, FAILING - 1)
+                self._fail(error, changed=isinstance(error, BoxChanged))
             return
         with self._lock:
             self._failed, self.changed = 0, False

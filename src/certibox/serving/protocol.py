@@ -101,7 +101,8 @@ def compressed(body: bytes, accepted: str) -> tuple[bytes, str]:
         body: Body of the answer.
         accepted: Value of the header Accept-Encoding.
     """
-    forms = {part.split(";")[0].strip().lower() for part in accepted.split(",") if ";q=0" not in part.replace(" ", "")}
+    parts = [part.replace(" ", "").lower().partition(";q=") for part in accepted.split(",")]
+    forms = {form for form, _, weight in parts if weight.strip("0.") or not weight}
     if len(body) < 1024 or not forms & {"gzip", "deflate"}:
         return body, ""
     return (gzip.compress(body, 1), "gzip") if "gzip" in forms else (zlib.compress(body, 1), "deflate")
