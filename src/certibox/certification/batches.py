@@ -6,6 +6,7 @@ requests in flight.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -149,3 +150,8 @@ def alike(one: Poll, other: Poll) -> bool:
         other: Poll of another.
     """
     return one.x.shape == other.x.shape and one.x.dtype == other.x.dtype and one.x.device == other.x.device
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

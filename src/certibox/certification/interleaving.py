@@ -7,7 +7,6 @@ every batch. Where the base classifier takes several calls at once, so many batc
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from certibox.certification.asking import Voter
-from certibox.certification.batches import MOST_KEPT, Answers, Batch, Batches, alike
+from certibox.certification.batches import MOST_KEPT, Answers, Batch, Batches, alike, processors
 from certibox.certification.noise import BLOCK
 from certibox.certification.pieces import Piece, Poll
 
@@ -114,7 +113,7 @@ class Interleaving(Generic[P]):
     def _one_by_one(self) -> Iterator[P]:
         """One call after the other, in this thread; the next batch is drawn meanwhile if a processor is to spare."""
         threads = torch.get_num_threads()
-        spare = _processors() - threads
+        spare = processors() - threads
         # On two or three processors, threads that draw noise between two calls leave the network's own where they slow
         # it down: 4 ms for every batch were seen, more than they save.
         if spare <= 0 and threads < MANY:
@@ -237,8 +236,3 @@ def _round(parts: list[tuple[Any, Piece]], count: int, step: int) -> None:
         poll.give_back(piece._replace(start=piece.start + kept))
         if kept:
             parts.append((poll, piece._replace(stop=piece.start + kept)))
-
-
-def _processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

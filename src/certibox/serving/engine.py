@@ -17,12 +17,14 @@ from contextvars import copy_context
 import torch
 from torch import Tensor
 
-from certibox.certification.batches import MOST_KEPT, Answers, Batch, Batches, Part, alike
+from certibox.certification.batches import MOST_KEPT, Answers, Batch, Batches, Part, alike, processors
+from certibox.certification.noise import BLOCK
 from certibox.errors import NotAnswered
 from certibox.seeds.switches import settled
 from certibox.serving.tickets import Full, Stopped, Ticket, TimedOut, Vote
 
 SIZES = 16  # sizes of batches, up to the largest, that are asked while so many images are open
+LONG = 0.002  # seconds of a batch from which on noise is drawn meanwhile that may be wanted after it
 RECENT = 8.0  # seconds over which the rate of queries is measured
 
 
@@ -52,6 +54,9 @@ class Engine:
         self._places: dict[int, tuple[Ticket, int]] = {}  # ticket and position of a poll
         self._under_way = self._ahead = 0  # batches that are asked, and that are drawn for later
         self._stopping = False
+        self._batch, self._seconds = 0, 0.0  # number of starts and ends of batches; seconds of the last one
+        self._foreseen: list[Vote] = []  # images whose next noise may be drawn while a batch is asked
+        self._spare = processors() > torch.get_num_threads()
         self._rates: deque[tuple[float, int]] = deque()  # when batches were answered, and their samples
         calls = batches.calls_at_once
         self._threads = [
@@ -183,12 +188,24 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._change:
-                while (taken := self._taken()) is None:
+                while (taken := self._taken()) is None and not self._foreseen:
                     if self._stopping:
                         return
                     self._change.wait()
-                parts, now = taken
-            self._ask(parts, now)
+                ahead, self._foreseen = self._foreseen, []
+            if taken is not None:
+                self._ask(*taken)
+            else:
+                self._foresee(ahead)
+
+    def _foresee(self, polls: list[Vote]) -> None:
+        """Draw noise that images may want once the batch is answered that is asked meanwhile."""
+        under_way = self._batch
+        with settled(), torch.inference_mode():
+            for poll in polls:
+                if self._batch != under_way or BLOCK * poll.x.numel() > MOST_KEPT // 4:
+                    return
+                poll.foresee(BLOCK)
 
     def _taken(self) -> tuple[list[Part], bool] | None:
         """Pieces for a batch, and whether its call is free: else it is drawn ahead, which only a full one is."""
@@ -252,8 +269,15 @@ class Engine:
                 ticket.asked[position] += piece.stop - piece.start
                 if ticket.account is not None:
                     counts[ticket.account] += piece.stop - piece.start
+            self._batch += 1
+            if self._spare and self._seconds > LONG:
+                self._foreseen = batch.polls()
+                self._change.notify_all()
+        began = time.monotonic()
         answers, error = self._sent(batch, counts)
         with self._change:
+            self._batch += 1
+            self._foreseen, self._seconds = [], time.monotonic() - began
             if answers is not None:
                 self._rates.append((time.monotonic(), len(batch)))
                 error = self._counted(batch, answers)
