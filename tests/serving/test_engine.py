@@ -260,6 +260,22 @@ def test_what_is_reserved_is_what_may_still_be_asked() -> None:
         assert one.reserved() == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_ours_ends_everything_and_says_so() -> None:
+    smoothed = smoothed_of(Bright())
+
+    def told(error: Any, samples: int) -> None:
+        raise ZeroDivisionError("by zero")
+
+    with engine(smoothed, told=told) as one:
+        one.begin(ticket := Ticket([certifying(smoothed, 0.05)]))
+        with pytest.raises(ZeroDivisionError):
+            ticket.done.result(30)
+        assert "the votes broke off (ZeroDivisionError: by zero)" in one.broken
+        with pytest.raises(Stopped):
+            one.begin(Ticket([certifying(smoothed, 0.05)]))
+
+
 def test_a_stopped_engine_settles_what_was_sent_and_takes_no_more() -> None:
     box = Bright()
     smoothed = smoothed_of(box)

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -293,5 +293,6 @@ def _run(server: uvicorn.Server, listening: socket.socket) -> None:
 def _log(event: str, values: Mapping[str, Any]) -> None:
     """A line of JSON on standard error."""
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
-    sys.stderr.write(json.dumps(line) + "\n")
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # nobody reads it: no reason to end
+        sys.stderr.write(json.dumps(line) + "\n")
+        sys.stderr.flush()

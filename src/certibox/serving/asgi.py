@@ -189,6 +189,8 @@ class _Site:
         return _json({"name": "certibox", "version": __version__, "extensions": ["binary_tensor_data"]})
 
     async def _live(self, _: Request) -> Response:
+        if reason := self.gateway.broken:
+            return _json({"live": False, "error": reason}, 503)
         return _json({"live": True})
 
     async def _ready(self, _: Request) -> Response:
@@ -207,7 +209,7 @@ class _Site:
     async def _infer(self, request: Request) -> Response:
         """Certificates of the images of a request."""
         began, ident = time.perf_counter(), _ident(request)
-        status, told = 500, dict[str, Any]()
+        status, told = 499, dict[str, Any]()  # where the server ends before the answer
         try:
             response = await self._answered(request, ident, told)
             status = response.status_code
@@ -215,6 +217,9 @@ class _Site:
         except Refused as error:
             status, told["error"] = error.status, error.reason
             return _error(error.status, error.reason, {**error.headers, "X-Request-ID": ident})
+        except Exception:
+            status = 500
+            raise
         finally:
             seconds = time.perf_counter() - began
             self.gateway.metrics.request(status, seconds)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from certibox.certification.batches import MOST_KEPT, Answers, Batch, Batches, Part, alike, processors
 from certibox.certification.noise import BLOCK
-from certibox.errors import NotAnswered
+from certibox.errors import NotAnswered, one_line
 from certibox.seeds.switches import settled
 from certibox.serving.tickets import Full, Stopped, Ticket, TimedOut, Vote
 
@@ -54,6 +54,8 @@ class Engine:
         self._places: dict[int, tuple[Ticket, int]] = {}  # ticket and position of a poll
         self._under_way = self._ahead = 0  # batches that are asked, and that are drawn for later
         self._stopping = False
+        self.broken = ""
+        """Why the threads ended, where a fault of ours ended them."""
         self._batch, self._seconds = 0, 0.0  # number of starts and ends of batches; seconds of the last one
         self._foreseen: list[Vote] = []  # images whose next noise may be drawn while a batch is asked
         self._spare = processors() > torch.get_num_threads()
@@ -193,10 +195,25 @@ class Engine:
                         return
                     self._change.wait()
                 ahead, self._foreseen = self._foreseen, []
-            if taken is not None:
-                self._ask(*taken)
-            else:
-                self._foresee(ahead)
+            try:
+                if taken is not None:
+                    self._ask(*taken)
+                else:
+                    self._foresee(ahead)
+            except BaseException as error:  # a fault of ours: what is left of the batch is not known
+                self._break(error)
+                raise
+
+    def _break(self, error: BaseException) -> None:
+        """End everything, and take nothing more."""
+        with self._change:
+            self.broken = (
+                f"the votes broke off ({type(error).__name__}: {one_line(error)}); the server must be restarted"
+            )
+            self._stopping = True
+            for ticket in list(self._tickets):
+                self._end(ticket, error)
+            self._change.notify_all()
 
     def _foresee(self, polls: list[Vote]) -> None:
         """Draw noise that images may want once the batch is answered that is asked meanwhile."""
@@ -225,7 +242,7 @@ class Engine:
             batch, error = self._drawn(parts)
         with self._change:
             if not now:
-                while self._under_way >= self._batches.calls_at_once:
+                while self._under_way >= self._batches.calls_at_once and not self.broken:
                     self._change.wait()
                 self._ahead -= 1
                 self._under_way += 1

@@ -47,6 +47,7 @@ from certibox.storage.places import naming, read_bytes
 PHASE = "serve"  # under which queries are booked
 KEY, FINGERPRINT, ACCOUNTS = "noise.key", "fingerprint.json", "accounts.sqlite"  # files of a gateway's folder
 CANARIES = 8
+_SPENT = "the budget is spent"
 Log = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -166,10 +167,15 @@ class Gateway:
     @property
     def reason(self) -> str:
         """Why requests are not answered; "" where they are."""
-        if self.health.reason:
-            return self.health.reason
+        if reason := self.broken or self.health.reason:
+            return reason
         left = None if self.client is None else self.client.images_left
-        return "the budget is spent" if left is not None and left <= 0 else ""
+        return _SPENT if left is not None and left <= 0 else ""
+
+    @property
+    def broken(self) -> str:
+        """Why nothing will ever be answered any more; "" where that is not so. A new process is wanted then."""
+        return self._engine.broken
 
     def close(self, seconds: float = 0.0) -> None:
         """Wait for what is in flight, end it, and give back what is held. The client of the box stays open.
@@ -203,7 +209,8 @@ class Gateway:
             Refused: The answer is none, and says why.
         """
         if reason := self.reason:
-            raise Refused(402 if reason == "the budget is spent" else 503, f"the model cannot answer now: {reason}")
+            status, headers = (402, {}) if reason == _SPENT else (503, {"Retry-After": "5"})
+            raise Refused(status, f"the model cannot answer now: {reason}", headers)
         ticket = self._ticket(images, terms, asker, watched)
         try:
             self._engine.begin(ticket, lambda: self._admit(ticket, asker))
