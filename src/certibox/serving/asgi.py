@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from certibox import __version__
 from certibox.certification.smoothing import SmoothedClassifier
@@ -284,11 +285,14 @@ async def _body(request: Request, most: int) -> bytes:
     if length.isdigit() and int(length) > most:
         raise Refused(413, f"the body has {int(length):,} bytes; wanted at most {most:,}", {"Connection": "close"})
     parts, total = [], 0
-    async for part in request.stream():
-        total += len(part)
-        if total > most:
-            raise Refused(413, f"the body has more than {most:,} bytes", {"Connection": "close"})
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            total += len(part)
+            if total > most:
+                raise Refused(413, f"the body has more than {most:,} bytes", {"Connection": "close"})
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise Refused(400, "the client left before its request was whole") from error
     return b"".join(parts)
 
 
