@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import json
 import threading
@@ -20,12 +19,11 @@ from certibox.certification.images import image_digest
 from certibox.certification.sampling import Sampling
 from certibox.confidence.ranks import RankVerification
 from certibox.confidence.sequential import EProcess
-from certibox.data import images_from_arrays
 from certibox.errors import BoxChanged, InvalidInput, NotAnswered, UnreadableFile
 from certibox.serving.accounts import new_token
 from certibox.serving.audit import read_audit, seed_of
 from certibox.serving.protocol import HEADER
-from gateways import CLASSES, PATH, SHAPE, SIGMA, Bright, ask, asked, at_once, closing, infer, request_of, smoothed_of
+from gateways import PATH, SHAPE, SIGMA, Bright, ask, asked, at_once, closing, infer, request_of, smoothed_of
 from gateways import images_of as images
 
 app, Limits = certibox.serving.app, certibox.serving.Limits
@@ -335,34 +333,6 @@ def test_bodies_and_images_have_a_limit() -> None:
     assert box.sizes == []
 
 
-def test_the_page_sees_votes_as_they_come() -> None:
-    x = images(1.0)
-    pixels = (x[0] * 255).round().to(torch.uint8)
-    sample = images_from_arrays(pixels[None].numpy(), np.array([2]))
-    with made(samples=sample) as site:
-        page = ask(site, "GET", "/")
-        assert page.headers["content-type"].startswith("text/html")
-        assert "default-src 'none'" in page.headers["content-security-policy"]
-        about = ask(site, "GET", "/page/model").json
-        assert (about["image_shape"], about["samples"], about["num_classes"]) == (list(SHAPE), 1, CLASSES)
-        shown = ask(site, "GET", "/page/samples/0").json
-        assert (base64.b64decode(shown["pixels"]), shown["label"]) == (pixels.numpy().tobytes(), 2)
-        assert ask(site, "GET", "/page/samples/1").status == 404
-        reply = ask(site, "POST", "/page/answer", json.dumps({"pixels": shown["pixels"]}).encode())
-        pictures, *votes, last = [json.loads(line) for line in reply.body.splitlines()]
-        assert len(base64.b64decode(pictures["noisy"])) == 16
-        assert [sum(one["votes"]) for one in votes] == sorted(sum(one["votes"]) for one in votes)
-        direct = infer(site, pixels[None].float() / 255).outputs
-        assert (last["label"], last["radius"], last["queries"]) == (2, direct["radius"][0], direct["queries"][0])
-        assert last["votes"] == votes[-1]["votes"]
-        for body in (b"{", b"[]", b'{"pixels": "?"}', b'{"pixels": "QQ=="}'):
-            assert ask(site, "POST", "/page/answer", body).status == 400
-        line = json.loads(ask(site, "POST", "/page/answer", json.dumps({**shown, "max_queries": 26}).encode()).body)
-        assert "'label' is not known" in line["error"]
-    with made(page=False) as site:
-        assert ask(site, "GET", "/").status == 404
-
-
 def test_what_cannot_be_served_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"a Bright cannot be served"):
         app(Bright())  # pyright: ignore[reportArgumentType]
@@ -370,6 +340,17 @@ def test_what_cannot_be_served_is_refused() -> None:
         Limits(n=9, max_queries=5)
     with pytest.raises(UnreadableFile):
         app(smoothed_of(Bright()), image_shape=SHAPE, tokens="/nowhere/tokens")
+
+
+def test_a_gateway_starts_again_where_its_budget_is_spent(tmp_path: Path) -> None:
+    box = Bright()
+    with made(box, budget=8, out=tmp_path):  # its canaries take all there is
+        assert box.sizes == [8]
+    told: list[tuple[str, Any]] = []
+    with made(box, budget=5, out=tmp_path, log=lambda event, values: told.append((event, values))) as site:
+        assert ("canaries", False) in [(event, values.get("asked")) for event, values in told]
+        assert infer(site, images(0.05)).status == 402
+    assert box.sizes == [8]
 
 
 def test_two_gateways_in_a_row_are_refused() -> None:

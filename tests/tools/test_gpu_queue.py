@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -82,8 +83,11 @@ def told(row: Measured) -> dict:
 # -------------------------------------------------------------------------------------------------------------- order
 
 
-def test_the_queue_goes_from_checks_to_table_2_to_the_other_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_queue.main(["--list", "--experiments", str(EXPERIMENTS), "--work", "/nowhere"]) == 0
+def test_the_queue_goes_from_checks_to_table_2_to_the_other_tables(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    untouched = shutil.copytree(EXPERIMENTS, tmp_path / "paper", ignore=shutil.ignore_patterns("*.jsonl"))
+    assert gpu_queue.main(["--list", "--experiments", str(untouched), "--work", "/nowhere"]) == 0
     lines = [line[4:].rsplit(" s, ", 1)[0] for line in capsys.readouterr().out.splitlines()]
     names, seconds = zip(*(line.rsplit(maxsplit=1) for line in lines), strict=True)
     names = [name.strip() for name in names]

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from certibox.errors import BudgetExceeded, Notice
+from certibox.errors import BudgetExceeded, NotAnswered, Notice
 
 PHASE = "batch check"
 TOLERANCE = 1e-3  # of the scores' range: rounding differs between sizes of batches
@@ -110,6 +110,9 @@ class BatchCheck:
             with booked_as(self._owner, PHASE):
                 alone = ask(again)
         except BudgetExceeded:  # others spend it too
+            return
+        except NotAnswered:  # the batch itself is answered and paid: its answers stand, and the next one is checked
+            self._due = True
             return
         if _differ(outputs, alone):
             warnings.warn(DEPENDS, Notice, stacklevel=2)  # the same text every time, so that it is shown once

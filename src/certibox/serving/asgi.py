@@ -7,8 +7,8 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from certibox.serving.gateway import Asker, Gateway, Log, Settings
 from certibox.serving.metrics import CONTENT_TYPE
 from certibox.serving.page import Page
 from certibox.serving.protocol import (
+    FAULT,
     HEADER,
     Refused,
     compressed,
@@ -172,7 +173,7 @@ class _Site:
             return _error(error.status, error.reason, error.headers)
         except Exception as error:  # a fault of ours, which no client is told of
             self.gateway.log("fault", {"path": request.url.path, "error": f"{type(error).__name__}: {one_line(error)}"})
-            return _error(500, "the server failed; its log says how")
+            return _error(500, FAULT)
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         """Paths and methods that are not there."""
@@ -209,22 +210,29 @@ class _Site:
 
     async def _infer(self, request: Request) -> Response:
         """Certificates of the images of a request."""
-        began, ident = time.perf_counter(), _ident(request)
-        status, told = 499, dict[str, Any]()  # where the server ends before the answer
+        ident = _ident(request)
+        with self._told("infer", ident) as told:
+            try:
+                response = await self._answered(request, ident, told)
+                told["status"] = response.status_code
+                return response
+            except Refused as error:
+                told.update(status=error.status, error=error.reason)
+                return _error(error.status, error.reason, {**error.headers, "X-Request-ID": ident})
+            except Exception:
+                told["status"] = 500
+                raise
+
+    @contextmanager
+    def _told(self, event: str, ident: str) -> Iterator[dict[str, Any]]:
+        """What metrics and log say of a request once it is over: its "status", 499 where it was cut off, and more."""
+        began, told = time.perf_counter(), {"request": ident, "status": 499}
         try:
-            response = await self._answered(request, ident, told)
-            status = response.status_code
-            return response
-        except Refused as error:
-            status, told["error"] = error.status, error.reason
-            return _error(error.status, error.reason, {**error.headers, "X-Request-ID": ident})
-        except Exception:
-            status = 500
-            raise
+            yield told
         finally:
             seconds = time.perf_counter() - began
-            self.gateway.metrics.request(status, seconds)
-            self.gateway.log("infer", {"request": ident, "status": status, "seconds": round(seconds, 4), **told})
+            self.gateway.metrics.request(told["status"], seconds)
+            self.gateway.log(event, {**told, "seconds": round(seconds, 4)})
 
     async def _answered(self, request: Request, ident: str, told: dict[str, Any]) -> Response:
         gateway, signature, limits = self.gateway, self.gateway.signature, self.gateway.settings.limits
@@ -258,14 +266,18 @@ class _Site:
     async def _page_answer(self, request: Request) -> Response:
         """The votes on one image as they come, a line of JSON each."""
         assert self.page is not None
-        limits, ident = self.gateway.settings.limits, _ident(request)
-        try:
-            token = self._token(request)
-            asked = self.page.read(await _body(request, limits.max_body))
-        except Refused as error:
-            return _error(error.status, error.reason, error.headers)
-        lines = self.page.lines(asked, Asker(ident, token))
-        return StreamingResponse(lines, media_type="application/x-ndjson")
+        ident = _ident(request)
+        with ExitStack() as stack:
+            told = stack.enter_context(self._told("page", ident))
+            try:
+                token = self._token(request)
+                told["token"] = None if token is None else token.name
+                asked = self.page.read(await _body(request, self.gateway.settings.limits.max_body))
+            except Refused as error:
+                told.update(status=error.status, error=error.reason)
+                return _error(error.status, error.reason, error.headers)
+            lines = self.page.lines(asked, Asker(ident, token), told)
+            return StreamingResponse(_held(lines, stack.pop_all()), media_type="application/x-ndjson")
 
 
 class _Gone:
@@ -277,6 +289,14 @@ class _Gone:
     async def __call__(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
+
+
+async def _held(lines: AsyncGenerator[bytes], held: ExitStack) -> AsyncGenerator[bytes]:
+    """The same lines, and what is to be closed once they are over, or nobody reads them any more."""
+    with held:
+        async with aclosing(lines):
+            async for line in lines:
+                yield line
 
 
 async def _body(request: Request, most: int) -> bytes:

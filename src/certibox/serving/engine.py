@@ -7,11 +7,11 @@ fails ends the tickets that were in it, and no other.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 
 import torch
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from certibox.certification.batches import MOST_KEPT, Answers, Batch, Batches, Part, alike, processors
 from certibox.certification.noise import BLOCK
-from certibox.errors import NotAnswered, one_line
+from certibox.errors import BudgetExceeded, CertiboxError, NotAnswered, one_line
 from certibox.seeds.switches import settled
+from certibox.serving.shares import shared
 from certibox.serving.tickets import Full, Stopped, Ticket, TimedOut, Vote
 
 SIZES = 16  # sizes of batches, up to the largest, that are asked while so many images are open
 LONG = 0.002  # seconds of a batch from which on noise is drawn meanwhile that may be wanted after it
+Asked = tuple[Ticket, int, int]  # a ticket, the position of an image, and samples of it
 RECENT = 8.0  # seconds over which the rate of queries is measured
 
 
@@ -53,6 +55,7 @@ class Engine:
         self._tickets: deque[Ticket] = deque()  # those that are not done; who is served first goes round
         self._places: dict[int, tuple[Ticket, int]] = {}  # ticket and position of a poll
         self._under_way = self._ahead = 0  # batches that are asked, and that are drawn for later
+        self._sending = 0  # samples of the batches that are asked
         self._stopping = False
         self.broken = ""
         """Why the threads ended, where a fault of ours ended them."""
@@ -82,13 +85,16 @@ class Engine:
         return sum(samples for _, samples in self._rates) / RECENT
 
     def reserved(self, account: str | None = None) -> int:
-        """Most queries that the tickets in flight may still ask.
+        """Most queries that the tickets in flight may still ask, and for all accounts those that are under way.
+
+        An account has paid for what is under way, whereas a budget of the box may not count it yet.
 
         Args:
             account: Name of who pays for them; None for all.
         """
         with self._change:
-            return sum(one.reserved for one in self._tickets if account in (None, one.account))
+            still = sum(one.reserved for one in self._tickets if account in (None, one.account))
+            return still + (self._sending if account is None else 0)
 
     def begin(self, ticket: Ticket, admit: Callable[[], None] = lambda: None) -> None:
         """Take a ticket in.
@@ -238,6 +244,7 @@ class Engine:
 
     def _ask(self, parts: list[Part], now: bool) -> None:
         """Ask one batch, and give its tickets their votes."""
+        asked, counts = list[Asked](), Counter[str]()
         with settled():
             batch, error = self._drawn(parts)
         with self._change:
@@ -247,9 +254,13 @@ class Engine:
                 self._ahead -= 1
                 self._under_way += 1
             batch = None if batch is None else self._alive(batch)
+            if batch is not None:  # in one step with the look at who waits, so that all that is sent is paid for
+                asked, counts, error = self._paid(batch)
         if batch is not None:
-            with settled():
-                error = self._answered(batch)
+            if error is None:
+                with settled():
+                    error = self._answered(batch, asked, counts)
+            self._told(error, len(batch))
         with self._change:
             self._under_way -= 1
             if error is not None:
@@ -277,46 +288,46 @@ class Engine:
             start = stop
         return batch if len(kept) == len(batch.parts) else Batch(kept, torch.cat(rows)) if kept else None
 
-    def _answered(self, batch: Batch) -> BaseException | None:
+    def _paid(self, batch: Batch) -> tuple[list[Asked], Counter[str], BaseException | None]:
+        """Book a batch before it is sent: whose samples it has, how many each account pays, and the error of paying."""
+        asked = [(*self._places[id(poll)], piece.stop - piece.start) for poll, piece in batch.parts]
+        counts: Counter[str] = Counter()
+        for ticket, _, samples in asked:
+            if ticket.account is not None:
+                counts[ticket.account] += samples
+        try:
+            self._booked(counts)
+        except BaseException as error:
+            return [], counts, NotAnswered(str(error))
+        for ticket, position, samples in asked:
+            ticket.asked[position] += samples
+        self._sending += len(batch)
+        self._batch += 1
+        if self._spare and self._seconds > LONG:
+            self._foreseen = batch.polls()
+            self._change.notify_all()
+        return asked, counts, None
+
+    def _answered(self, batch: Batch, asked: list[Asked], counts: Counter[str]) -> BaseException | None:
         """Send a batch and count its votes; its error, if it has one."""
-        with self._change:
-            asked = [(*place, piece) for poll, piece in batch.parts if (place := self._places.get(id(poll)))]
-            counts: Counter[str] = Counter()
-            for ticket, position, piece in asked:
-                ticket.asked[position] += piece.stop - piece.start
-                if ticket.account is not None:
-                    counts[ticket.account] += piece.stop - piece.start
-            self._batch += 1
-            if self._spare and self._seconds > LONG:
-                self._foreseen = batch.polls()
-                self._change.notify_all()
-        began = time.monotonic()
-        answers, error = self._sent(batch, counts)
+        began, answers, error = time.monotonic(), None, None
+        try:
+            answers = self._batches.ask(batch)
+        except BaseException as raised:
+            error = raised
         with self._change:
             self._batch += 1
+            self._sending -= len(batch)
             self._foreseen, self._seconds = [], time.monotonic() - began
             if answers is not None:
                 self._rates.append((time.monotonic(), len(batch)))
                 error = self._counted(batch, answers)
-            elif isinstance(error, NotAnswered):  # nothing was billed
-                for ticket, position, piece in asked:
-                    ticket.asked[position] -= piece.stop - piece.start
-        self._told(error, len(batch))
+            elif isinstance(error, NotAnswered | BudgetExceeded):  # nothing was billed
+                for ticket, position, samples in asked:
+                    ticket.asked[position] -= samples
+                with suppress(CertiboxError):  # what cannot be given back stays booked
+                    self._booked({account: -count for account, count in counts.items()})
         return error
-
-    def _sent(self, batch: Batch, counts: Counter[str]) -> tuple[Answers | None, BaseException | None]:
-        """The answers to a batch, or its error; who pays has paid before it is sent."""
-        try:
-            self._booked(counts)
-        except BaseException as error:
-            return None, NotAnswered(str(error))
-        try:
-            return self._batches.ask(batch), None
-        except NotAnswered as error:
-            self._booked({account: -count for account, count in counts.items()})
-            return None, error
-        except BaseException as error:
-            return None, error
 
     def _counted(self, batch: Batch, answers: Answers) -> BaseException | None:
         """Count the votes of a batch; the error of a rule that cannot be."""
@@ -343,7 +354,7 @@ class Engine:
 
     def _next(self, full: bool) -> list[Part]:
         """Pieces for the next batch; none where nothing is wanted, or where it would not be full and is to be."""
-        wanting = [(ticket, polls) for ticket in self._tickets if (polls := _wanting(ticket))]
+        wanting = [(ticket, polls) for ticket in self._tickets if (polls := ticket.wanting)]
         if not wanting:
             return []
         first = wanting[0][1][0]
@@ -357,39 +368,4 @@ class Engine:
             step = max(1, size // SIZES)
             room = wanted - wanted % step or wanted
         self._tickets.rotate(-1)
-        return _shared([polls for _, polls in wanting], room)
-
-
-def _wanting(ticket: Ticket) -> list[Vote]:
-    return [ticket.polls[i] for i in ticket.open if ticket.polls[i].wanted]
-
-
-def _shared(wanting: list[list[Vote]], room: int) -> list[Part]:
-    """Pieces of so many samples at most, shared evenly between the tickets whose images want some.
-
-    Args:
-        wanting: Images that want samples, by ticket.
-        room: Number of samples.
-    """
-    taken: dict[int, list[Part]] = {}  # by image, so that its pieces stand together
-    while room > 0 and wanting:
-        share = max(1, math.floor(room / len(wanting)))
-        for polls in wanting:
-            left = min(share, room)
-            for poll in polls:
-                while left > 0 and poll.wanted:
-                    piece = poll.begin(left)
-                    left -= piece.stop - piece.start
-                    room -= piece.stop - piece.start
-                    _add(taken.setdefault(id(poll), []), (poll, piece))
-        wanting = [still for polls in wanting if (still := [poll for poll in polls if poll.wanted])]
-    return [part for parts in taken.values() for part in parts]
-
-
-def _add(parts: list[Part], part: Part) -> None:
-    """Append a piece, or make the one before it longer."""
-    poll, piece = part
-    if parts and (last := parts[-1][1]).name == piece.name and last.stop == piece.start:
-        parts[-1] = poll, last._replace(stop=piece.stop)
-    else:
-        parts.append(part)
+        return shared([polls for _, polls in wanting], room)

@@ -131,12 +131,20 @@ class Gateway:
         self.audit = None if self.settings.audit is None else AuditLog(self.settings.audit)
         client, look = self.client, None
         if client is not None and (self.settings.canaries is not None or out is not None):
-            look = partial(self._canaries(owner, client).check, client)
+            look = self._look(owner, client)
         self.health = Health(look, self.settings.canaries, self._state)
         self._stack.callback(self.health.stop)
         with booked_as(owner, PHASE):
             batches = self.smoothed.batches(self.settings.batch_size)
             self._engine = Engine(batches, self.settings.limits.max_waiting, self.accounts.charge, self._told)
+
+    def _look(self, owner: Any, client: QueryClient) -> Callable[[], None] | None:
+        """What looks whether the box is still the same; None where a spent budget pays for no first look."""
+        try:
+            return partial(self._canaries(owner, client).check, client)
+        except BudgetExceeded as error:
+            self.log("canaries", {"asked": False, "reason": one_line(error)})
+            return None
 
     def _canaries(self, owner: Any, client: QueryClient) -> Fingerprint:
         """The answers that the box has to its canaries: the defense's, or those kept, which it must still give."""
@@ -271,6 +279,7 @@ class Gateway:
                 self._engine.time_out(ticket)
             await done
         finally:
+            done.cancel()
             if left is not None:
                 left.cancel()
 

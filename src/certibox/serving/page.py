@@ -7,7 +7,7 @@ import base64
 import binascii
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -21,8 +21,9 @@ from certibox.blackbox.connection import required
 from certibox.blackbox.json_text import written
 from certibox.certification.pieces import ESTIMATE
 from certibox.data import Images
+from certibox.errors import one_line
 from certibox.serving.gateway import Asker, Gateway
-from certibox.serving.protocol import Refused
+from certibox.serving.protocol import FAULT, Refused
 from certibox.serving.terms import Terms, terms_of
 from certibox.serving.tickets import Vote
 
@@ -122,32 +123,43 @@ class Page:
         pixels = torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(h, w, c).copy())
         return Shown(pixels.permute(2, 0, 1).float().contiguous() / 255, terms_of(asked, self.gateway.settings.limits))
 
-    async def lines(self, shown: Shown, asker: Asker) -> AsyncIterator[bytes]:
+    async def lines(self, shown: Shown, asker: Asker, told: dict[str, Any]) -> AsyncGenerator[bytes]:
         """Lines of JSON: noisy and denoised pixels, votes as they come, and last the answer or why there is none.
 
         Args:
             shown: What is asked.
             asker: Who asks.
+            told: What the log says of the request, to which "status" and what there is to say are added.
         """
         began = time.perf_counter()
         news: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        yield _line(await asyncio.to_thread(self._pictures, shown.image))
         watched: Callable[[list[Vote]], None] = lambda polls: news.put_nowait(_votes(polls[0]))  # noqa: E731
         work = asyncio.ensure_future(self.gateway.answers(shown.image[None], shown.terms, asker, watched=watched))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # where nobody asks any more
+        arriving = asyncio.ensure_future(news.get())
         try:
+            await asyncio.sleep(0)  # it is let in by then, or refused before anything is computed
+            if not work.done():
+                yield _line(await asyncio.to_thread(self._pictures, shown.image))
             while not work.done():
-                arriving = asyncio.ensure_future(news.get())
                 await asyncio.wait({work, arriving}, return_when="FIRST_COMPLETED")
                 if arriving.done():
                     yield _line(arriving.result())
-                else:
-                    arriving.cancel()
+                    arriving = asyncio.ensure_future(news.get())
             (answer,) = work.result()
         except Refused as error:
+            told.update(status=error.status, error=error.reason)
             yield _line({"error": error.reason, "status": error.status})
+            return
+        except Exception as error:  # a fault of ours, which no client is told of
+            self.gateway.log("fault", {"path": "/page/answer", "error": f"{type(error).__name__}: {one_line(error)}"})
+            told.update(status=500)
+            yield _line({"error": FAULT, "status": 500})
             return
         finally:
             work.cancel()
+            arriving.cancel()
+        told.update(status=200, queries=answer.queries, abstained=int(answer.label is None))
         yield _line(
             {
                 "label": answer.label,

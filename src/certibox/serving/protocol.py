@@ -21,6 +21,7 @@ from certibox.blackbox.json_text import written
 from certibox.errors import one_line
 
 HEADER = "Inference-Header-Content-Length"  # length of the JSON before the binary parts
+FAULT = "the server failed; its log says how"  # what a client is told of a fault of ours
 NESTED = 8  # most dimensions of a tensor
 _KINDS = {"i": "iu", "u": "iu", "f": "iuf", "b": "b"}  # kinds of numbers in JSON that a datatype takes
 

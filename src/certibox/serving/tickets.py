@@ -56,6 +56,11 @@ class Ticket:
         self.done.set_running_or_notify_cancel()  # whoever waits for it cannot cancel it: `Engine.cancel` does
 
     @property
+    def wanting(self) -> list[Vote]:
+        """Votes of images that want samples now."""
+        return [self.polls[i] for i in self.open if self.polls[i].wanted]
+
+    @property
     def reserved(self) -> int:
         """Most queries that it may still ask."""
         return sum(self._caps[i] - self.asked[i] for i in self.open)
