@@ -108,7 +108,12 @@ class _Site:
     def __init__(self, gateway: Gateway, page: Page | None) -> None:
         self.gateway, self.page = gateway, page
         self.app = FastAPI(
-            title="certibox", version=__version__, docs_url=None, redoc_url=None, lifespan=self._lifespan
+            title="certibox",
+            version=__version__,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,  # an address that is not there is an error in the protocol's form
+            lifespan=self._lifespan,
         )
         self.app.state.gateway, self.app.state.close = gateway, gateway.close
         self.app.add_exception_handler(HTTPException, self._http_error)
