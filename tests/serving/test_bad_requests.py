@@ -41,7 +41,7 @@ def place() -> Iterator[Place]:
 
 @pytest.mark.parametrize("bad", ALL, ids=lambda bad: bad.name)
 def test_a_bad_request_is_refused_in_the_form_of_the_protocol(place: Place, bad: Bad) -> None:
-    reply = ask(place.app, bad.method, bad.path, bad.body, **bad.headers)
+    reply = ask(place.app, bad.method, bad.path, bad.body, **dict[str, Any](bad.headers))
     assert 400 <= reply.status < 500
     assert reply.headers["content-type"] == "application/json"
     said = json.loads(reply.body)

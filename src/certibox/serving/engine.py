@@ -260,7 +260,8 @@ class Engine:
             if error is None:
                 with settled():
                     error = self._answered(batch, asked, counts)
-            self._told(error, len(batch))
+            else:
+                self._told(error, len(batch))
         with self._change:
             self._under_way -= 1
             if error is not None:
@@ -315,6 +316,7 @@ class Engine:
             answers = self._batches.ask(batch)
         except BaseException as raised:
             error = raised
+        self._told(error, len(batch))  # before anybody has an answer, so that what it cost is counted by then
         with self._change:
             self._batch += 1
             self._sending -= len(batch)
