@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FIXTURES = TESTS / "fixtures"
 SHARED = ROOT.parent / "shared"
+PEERS = Path(os.environ.get("CERTIBOX_PEERS", ROOT / ".peers"))  # environments that tools/peers.sh makes

@@ -20,9 +20,8 @@ import torch
 
 from certibox.blackbox import Connection, as_blackbox
 from certibox.queries import QueryClient
-from places import ROOT
+from places import PEERS, ROOT
 
-PEERS = Path(os.environ.get("CERTIBOX_PEERS", ROOT / ".peers"))
 EXAMPLE = ROOT / "examples" / "remote"
 
 
