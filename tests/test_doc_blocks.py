@@ -27,6 +27,7 @@ import certibox as cb
 import certibox.reconstruction
 from certibox.networks import AUTOENCODERS, dncnn
 from doubles import QuadraticBox
+from gateways import ask
 from places import FIXTURES, ROOT
 from servers import StandIn
 
@@ -256,6 +257,15 @@ def brought(told: dict[str, Any]) -> None:
     assert (len(train | test), len(train & test)) == (297, 0)
 
 
+def served(told: dict[str, Any]) -> None:
+    """The application answers below the address where it is mounted."""
+    try:
+        assert ask(told["site"], "GET", "/safe/v2/health/ready").json == {"ready": True}
+        assert told["client"].spent == {"fingerprint": 8}  # the canaries alone
+    finally:
+        told["defended"].state.close()
+
+
 def asked_remotely(told: dict[str, Any]) -> None:
     """The address answers, and is metered."""
     client = told["client"]
@@ -268,6 +278,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "docs/quickstart.md": quickstart,
     "docs/extending.md": extended,
     "docs/how-to/remote.md": asked_remotely,
+    "docs/how-to/serve.md": served,
     "docs/models-and-data.md": brought,
 }
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from coloured import CLASSES, SHAPE, SIGMA, gateway
-from places import PEERS
+from places import PEERS, ROOT
 
 OUTPUTS = {"shares": "f4", "label": "i8", "abstained": "?", "radius": "f8", "p_lower": "f8", "queries": "i8"}
 COLOURS = [(0.75, 0.25, 0.25), (0.25, 0.75, 0.25), (0.25, 0.25, 0.75), (0.125, 0.125, 0.125), (0.625, 0.625, 0.25)]
@@ -265,3 +266,22 @@ def test_the_client_of_kserve(tmp_path: Path) -> None:
     for kind, text in told.items():
         status, came = found["errors"][kind]
         assert (status, text in came) == (400, True), came
+
+
+@pytest.mark.parametrize(
+    ("peer", "program"), [(None, "plain.py"), ("clients", "triton.py"), ("kserve", "kserve_rest.py")]
+)
+def test_the_examples_get_the_same_answer(tmp_path: Path, peer: str | None, program: str) -> None:
+    python = Path(sys.executable) if peer is None else PEERS / peer / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"{peer} is not installed: tools/peers.sh makes an environment for it")
+    with gateway(tmp_path / "gateway") as address:
+        command = [python, ROOT / "examples" / "gateway" / program, f"http://{address}", "defended"]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        grey = {"name": "input", "shape": [1, *SHAPE], "datatype": "FP32", "data": [0.5] * 192}
+        asked = {"inputs": [grey], "parameters": {"max_queries": 500}}
+        answer = got(f"http://{address}/v2/models/defended/infer", asked)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {output["name"]: output["data"][0] for output in answer["outputs"]}
+    assert done.stdout == f"label {found['label']}, radius {found['radius']:.4f}, {found['queries']} queries\n"
