@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import certibox as cb
 from certibox.blackbox import as_blackbox
 from certibox.certification.alone import DEPENDS, PHASE
 from certibox.certification.smoothing import SmoothedClassifier
-from certibox.errors import BadOutput, InvalidInput
+from certibox.errors import BadOutput, BoxFailed, InvalidInput, NotAnswered
 from certibox.queries.client import QueryClient
 from doubles import CountingBox, LinearBox
 
@@ -269,3 +270,30 @@ def test_one_image_at_a_time_is_alone() -> None:
     client.batch_size = 1
     SmoothedClassifier(client, 3, SIGMA).certify(ONE, **VOTES)
     assert client.queries == 220
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of order"), NotAnswered("closed on Sundays")], ids=["failed", "refused"]
+)
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_check_that_fails_costs_no_votes_that_were_paid_for(
+    tmp_path: Path, error: Exception, concurrency: int
+) -> None:
+    errors = [error]
+
+    def failing(x: np.ndarray) -> np.ndarray:
+        if len(x) == 2 and errors:
+            raise errors.pop()
+        return scores(x)
+
+    images = cb.Images(torch.arange(18, dtype=torch.uint8).reshape(3, 1, 2, 3) * 9, None, "steps")
+    box = as_blackbox(failing, "logits", batch_size=50, concurrency=concurrency, name="steps")
+    client = QueryClient(box)
+    smoothed = SmoothedClassifier(client, 3, SIGMA)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(BoxFailed, match=r"out of order"):
+            cb.certify_dataset(smoothed, images, **VOTES, out=tmp_path / "rows.jsonl")
+    cb.certify_dataset(smoothed, images, **VOTES, out=tmp_path / "rows.jsonl")
+    assert client.spent["certify"] == 660
+    assert client.lost == (2 if isinstance(error, RuntimeError) else 0)
+    assert not errors

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from certibox.certification.asking import Voter
 from certibox.certification.pieces import Piece, Poll
+from certibox.errors import BlackBoxError
 
 MOST_KEPT = 1 << 26  # values of noise that open images may keep, 256 MiB
 Part = tuple[Any, Piece]  # a poll of whatever kind, and a piece of it
@@ -40,10 +41,11 @@ class Batch(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The answers to a batch, and the classes (n,) that they vote for."""
+    """The answers to a batch, the classes (n,) that they vote for, and what failed after they were paid for."""
 
     outputs: Tensor
     labels: np.ndarray
+    failed: BlackBoxError | None = None
 
 
 class Batches:
@@ -114,16 +116,19 @@ class Batches:
         Args:
             batch: Batch that was drawn.
         """
-        voter = self._voter
+        voter, failed = self._voter, None
         with torch.inference_mode():
             again, outputs = voter.batch_check.sample(batch.images), voter.ask(batch.images)
             labels = voter.labels(outputs, len(batch)).cpu().numpy()
             if again is not None:
-                voter.batch_check.compare(again, outputs, voter.checked)
-        return Answers(outputs, labels)
+                try:
+                    voter.batch_check.compare(again, outputs, voter.checked)
+                except BlackBoxError as error:
+                    failed = error
+        return Answers(outputs, labels, failed)
 
     def count(self, batch: Batch, answers: Answers) -> None:
-        """Give every image its votes.
+        """Give every image its votes, and only then raise what failed after they were paid for.
 
         Args:
             batch: Batch that was asked.
@@ -140,6 +145,8 @@ class Batches:
                 poll.seconds += each * (stop - start)
                 poll.take(piece, np.bincount(answers.labels[start:stop], minlength=self._voter.num_classes))
                 start = stop
+        if answers.failed is not None:
+            raise answers.failed
 
 
 def alike(one: Poll, other: Poll) -> bool:
