@@ -214,6 +214,8 @@ def one_line(text: object, most: int = 300) -> str:
         text: Text, or what `str` makes one of, such as an exception.
         most: Number of characters after which it is cut.
     """
+    if isinstance(text, str) and text.isalnum() and len(text) < min(16, most):  # nothing of it could be masked
+        return text
     try:
         line = str(text)[:_READ]
     except BaseException:  # an exception of somebody else may not know how to say what it is

@@ -7,13 +7,14 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -115,6 +116,7 @@ class _Site:
             redirect_slashes=False,  # an address that is not there is an error in the protocol's form
             lifespan=self._lifespan,
         )
+        self.app.router.route_class = _Plain
         self.app.state.gateway, self.app.state.close = gateway, gateway.close
         self.app.add_exception_handler(HTTPException, self._http_error)
         self._paths()
@@ -283,6 +285,14 @@ class _Site:
                 return _error(error.status, error.reason, error.headers)
             lines = self.page.lines(asked, Asker(ident, token), told)
             return StreamingResponse(_held(lines, stack.pop_all()), media_type="application/x-ndjson")
+
+
+class _Plain(APIRoute):
+    """A route whose function is given the request as it is: nothing is read, checked or filled in on the way."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function itself."""
+        return self.endpoint
 
 
 class _Gone:

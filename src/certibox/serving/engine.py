@@ -63,10 +63,10 @@ class Engine:
         self._foreseen: list[Vote] = []  # images whose next noise may be drawn while a batch is asked
         self._spare = processors() > torch.get_num_threads()
         self._rates: deque[tuple[float, int]] = deque()  # when batches were answered, and their samples
-        calls = batches.calls_at_once
+        self._calls = batches.calls_at_once
         self._threads = [
             threading.Thread(target=copy_context().run, args=(self._work,), name=f"votes-{i}", daemon=True)
-            for i in range(calls + 1)
+            for i in range(self._calls + 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -232,8 +232,7 @@ class Engine:
 
     def _taken(self) -> tuple[list[Part], bool] | None:
         """Pieces for a batch, and whether its call is free: else it is drawn ahead, which only a full one is."""
-        calls = self._batches.calls_at_once
-        if self._under_way + self._ahead < calls:
+        if self._under_way + self._ahead < self._calls:
             if parts := self._next(full=False):
                 self._under_way += 1
                 return parts, True
@@ -249,7 +248,7 @@ class Engine:
             batch, error = self._drawn(parts)
         with self._change:
             if not now:
-                while self._under_way >= self._batches.calls_at_once and not self.broken:
+                while self._under_way >= self._calls and not self.broken:
                     self._change.wait()
                 self._ahead -= 1
                 self._under_way += 1
