@@ -74,6 +74,9 @@ TABLES: dict[str, Callable[[], str]] = {  # by the name that its place in the do
     "faults": lambda: faults_table(),
     "looks": lambda: looks_table(),
     "contention": lambda: contention_table(),
+    "gateway": lambda: gateway_table(),
+    "gateway-clients": lambda: gateway_clients_table(),
+    "soak": lambda: soak_table(),
     "gradients": gradient_quality.table,
     "steps": step_choice.table,
     "latents": live_latents.table,
@@ -248,6 +251,59 @@ def contention_table() -> str:
         rates = [f"{load['steps_per_s'][way]:.1f}" for way in ways]
         rows.append([load["beside"], *rates, f"{load['commands_to_one_thread']:.2f}"])
     return markdown(rows)
+
+
+def gateway_table() -> str:
+    """Markdown: what the gateway costs beside its box."""
+    result = read_json(RATES / "gateway.json")
+    added, memory = result["added"], result["memory"]["megabytes"]
+    first, last = min(memory, key=int), max(memory, key=int)
+    ratio, goal = result["throughput"], f"≤ {added['goal_ms']}"
+    rows = [
+        ("figure", "measured", "goal"),
+        ("noisy copies a second with 16 clients ÷ `certify_dataset`", f"{ratio['ratio']:.2f}", f"≥ {ratio['goal']}"),
+        ("1×28×28, the box answers at once: ms a request, median", f"{added['1x28x28']['p50_ms']:.1f}", goal),
+        ("the same at 3×32×32", f"{added['3x32x32']['p50_ms']:.1f}", goal),
+        (
+            f"MB of memory after {int(first):,} and after {int(last):,} requests",
+            f"{memory[first]:.0f} and {memory[last]:.0f}",
+            "flat",
+        ),
+    ]
+    return markdown(rows, rule="|---|---:|---:|")
+
+
+def gateway_clients_table() -> str:
+    """Markdown: how long a certificate takes, by the number of clients at once."""
+    found = read_json(RATES / "gateway.json")["latency"]
+    rows = [["clients at once", "median, s", "99th percentile, s", "noisy copies a second"]]
+    for name, one in found.items():
+        times = [f"{one['p50_s']:.2f}", f"{one['p99_s']:.2f}"]
+        rows.append([name.removesuffix(" clients"), *times, f"{one['samples_a_second']:,}"])
+    return markdown(rows, rule="|---:|---:|---:|---:|")
+
+
+def soak_table() -> str:
+    """Markdown: what a gateway went through, and what it left."""
+    result = read_json(ROOT / "tools" / "results" / "soak_gateway.json")
+    zeros, queries = result["must be 0"], result["queries"]
+    bad = {name: count for name, count in zeros.items() if count}
+    kills = f"{result['kills by SIGKILL']} + {result['kills by SIGTERM']} + {result['upstream restarts']}"
+    statuses = ", ".join(f"{status}: {count:,}" for status, count in result["by status"].items())
+    rows = [
+        ("what", "figure"),
+        ("minutes of load", f"{result['minutes']:g}"),
+        ("kills without a warning + ends by SIGTERM + restarts of the model", kills),
+        ("answers by status", statuses),
+        ("images answered, of which abstentions", f"{result['answered images']:,}, {result['abstentions']:,}"),
+        (
+            "answers whose votes were counted again at the model, which never fails there",
+            f"{result['answers counted again']:,}",
+        ),
+        ("queries booked, of a budget of", f"{queries['committed']:,}, {queries['budget']:,}"),
+        (f"wrong answers, overspent budgets, unpaid queries and {len(zeros) - 3} other faults", f"{sum(bad.values())}"),
+    ]
+    return markdown(rows, rule="|---|---:|")
 
 
 if __name__ == "__main__":

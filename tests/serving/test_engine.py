@@ -318,6 +318,18 @@ def test_what_is_reserved_is_what_may_still_be_asked() -> None:
         assert one.reserved() == 0
 
 
+def test_nothing_is_kept_of_batches_of_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certibox.serving.engine.RECENT", 0.0)
+    smoothed = smoothed_of(Bright())
+    with engine(smoothed, 10) as one:
+        one.begin(ticket := Ticket([certifying(smoothed, 0.45)]))
+        ticket.done.result(30)
+        assert ticket.asked.total() > 100
+        assert len(one._rates) <= 1
+        assert one._places == {}
+        assert not one._tickets
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_fault_of_ours_ends_everything_and_says_so() -> None:
     smoothed = smoothed_of(Bright())

@@ -23,7 +23,7 @@ STREAMS: dict[int, Callable[..., torch.Generator]] = dict(
 )
 """What makes a block's generator, by the version of the stream: part of what a seed means, so only added to."""
 NEWEST = max(STREAMS)
-FEW = (16, 32)  # samples of a stream's start that are drawn without the rest: multiples of 16, as torch draws them
+FEW = (4, 8, 16, 32)  # samples of a stream's start that are drawn without the rest, where torch gives the same
 SERIAL = 1 << 16  # values of noise up to which starting threads costs more than it saves
 
 
@@ -69,7 +69,7 @@ def noisy(
             # A part of a block is cut from the whole draw, or its values would depend on the cut.
             wanted = last - block * BLOCK
             if whole is None or len(whole) < wanted:
-                few = FEW if block == 0 and _begins_alike(law, x.dtype, x.device.type) else ()
+                few = _fitting(law, x.dtype, x.device.type, x.numel() % 16) if block == 0 else ()
                 count = next((count for count in few if wanted <= count), BLOCK)
                 whole = copies(block, torch.empty((count, *x.shape), dtype=x.dtype, device=x.device))
             rows.copy_(whole[first - block * BLOCK : wanted])
@@ -81,17 +81,20 @@ def noisy(
         pass
 
 
-@lru_cache(maxsize=64)
-def _begins_alike(law: NoiseLaw, dtype: torch.dtype, device: str) -> bool:
-    """Whether the first samples of a block are the same where the others are not drawn; tried, for torch decides it."""
+@lru_cache(maxsize=256)
+def _fitting(law: NoiseLaw, dtype: torch.dtype, device: str, over: int) -> tuple[int, ...]:
+    """Those of `FEW` that are the same where the rest of a block is not drawn; tried, for torch decides it.
+
+    It draws 16 values at a time, so that only the number of pixels above a multiple of 16, `over`, makes a difference.
+    """
     if type(law) is not Gaussian or device != "cpu":  # on a GPU they are not
-        return False
-    x = torch.zeros((1, 3, 7), dtype=dtype)
+        return ()
+    x = torch.zeros((1, 1, 16 + over), dtype=dtype)
     whole, *few = (
         law.noisy(x, torch.empty((count, *x.shape), dtype=dtype), torch.Generator().manual_seed(0))
         for count in (BLOCK, *FEW)
     )
-    return all(torch.equal(whole[: len(part)], part) for part in few)
+    return tuple(len(part) for part in few if torch.equal(whole[: len(part)], part))
 
 
 def foreseen(

@@ -79,9 +79,7 @@ class Engine:
     @property
     def rate(self) -> float:
         """Samples a second that were answered of late; 0 where none were."""
-        now = time.monotonic()
-        while self._rates and self._rates[0][0] < now - RECENT:
-            self._rates.popleft()
+        self._forget()
         return sum(samples for _, samples in self._rates) / RECENT
 
     def reserved(self, account: str | None = None) -> int:
@@ -185,6 +183,11 @@ class Engine:
         for poll in ticket.polls:
             del self._places[id(poll)]
         self._change.notify_all()
+
+    def _forget(self) -> None:
+        """Leave out batches that were answered too long ago to say anything of the rate."""
+        while self._rates and self._rates[0][0] < time.monotonic() - RECENT:
+            self._rates.popleft()
 
     def _drained(self) -> float:
         """Seconds until about half of what is in flight has its votes, 1 to 60."""
@@ -322,6 +325,7 @@ class Engine:
             self._foreseen, self._seconds = [], time.monotonic() - began
             if answers is not None:
                 self._rates.append((time.monotonic(), len(batch)))
+                self._forget()
                 error = self._counted(batch, answers)
             elif isinstance(error, NotAnswered | BudgetExceeded):  # nothing was billed
                 for ticket, position, samples in asked:
