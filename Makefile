@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 # Two processes of one thread each: torch's threads would wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: install hooks demo test test-oldest check docs notebooks format benchmarks tables clean
+.PHONY: install hooks demo test test-oldest check docs notebooks format benchmarks peers tables clean
 
 install: $(STAMP)
 
@@ -59,6 +59,13 @@ benchmarks: install
 	$(BIN)/python benchmarks/interleaving.py --write
 	$(BIN)/python benchmarks/remote.py --write
 	$(BIN)/python benchmarks/faults.py --write
+	$(BIN)/python benchmarks/gateway.py --write
+	$(BIN)/python tools/soak_gateway.py --minutes 30 --write
+
+# Servers and clients of others, each in an environment of its own.
+peers: install
+	tools/peers.sh .peers
+	$(PYTEST) tests/peers
 
 tables: install
 	$(BIN)/python tools/publish.py

@@ -195,7 +195,7 @@ def signature_of(smoothed: SmoothedClassifier, name: str, image_shape: tuple[int
     spec = getattr(client, "spec", None) or BoxSpec("probabilities", num_classes=smoothed.num_classes)
     shape = image_shape or getattr(owner, "image_shape", None) or spec.image_shape or _taken(spec)
     if shape is None:
-        raise InvalidInput("the shape of an image is not known; wanted --image-shape, as 3x32x32")
+        raise InvalidInput("the shape of an image is not known; wanted image_shape, as [3, 32, 32]")
     own: dict[str, Any] = {}
     own["datatype"] = next(kind for kind, dtype in DATATYPES.items() if dtype == (spec.dtype or "float32"))
     if isinstance(found := getattr(box, "input", None), str):
