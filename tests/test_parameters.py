@@ -40,7 +40,7 @@ ROOMS = {  # room -> modules whose names are public beside those of the room
     "records": "certificates tsv",
     "report": "numbers page pictures tables",
     "seeds": "switches",
-    "serving": "accounts asgi audit engine gateway health metrics protocol shares signature terms tickets",
+    "serving": "accounts asgi audit engine gateway heads health metrics protocol shares signature terms tickets",
     "storage": "files settings tensors values",
     "training": "checks defenses divergence methods schedules settings stability steps supervised",
 }

@@ -116,6 +116,8 @@ def run_serve(options: Serve) -> None:
     app_of, limits_of = serving.app, serving.Limits  # which say so where the extra is not installed
     import uvicorn
 
+    from certibox.serving.heads import settings as settings_of
+
     out, every = folder(options.out), seconds_of("every", options.every)
     limits = limits_of(
         options.n,
@@ -151,13 +153,12 @@ def run_serve(options: Serve) -> None:
                 port = listening.getsockname()[1]
                 host = f"[{options.host}]" if ":" in options.host else options.host
                 OUT.print(f"serving {options.name} at http://{host}:{port}; Ctrl-C ends it")
-                settings = uvicorn.Config(
+                settings = settings_of(
                     app,
                     log_config=None,
                     access_log=False,
                     server_header=False,
                     timeout_graceful_shutdown=max(1, round(options.grace)),
-                    h11_max_incomplete_event_size=64 << 10,
                 )
                 _run(uvicorn.Server(settings), listening)
             finally:
