@@ -1,4 +1,4 @@
-"""How HTTP is read where requests come from anywhere: by httptools, where it is installed, with an end to every head."""
+"""How HTTP is read where requests come from anywhere: by httptools where it is installed, with an end to every head."""
 
 from __future__ import annotations
 
