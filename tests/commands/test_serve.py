@@ -149,6 +149,13 @@ def test_what_cannot_be_served_is_said_in_a_line(
     assert "Traceback" not in printed.err
 
 
+@pytest.mark.parametrize("wanted", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_as_soon_as_it_serves_is_a_good_end(tmp_path: Path, wanted: signal.Signals) -> None:
+    with served(tmp_path, "--out", str(tmp_path / "out")) as (_, process):
+        process.send_signal(wanted)
+        assert process.wait(30) == 0
+
+
 def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "box.py").write_text(BOX)
     with socket.create_server(("127.0.0.1", 0)) as taken:

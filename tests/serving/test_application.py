@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import threading
@@ -340,6 +341,26 @@ def test_what_cannot_be_served_is_refused() -> None:
         Limits(n=9, max_queries=5)
     with pytest.raises(UnreadableFile):
         app(smoothed_of(Bright()), image_shape=SHAPE, tokens="/nowhere/tokens")
+
+
+def test_what_requests_in_flight_may_take_is_refused_for_a_while_only() -> None:
+    box = Bright()
+    with made(box, budget=1500) as site:
+        box.free.clear()
+
+        async def both() -> tuple[Any, Any]:
+            body = json.dumps(request_of(images(0.05))).encode()
+            first = asyncio.ensure_future(asked(site, "POST", f"{PATH}/infer", body))
+            await asyncio.sleep(0.3)
+            second = await asked(site, "POST", f"{PATH}/infer", body)
+            box.free.set()
+            return await first, second
+
+        first, second = asyncio.run(both())
+        assert (first.status, second.status, second.headers["retry-after"]) == (200, 429, "1")
+        assert "requests in flight may take 1000; ask again" in second.json["error"]
+        assert infer(site, images(0.05)).status == 200  # they took less
+        assert infer(site, images(0.05), max_queries=5000).status == 402
 
 
 def test_a_gateway_starts_again_where_its_budget_is_spent(tmp_path: Path) -> None:

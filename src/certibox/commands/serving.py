@@ -152,7 +152,6 @@ def run_serve(options: Serve) -> None:
             try:
                 port = listening.getsockname()[1]
                 host = f"[{options.host}]" if ":" in options.host else options.host
-                OUT.print(f"serving {options.name} at http://{host}:{port}; Ctrl-C ends it")
                 settings = settings_of(
                     app,
                     log_config=None,
@@ -160,7 +159,10 @@ def run_serve(options: Serve) -> None:
                     server_header=False,
                     timeout_graceful_shutdown=max(1, round(options.grace)),
                 )
-                _run(uvicorn.Server(settings), listening)
+                server = uvicorn.Server(settings)
+                with _ended_by_signals(server):  # before anybody is told that it serves
+                    OUT.print(f"serving {options.name} at http://{host}:{port}; Ctrl-C ends it")
+                    server.run(sockets=[listening])
             finally:
                 app.state.close()
             OUT.print(f"ended; queries spent: {spent(client)}")
@@ -272,23 +274,24 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listening
 
 
-def _run(server: uvicorn.Server, listening: socket.socket) -> None:
-    """Serve until a signal ends it, which is a good end; a second one ends it at once."""
+@contextmanager
+def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """A signal inside the block ends the server, which is a good end; a second one ends it at once."""
     before = {}
 
     @contextmanager
-    def captured() -> Iterator[None]:
-        try:
-            if threading.current_thread() is threading.main_thread():
-                for wanted in (signal.SIGINT, signal.SIGTERM):
-                    before[wanted] = signal.signal(wanted, server.handle_exit)
-            yield
-        finally:
-            for wanted, handler in before.items():
-                signal.signal(wanted, handler)
+    def nothing() -> Iterator[None]:
+        yield
 
-    server.capture_signals = captured  # uvicorn's own raises the signal again once it has ended
-    server.run(sockets=[listening])
+    server.capture_signals = nothing  # uvicorn's own comes late, and raises the signal again once it has ended
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for wanted in (signal.SIGINT, signal.SIGTERM):
+                before[wanted] = signal.signal(wanted, server.handle_exit)
+        yield
+    finally:
+        for wanted, handler in before.items():
+            signal.signal(wanted, handler)
 
 
 def _log(event: str, values: Mapping[str, Any]) -> None:

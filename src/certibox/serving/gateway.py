@@ -255,17 +255,12 @@ class Gateway:
 
     def _admit(self, ticket: Ticket, asker: Asker) -> None:
         """Refuse what a budget could not pay in full, beside all that is in flight."""
-        most = ticket.reserved
         left = None if self.client is None else self.client.images_left
-        if left is not None and left - self._engine.reserved() < most:
-            raise Refused(402, f"the request may take {most} queries, more than the budget has left; lower max_queries")
-        if asker.token is None or asker.token.budget is None:
-            return
-        name = asker.token.name
-        left = asker.token.budget - self.accounts.spent(name) - self._engine.reserved(name)
-        if left < most:
-            came = f"the request may take {most} queries, and the token {name} has {max(0, left)} left"
-            raise Refused(402, f"{came}; lower max_queries")
+        if left is not None:
+            _require(ticket.reserved, left, self._engine.reserved(), "the budget")
+        if (token := asker.token) is not None and token.budget is not None:
+            left = max(0, token.budget - self.accounts.spent(token.name))
+            _require(ticket.reserved, left, self._engine.reserved(token.name), f"the token {token.name}")
 
     async def _waited(self, ticket: Ticket, seconds: float, gone: Callable[[], Awaitable[object]] | None) -> None:
         """Wait until the votes of a ticket are in, its time runs out, or nobody waits for it."""
@@ -289,6 +284,16 @@ class Gateway:
             Entry(time, asker.request, token, i, ticket.polls[i].image, ticket.asked[i], model, one)
             for i, one in enumerate(found)
         ]
+
+
+def _require(most: int, left: int, reserved: int, whose: str) -> None:
+    """Refuse a request that may take more than is left; for a while only where those in flight may give some back."""
+    if left < most:
+        came = f"the request may take {most} queries, and {whose} has {left} left"
+        raise Refused(402, f"{came}; lower max_queries")
+    if left - reserved < most:
+        came = f"the request may take {most} queries, and of the {left} that {whose} has left"
+        raise Refused(429, f"{came} requests in flight may take {reserved}; ask again", {"Retry-After": "1"})
 
 
 def answered(found: Certificate | Prediction, queries: int) -> Answer:
